@@ -1,0 +1,1 @@
+"""sqid_lib: what users import."""

@@ -1,0 +1,187 @@
+"""The one tree of errors. A message says what, where, expected and got, and what to do.
+
+SqidError
+├── UsageError             the command or call itself is wrong (exit status 2)
+├── RecipeError            a recipe has an unknown key, a wrong type or a bad value
+├── MissingExtraError      an optional package is needed; names the extra to install
+├── SourceError            a file of ours or of others cannot be used as it is
+│   ├── MissingFileError       it is not there
+│   ├── EmptyFileError         it has no bytes or no rows
+│   ├── LfsPointerError        a Git LFS pointer stands where the file should be
+│   ├── HtmlPageError          a web page stands where the file should be
+│   ├── CorruptFileError       truncated or damaged
+│   ├── SchemaError            a column is missing or has the wrong type
+│   └── DownloadError          the network or the server failed
+├── ContractError          the files can be read, and contradict what they promise
+│   ├── LabelError             an esci_label outside E, S, C, I
+│   ├── DuplicateKeyError      a key that must be unique occurs twice
+│   ├── IntegrityError         a reference to a row that does not exist
+│   └── CountError             a stated count is not met
+├── StageError             a build stage cannot go on
+│   ├── FetchError             the run of downloads as a whole failed
+│   ├── EncoderError           a model cannot be loaded or used
+│   └── DiskError              not enough space, or the disk refused
+├── ReleaseError           a release does not validate
+├── StoreError             an embedding store cannot be opened or used
+├── EvaluationError        a run, qrels or method cannot be judged
+└── HubError               the Hub refused or failed
+    ├── AuthError              the token is missing, wrong or read-only
+    └── TagError               the tag exists on another commit
+"""
+
+from __future__ import annotations
+
+
+class SqidError(Exception):
+    """Root of the tree.
+
+    Args:
+        what: what went wrong, in a few words.
+        where: the file, url, recipe key or row.
+        expected: what the contract asks for.
+        got: what was found instead.
+        fix: what the reader can do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        got: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.where, self.expected, self.got, self.fix = what, where, expected, got, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        message = f"{self.where}: {self.what}" if self.where is not None else self.what
+        if self.expected is not None:
+            message += f"; expected {self.expected}"
+        if self.got is not None:
+            message += f"{',' if self.expected is not None else ';'} got {self.got}"
+        if self.fix:
+            message += f". {self.fix}"
+        return " ".join(message.split())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # keyword-only arguments do not survive the default pickling between worker processes
+        return (_rebuild, (type(self), self.what, self.where, self.expected, self.got, self.fix))
+
+
+def _rebuild(
+    cls: type[SqidError], what: str, where: object, expected: object, got: object, fix: str | None
+) -> SqidError:
+    return cls(what, where=where, expected=expected, got=got, fix=fix)
+
+
+class UsageError(SqidError):
+    """The command or call itself is wrong."""
+
+
+class RecipeError(SqidError):
+    """A recipe has an unknown key, a wrong type or a bad value."""
+
+
+class MissingExtraError(SqidError, ImportError):
+    """An optional package is needed; the message names the extra to install."""
+
+
+class SourceError(SqidError):
+    """A file cannot be used as it is."""
+
+
+class MissingFileError(SourceError):
+    """The file is not there."""
+
+
+class EmptyFileError(SourceError):
+    """The file has no bytes or no rows."""
+
+
+class LfsPointerError(SourceError):
+    """A Git LFS pointer stands where the file should be."""
+
+
+class HtmlPageError(SourceError):
+    """A web page stands where the file should be."""
+
+
+class CorruptFileError(SourceError):
+    """The file is truncated or damaged."""
+
+
+class SchemaError(SourceError):
+    """A column is missing or has the wrong type."""
+
+
+class DownloadError(SourceError):
+    """The network or the server failed."""
+
+
+class ContractError(SqidError):
+    """The files can be read, and contradict what they promise."""
+
+
+class LabelError(ContractError):
+    """An esci_label outside E, S, C, I."""
+
+
+class DuplicateKeyError(ContractError):
+    """A key that must be unique occurs twice."""
+
+
+class IntegrityError(ContractError):
+    """A reference to a row that does not exist."""
+
+
+class CountError(ContractError):
+    """A stated count is not met."""
+
+
+class StageError(SqidError):
+    """A build stage cannot go on."""
+
+
+class FetchError(StageError):
+    """The run of downloads as a whole failed."""
+
+
+class EncoderError(StageError):
+    """A model cannot be loaded or used."""
+
+
+class DiskError(StageError):
+    """Not enough space, or the disk refused."""
+
+
+class ReleaseError(SqidError):
+    """A release does not validate."""
+
+
+class StoreError(SqidError):
+    """An embedding store cannot be opened or used."""
+
+
+class EvaluationError(SqidError):
+    """A run, qrels or method cannot be judged."""
+
+
+class HubError(SqidError):
+    """The Hub refused or failed."""
+
+
+class AuthError(HubError):
+    """The token is missing, wrong or read-only."""
+
+
+class TagError(HubError):
+    """The tag exists on another commit."""
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
+    """The error for an optional package that is not installed; `purpose` reads as "to …"."""
+    return MissingExtraError(
+        f"the package {package!r} is needed {purpose}", fix=f'Install it with: pip install "sqid[{extra}]"'
+    )
