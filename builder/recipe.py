@@ -106,7 +106,7 @@ class Recipe:
     name: str
     version: str
     esci: Esci
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     artifacts: Artifacts | None = None
     resolve: Resolve = Resolve()
     fetch: Fetch = field(default_factory=Fetch)
@@ -117,3 +117,189 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the TOML file, for the manifest."""
         return dataclasses.asdict(self)
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a TOML file, or a packaged one by its name.
+
+    Args:
+        name_or_path: a path, or "sqid" or "demo".
+        overrides: "section.key=value" each; the value is TOML, or text where it is no TOML.
+
+    Raises:
+        MissingFileError: neither a file nor a packaged recipe.
+        RecipeError: not TOML, an unknown key, a wrong type or a bad value; names the key.
+        UsageError: an override that is not "section.key=value".
+    """
+    path, base = _locate(name_or_path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not TOML: {error}", where=name_or_path, fix="Mend the line it names.") from error
+    for override in overrides:
+        _override(values, override)
+    if "esci" not in values:
+        raise RecipeError("section [esci] is missing", where=name_or_path, fix='Add [esci] with path = "…".')
+    try:
+        recipe: Recipe = _build(Recipe, values, "", str(name_or_path))
+    except UsageError as error:  # a selection outside what ESCI knows
+        raise RecipeError(
+            error.what, where=f"{name_or_path}: {error.where}", expected=error.expected, got=error.got
+        ) from error
+    _check(recipe, str(name_or_path))
+    recipe = _absolute(recipe, base)
+    _check_exists(recipe, str(name_or_path))
+    return recipe
+
+
+def packaged() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.name.removesuffix(".toml") for p in _recipes().iterdir() if p.name.endswith(".toml"))
+
+
+def _recipes() -> Any:
+    return resources.files("builder") / "recipes"
+
+
+def _locate(name_or_path: str | Path) -> tuple[Any, Path]:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path, path.resolve().parent
+    if path.name == str(name_or_path) and str(name_or_path) in packaged():
+        return _recipes() / f"{name_or_path}.toml", Path.cwd()
+    raise MissingFileError(
+        "no such recipe", where=name_or_path, expected=f"a TOML file or one of {', '.join(packaged())}"
+    )
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError("bad override", where=f"--set {override}", expected="section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    target = values
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise UsageError("bad override", where=f"--set {override}", expected=f"{part} to be a section")
+    target[parts[-1]] = value
+
+
+def _build(cls: type[Any], values: Mapping[str, Any], key: str, where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        name = f"{key}.{unknown[0]}" if key else unknown[0]
+        close = f" Perhaps {_closest(unknown[0], hints)!r}?" if _closest(unknown[0], hints) else ""
+        raise RecipeError(
+            f"unknown key {name!r}",
+            where=where,
+            expected=f"one of {', '.join(hints)}",
+            fix=f"Correct or remove it.{close}",
+        )
+    for field_ in dataclasses.fields(cls):
+        required = field_.default is dataclasses.MISSING and field_.default_factory is dataclasses.MISSING
+        if required and field_.name not in values:
+            raise RecipeError(f"key {f'{key}.{field_.name}'.lstrip('.')!r} is missing", where=where, fix="Add it.")
+    return cls(**{k: _value(hints[k], v, f"{key}.{k}".lstrip("."), where) for k, v in values.items()})
+
+
+def _closest(name: str, names: Mapping[str, Any]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, list(names), n=1)), None)
+
+
+def _value(hint: Any, value: Any, key: str, where: str) -> Any:
+    def wrong(expected: str) -> RecipeError:
+        return RecipeError(
+            f"wrong type for {key!r}", where=where, expected=expected, got=f"{value!r}", fix="Correct it."
+        )
+
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _value(next(a for a in args if a is not type(None)), value, key, where)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise wrong("a section")
+        return _build(typing.cast(type[Any], hint), value, key, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise wrong(f"a list of {args[0].__name__}")
+        return tuple(_value(args[0], v, f"{key}[{i}]", where) for i, v in enumerate(value))
+    if hint not in (str, int, float, bool):
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise wrong('a section of "text" = "text"')
+        return dict(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise wrong({str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}[hint])
+    return value
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """Values that types alone do not rule out."""
+    positive = {
+        f"{section}.{f.name}": getattr(getattr(recipe, section), f.name)
+        for section in ("fetch", "encoder", "release", "expect")
+        for f in dataclasses.fields(getattr(recipe, section))
+        if type(getattr(getattr(recipe, section), f.name)) in (int, float)
+    }
+    zero_allowed = (
+        "fetch.max_redirects",
+        "fetch.retries",
+        "expect.products",
+        "expect.queries",
+        "expect.judgments",
+        "expect.supp",
+    )
+    for key, value in positive.items():
+        least = 0 if key in zero_allowed else 1e-9
+        if value < least:
+            raise RecipeError(f"bad value for {key!r}", where=where, expected="> 0" if least else ">= 0", got=value)
+    if not recipe.name or not all(c.isalnum() or c in "-_." for c in recipe.name) or recipe.name.startswith("."):
+        raise RecipeError("bad 'name'", where=where, expected="letters, digits, '-', '_' or '.'", got=repr(recipe.name))
+    choices = {
+        "encoder.backend": (recipe.encoder.backend, ("transformers", "replicate")),
+        "encoder.dtype": (recipe.encoder.dtype, ("float32", "bfloat16", "float16")),
+    }
+    for key, (choice, known) in choices.items():
+        if choice not in known:
+            raise RecipeError(f"bad value for {key!r}", where=where, expected=" or ".join(known), got=repr(choice))
+    for host in recipe.fetch.allow_hosts:
+        name, colon, port = host.rpartition(":")
+        if not (colon and name and port.isdigit()):
+            raise RecipeError("bad value for 'fetch.allow_hosts'", where=where, expected="host:port", got=repr(host))
+
+
+def _absolute(recipe: Recipe, base: Path) -> Recipe:
+    def absolute(path: str) -> str:
+        return path if "://" in path else str((base / Path(path).expanduser()).resolve())
+
+    model = recipe.encoder.model
+    if "://" not in model and (base / model).is_dir():
+        model = absolute(model)
+    return dataclasses.replace(
+        recipe,
+        esci=Esci(absolute(recipe.esci.path)),
+        artifacts=recipe.artifacts and Artifacts(absolute(recipe.artifacts.path)),
+        resolve=dataclasses.replace(recipe.resolve, tables=tuple(absolute(t) for t in recipe.resolve.tables)),
+        encoder=dataclasses.replace(recipe.encoder, model=model),
+    )
+
+
+def _check_exists(recipe: Recipe, where: str) -> None:
+    inputs = {"esci.path": recipe.esci.path}
+    if recipe.artifacts:
+        inputs["artifacts.path"] = recipe.artifacts.path
+    inputs |= {f"resolve.tables[{i}]": table for i, table in enumerate(recipe.resolve.tables)}
+    for key, path in inputs.items():
+        if "://" not in path and not Path(path).exists():
+            raise MissingFileError(
+                f"{key} does not exist", where=where, got=path, fix="Relative paths are relative to the recipe."
+            )

@@ -59,12 +59,10 @@ URLS_FILE_SCHEMA = pa.schema([("product_id", pa.string()), ("image_url", pa.stri
 
 
 def classic_features_schema(part: str) -> pa.Schema:
-    """Columns of the published feature files; `part` is "product" or "query". Vectors are list<float>, null if absent."""
+    """Columns of the published feature files; `part` is "product" or "query"; list<float> vectors, null if absent."""
     vector = pa.list_(pa.float32())
     if part == "product":
-        return pa.schema(
-            [("product_id", pa.string()), ("clip_text_features", vector), ("clip_image_features", vector)]
-        )
+        return pa.schema([("product_id", pa.string()), ("clip_text_features", vector), ("clip_image_features", vector)])
     return pa.schema([("query_id", pa.int64()), ("clip_text_features", vector)])
 
 
@@ -103,8 +101,10 @@ GENERIC_IMAGE_URL = (
 )
 # ids of Amazon's "no image available" pictures, compared after percent-decoding
 PLACEHOLDER_IMAGE_IDS = frozenset(
-    "01RmK+J4pJL 01AodW1Gh-L 01QFb8SNuTL 01PkLIhTX3L 21xiVkxN-SL 01GmVhVRioL "
-    "01RPy1SfeqL 01-y6Ov3R+L 01e-XWjq3EL 11RGjrCdvsL 01MKUOLsA5L 31CTP6oiIBL".split()
+    (
+        *("01RmK+J4pJL", "01AodW1Gh-L", "01QFb8SNuTL", "01PkLIhTX3L", "21xiVkxN-SL", "01GmVhVRioL"),
+        *("01RPy1SfeqL", "01-y6Ov3R+L", "01e-XWjq3EL", "11RGjrCdvsL", "01MKUOLsA5L", "31CTP6oiIBL"),
+    )
 )
 PLACEHOLDER_URL_PARTS = ("/no-img-sm", "/no-image-avail")
 
