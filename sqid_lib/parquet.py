@@ -1,0 +1,85 @@
+"""Parquet files of vectors, read row group by row group, with what is wrong in them told as our errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sqid_lib import schemas
+from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
+
+_AGAIN = "Download or build it again."
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a local parquet file; CorruptFileError if it is not a whole one."""
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptFileError("not a whole parquet file", where=path, got=error, fix=_AGAIN) from error
+
+
+def row_groups(paths: Iterable[Path], columns: Iterable[str]) -> Iterator[tuple[pa.Table, str]]:
+    """(table, where) for each row group, with those of `columns` that the file has."""
+    columns = tuple(columns)
+    for path in paths:
+        file = open_parquet(path)
+        wanted = [name for name in columns if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            where = f"{path}, row group {group}"
+            try:
+                yield file.read_row_group(group, columns=wanted), where
+            except (pa.ArrowException, OSError) as error:
+                raise CorruptFileError("the data cannot be decoded", where=where, got=error, fix=_AGAIN) from error
+
+
+def vector_width(path: Path) -> int:
+    """Length of the vectors of a features file."""
+    schema = open_parquet(path).schema_arrow
+    column = schemas.VECTOR_COLUMNS[0]
+    if column not in schema.names:
+        raise SchemaError("a column is missing", where=path, expected=column, got=schema.names)
+    if pa.types.is_fixed_size_list(schema.field(column).type):
+        return int(schema.field(column).type.list_size)
+    for table, _ in row_groups([path], [column]):
+        longest = pc.max(pc.list_value_length(table[column])).as_py()
+        if longest is not None:
+            return int(longest)
+    raise SchemaError("no row has a vector", where=path)
+
+
+def read_vectors(
+    table: pa.Table, column: str, width: int, where: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """[N, width] float32 with zeros where the list is null, and [N] bool that is false there.
+
+    Raises:
+        SchemaError: no such column, or its lists are not `width` numbers long.
+        ContractError: a list holds a null.
+    """
+    if column not in table.column_names:
+        raise SchemaError("a column is missing", where=where, expected=column, got=table.column_names)
+    lists = table[column].combine_chunks()
+    if not pa.types.is_fixed_size_list(lists.type) and not pa.types.is_list(lists.type):
+        raise SchemaError(
+            "not a column of lists", where=f"{where}: {column}", expected="lists of float", got=lists.type
+        )
+    lengths = pc.unique(pc.list_value_length(lists).drop_null()).to_pylist()
+    if any(length != width for length in lengths):
+        raise SchemaError("vectors differ in width", where=f"{where}: {column}", expected=width, got=lengths)
+    values = lists.flatten().cast(pa.float32())
+    if values.null_count:
+        raise ContractError("a vector holds a null", where=f"{where}: {column}")
+    valid = lists.is_valid().to_numpy(zero_copy_only=False)
+    flat = values.to_numpy().reshape(-1, width)
+    if valid.all():
+        return flat, valid
+    vectors = np.zeros((len(valid), width), dtype=np.float32)
+    vectors[valid] = flat
+    return vectors, valid
