@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sqid_lib import schemas
-from sqid_lib.errors import UsageError
+from sqid_lib.errors import DuplicateKeyError, EmptyFileError, IntegrityError, LabelError, SchemaError, UsageError
+from sqid_lib.tables import conform, open_parquet, read_csv, telling
+
+_BATCH_ROWS = 32_768
+_TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
+_SLICE_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -44,3 +55,211 @@ class Selection:
             raise UsageError(
                 "too few judgments", where="selection.supp_min_judgments", expected=">= 1", got=self.supp_min_judgments
             )
+
+
+def read_examples(path: str, selection: Selection, columns: Sequence[str], *, where: str | None = None) -> pa.Table:
+    """Rows of the examples file of the selection's version and locales, in every split.
+
+    Args:
+        path: the parquet file; `where` is its name in messages.
+        columns: columns of `schemas.EXAMPLES_SCHEMA` to return, in that order.
+
+    Raises:
+        LabelError: any row of the file has an esci_label outside E, S, C, I.
+        SchemaError: a null where a key should be.
+        SourceError: as `tables.open_parquet`.
+    """
+    where = where or path
+    flag = f"{selection.version}_version"
+    small = ("product_locale", "esci_label", "split")
+    wanted = pa.schema([f for f in schemas.EXAMPLES_SCHEMA if f.name in {*columns, *small, flag}])
+    locales = pa.array(selection.locales)
+    kept: list[pa.Table] = []
+    with open_parquet(path, wanted, where=where, dictionary=small) as file, telling(where):
+        if not file.metadata.num_rows:
+            raise EmptyFileError("the examples file has no rows", where=where, fix="Fetch it again.")
+        for batch in file.iter_batches(_BATCH_ROWS * 4, columns=wanted.names):
+            table = pa.Table.from_batches([batch])
+            _check_values(table, "esci_label", schemas.LABELS, where)
+            mask = pc.and_(
+                pc.equal(table.column(flag).cast(pa.int64()), 1),
+                pc.is_in(table.column("product_locale").cast(pa.string()), value_set=locales),
+            )
+            kept.append(conform(table.filter(mask).select(wanted.names), wanted, where))
+    table = pa.concat_tables(kept).select(list(columns))
+    for name in columns:
+        if table.column(name).null_count:
+            raise SchemaError(f"column {name!r} has nulls", where=where, got=f"{table.column(name).null_count} of them")
+    return table
+
+
+def _check_values(table: pa.Table, column: str, known: Sequence[str] | dict[str, str], where: str) -> None:
+    distinct = pc.unique(table.column(column).cast(pa.string())).to_pylist()
+    unknown = sorted(str(v) for v in distinct if v not in known)
+    if unknown:
+        error = f"unknown {column} {unknown[0]!r}"
+        raise LabelError(error, where=where, expected=" or ".join(known), fix="Correct or remove those rows.")
+
+
+def in_splits(examples: pa.Table, splits: Sequence[str]) -> pa.Table:
+    """The rows of the main part."""
+    return examples.filter(pc.is_in(examples.column("split"), value_set=pa.array(splits)))
+
+
+def judgments(examples: pa.Table, selection: Selection) -> pa.Table:
+    """The judgments config (`schemas.config_schema`), sorted by (query_id, product_id, product_locale).
+
+    Raises:
+        DuplicateKeyError: a product is judged twice for a query.
+    """
+    table = in_splits(examples, selection.splits)
+    table = table.sort_by([(name, "ascending") for name in schemas.SORT_KEYS[schemas.JUDGMENTS]])
+    check_unique(table, schemas.SORT_KEYS[schemas.JUDGMENTS], "judgment", schemas.ESCI_EXAMPLES)
+    labels = table.column("esci_label").combine_chunks().dictionary_encode()
+    gains = np.array([schemas.GAINS[label] for label in labels.dictionary.to_pylist()], np.float32)
+    gain = pa.array(gains[labels.indices.to_numpy(zero_copy_only=False)] if len(labels) else gains, pa.float32())
+    return conform(table.append_column("gain", gain), schemas.config_schema(schemas.JUDGMENTS), schemas.ESCI_EXAMPLES)
+
+
+def queries(examples: pa.Table, selection: Selection, sources: pa.Table) -> pa.Table:
+    """The queries of the main part: query_id, query, source (null where `sources` has none), sorted by query_id.
+
+    Raises:
+        DuplicateKeyError: a query_id stands for two texts, or twice in `sources`.
+    """
+    main = in_splits(examples, selection.splits)
+    table = main.group_by(["query_id", "query"]).aggregate([]).sort_by("query_id")
+    check_unique(table, ("query_id",), "query", schemas.ESCI_EXAMPLES)
+    check_unique(sources, ("query_id",), "query", schemas.ESCI_SOURCES)
+    rows = pc.index_in(table.column("query_id"), value_set=sources.column("query_id").combine_chunks())
+    columns = [table.column("query_id"), table.column("query"), sources.column("source").take(rows)]
+    return pa.table(columns, schema=schemas.SAMPLED_QUERIES_SCHEMA)
+
+
+def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Table:
+    """Keys (product_id, product_locale) of the main or the supplementary products, sorted.
+
+    Args:
+        part: `schemas.MAIN` or `schemas.SUPPLEMENTARY`.
+    """
+    main = pc.is_in(examples.column("split"), value_set=pa.array(selection.splits)).combine_chunks()
+    keys = pa.table([*(examples.column(n) for n in ("product_id", "product_locale")), main], ["id", "locale", "main"])
+    counted = keys.group_by(["id", "locale"]).aggregate([("main", "any"), ("main", "count")])
+    if part == schemas.MAIN:
+        mask = counted.column("main_any")
+    else:
+        enough = pc.greater_equal(counted.column("main_count"), selection.supp_min_judgments)
+        mask = pc.and_(pc.invert(counted.column("main_any")), enough)
+    table = counted.filter(mask).select(["id", "locale"]).rename_columns(["product_id", "product_locale"])
+    return table.sort_by([("product_id", "ascending"), ("product_locale", "ascending")]).combine_chunks()
+
+
+def product_texts(path: str, keys: pa.Table, columns: Sequence[str], *, where: str | None = None) -> Iterator[pa.Table]:
+    """Rows of the products file for `keys`, in their order, a slice at a time.
+
+    The keys of the file are read first and the texts after, so memory holds at most 400,000 rows of text.
+
+    Args:
+        keys: product_id, product_locale; unique.
+        columns: text columns wanted besides the two keys.
+
+    Yields:
+        Tables (product_id, product_locale, *columns) of at most 16,384 rows, text null where ESCI has none.
+
+    Raises:
+        DuplicateKeyError: one of the keys occurs twice in the file.
+        IntegrityError: one of the keys does not occur.
+    """
+    where = where or path
+    key_schema = pa.schema([f for f in schemas.PRODUCTS_SCHEMA if f.name in schemas.PRODUCT_KEY])
+    text_schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
+    with open_parquet(path, pa.schema([*key_schema, *text_schema]), where=where) as file, telling(where):
+        if not file.metadata.num_rows:
+            raise EmptyFileError("the products file has no rows", where=where, fix="Fetch it again.")
+        positions = _positions(file, keys, key_schema, where)
+        _check_positions(positions, keys, where)
+        for start in range(0, keys.num_rows, _TEXT_ROWS_AT_ONCE):
+            stop = min(start + _TEXT_ROWS_AT_ONCE, keys.num_rows)
+            texts = _gather_texts(file, positions, start, stop, text_schema, where)
+            for begin in range(0, stop - start, _SLICE_ROWS):
+                part = texts.slice(begin, _SLICE_ROWS)
+                key = keys.slice(start + begin, part.num_rows)
+                yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
+
+
+def _positions(file: Any, keys: pa.Table, key_schema: pa.Schema, where: str) -> np.ndarray:
+    """For every row of the file its position in `keys`, -1 where it is none: int32 [rows]."""
+    wanted = key_strings(keys)
+    parts = [np.zeros(0, np.int32)]
+    for batch in file.iter_batches(_BATCH_ROWS * 4, columns=key_schema.names):
+        table = conform(pa.Table.from_batches([batch]), key_schema, where)
+        found = pc.fill_null(pc.index_in(key_strings(table), value_set=wanted), -1)
+        parts.append(found.to_numpy(zero_copy_only=False))
+    return np.concatenate(parts)
+
+
+def _check_positions(positions: np.ndarray, keys: pa.Table, where: str) -> None:
+    counts = np.bincount(positions[positions >= 0], minlength=keys.num_rows)
+    if (counts > 1).any():
+        raise _duplicates(keys.take(np.flatnonzero(counts > 1)[:3]), int((counts > 1).sum()), "product", where)
+    absent = np.flatnonzero(counts == 0)
+    if len(absent):
+        shown = keys.take(absent[:3]).to_pylist()
+        raise IntegrityError(
+            f"{len(absent)} judged products are not in the products file",
+            where=where,
+            expected="every judged (product_locale, product_id)",
+            got="none for " + ", ".join(f"({r['product_locale']}, {r['product_id']})" for r in shown),
+            fix="Fetch examples and products of the same edition.",
+        )
+
+
+def _gather_texts(file: Any, positions: np.ndarray, start: int, stop: int, schema: pa.Schema, where: str) -> pa.Table:
+    """Text rows whose position is in [start, stop), sorted by position, one chunk."""
+    chosen = (positions >= start) & (positions < stop)
+    kept, places, row = [schema.empty_table()], [np.zeros(0, np.int32)], 0
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if len(schema) and chosen[row : row + rows].any():
+            at = row
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=schema.names):
+                mask = chosen[at : at + batch.num_rows]
+                if mask.any():
+                    kept.append(conform(pa.Table.from_batches([batch.filter(pa.array(mask))]), schema, where))
+                    places.append(positions[at : at + batch.num_rows][mask])
+                at += batch.num_rows
+        row += rows
+    order = np.argsort(np.concatenate(places), kind="stable")
+    return pa.concat_tables(kept).combine_chunks().take(order)
+
+
+def read_sources(path: str, *, where: str | None = None) -> pa.Table:
+    """The sources file: query_id int64, source."""
+    return read_csv(path, schemas.SOURCES_SCHEMA, where=where)
+
+
+def key_strings(table: pa.Table) -> pa.Array:
+    """One text per row for (product_id, product_locale), equal only for equal keys: the id never holds U+001F."""
+    return pc.binary_join_element_wise(
+        *(table.column(n).cast(pa.string()).combine_chunks() for n in ("product_id", "product_locale")), "\x1f"
+    )
+
+
+def check_unique(table: pa.Table, columns: Sequence[str], what: str, where: str) -> None:
+    """Raise DuplicateKeyError, showing three, if `columns` are not a key of `table`."""
+    counts = table.select(list(columns)).group_by(list(columns)).aggregate([([], "count_all")])
+    doubled = counts.filter(pc.greater(counts.column("count_all"), 1))
+    if doubled.num_rows:
+        first = doubled.sort_by([(c, "ascending") for c in columns]).slice(0, 3).select(list(columns))
+        raise _duplicates(first, doubled.num_rows, what, where)
+
+
+def _duplicates(rows: pa.Table, count: int, what: str, where: str) -> DuplicateKeyError:
+    shown = ", ".join("(" + ", ".join(str(v) for v in row.values()) + ")" for row in rows.to_pylist())
+    return DuplicateKeyError(
+        f"{count} {what} {'key occurs' if count == 1 else 'keys occur'} more than once",
+        where=where,
+        expected=f"unique ({', '.join(rows.column_names)})",
+        got=shown,
+        fix="Remove the duplicates.",
+    )
