@@ -1,0 +1,179 @@
+"""Vectors of a feature file, found by key, without the whole file in memory."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sqid_lib.errors import CorruptFileError, DiskError, SchemaError
+from sqid_lib.selection import check_unique
+from sqid_lib.tables import column_names, conform, first_line, open_parquet, telling
+
+_BATCH_ROWS = 2_048
+_DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few of its rows
+
+
+class Vectors:
+    """The vectors of one or more parquet files with the same columns, rows numbered through all of them.
+
+    Row groups are decoded as they are needed where the rows wanted lie in file order, as in a release. Where they lie
+    scattered, as in the published file, the vectors are copied once to an unnamed temporary file and read from there.
+
+    Args:
+        paths: (path, name in messages) of every file.
+        key: columns that identify a row; `product_locale` may be absent from the files.
+        columns: vector columns, each a list of float32 of the same width, null where there is none.
+        scratch: directory for the temporary file; made if absent.
+
+    Attributes:
+        keys: table of the key columns the files have, a row per vector row.
+        width: number of float32 in each vector.
+
+    Raises:
+        SourceError: as `tables.open_parquet`; SchemaError for vectors of unequal width.
+        DuplicateKeyError: a key twice.
+    """
+
+    def __init__(
+        self, paths: Sequence[tuple[str, str]], key: pa.Schema, columns: Sequence[str], scratch: Path | None = None
+    ) -> None:
+        self.columns = tuple(columns)
+        self._where = [where for _, where in paths]
+        self._scratch = scratch
+        vector = pa.list_(pa.float32())
+        self._files, keys = [], []
+        for path, where in paths:
+            names = column_names(path, where=where)
+            have = pa.schema([f for f in key if f.name in names or f.name != "product_locale"])
+            wanted = pa.schema([*have, *((c, vector) for c in columns)])
+            file = open_parquet(path, wanted, where=where)
+            self._files.append(file)
+            with telling(where):
+                keys.append(conform(file.read(columns=have.names), have, where))
+        self.keys = pa.concat_tables(keys)
+        check_unique(self.keys, self.keys.column_names, "vector", self._where[0])
+        self.width = self._find_width()
+        self._groups = [
+            (f, g, file.metadata.row_group(g).num_rows)
+            for f, file in enumerate(self._files)
+            for g in range(file.metadata.num_row_groups)
+        ]
+        self._starts = np.cumsum([0, *(rows for _, _, rows in self._groups)])
+        self._decoded: tuple[int, np.ndarray] | None = None
+        self._spilled: np.memmap[Any, np.dtype[np.float32]] | None = None
+
+    def prepare(self, rows: np.ndarray) -> None:
+        """Choose how to read, given every row that will be taken, in that order (int64, -1 for none)."""
+        present = rows[rows >= 0]
+        groups = np.searchsorted(self._starts, present, side="right")
+        decodes = 1 + int(np.count_nonzero(np.diff(groups)))
+        largest = max((rows for _, _, rows in self._groups), default=0)
+        if self._spilled is None and (decodes > 2 * len(self._groups) or largest > _DIRECT_GROUP_ROWS):
+            self._spilled = self._spill()
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of `rows` (int64 [n], -1 for none): float32 [n, columns, width], zeros where there is none."""
+        out = np.zeros((len(rows), len(self.columns), self.width), np.float32)
+        present = np.flatnonzero(rows >= 0)
+        if self._spilled is not None:
+            out[present] = self._spilled[rows[present]]
+            # the pages stay in the system's cache; only this process lets go of them
+            cast(Any, self._spilled)._mmap.madvise(mmap.MADV_DONTNEED)
+            return out
+        groups = np.searchsorted(self._starts, rows[present], side="right") - 1
+        for group in np.unique(groups):
+            chosen = present[groups == group]
+            out[chosen] = self._group(int(group))[rows[chosen] - self._starts[group]]
+        return out
+
+    def _group(self, group: int) -> np.ndarray:
+        if self._decoded is None or self._decoded[0] != group:
+            file, number, _ = self._groups[group]
+            with telling(self._where[file]):
+                table = self._files[file].read_row_group(number, columns=list(self.columns))
+            self._decoded = (group, self._dense(table, self._where[file]))
+        return self._decoded[1]
+
+    def _dense(self, table: pa.Table, where: str) -> np.ndarray:
+        """float32 [rows, columns, width], zeros for null."""
+        out = np.zeros((table.num_rows, len(self.columns), self.width), np.float32)
+        for c, name in enumerate(self.columns):
+            lists = table.column(name).combine_chunks()
+            if pa.types.is_null(lists.type):
+                continue
+            valid = pc.is_valid(lists).to_numpy(zero_copy_only=False)
+            lengths = pc.unique(pc.drop_null(pc.list_value_length(lists))).to_pylist()
+            if any(length != self.width for length in lengths):
+                raise SchemaError(
+                    f"vectors of {name!r} differ in width",
+                    where=where,
+                    expected=f"{self.width} floats in every row",
+                    got=", ".join(map(str, sorted(lengths))),
+                    fix="All vectors must come from one model.",
+                )
+            values = lists.flatten()
+            if values.null_count:
+                raise SchemaError(f"null inside a vector of {name!r}", where=where, expected="float32 only")
+            out[valid, c] = values.cast(pa.float32()).to_numpy().reshape(-1, self.width)
+        return out
+
+    def _find_width(self) -> int:
+        for file, where in zip(self._files, self._where, strict=True):
+            for name in self.columns:
+                dtype = file.schema_arrow.field(name).type
+                if pa.types.is_fixed_size_list(dtype):
+                    return int(dtype.list_size)
+            with telling(where):
+                for batch in file.iter_batches(64, columns=list(self.columns)):
+                    for column in batch.columns:
+                        if column.null_count < len(column):
+                            return int(pc.list_value_length(pc.drop_null(column))[0].as_py())
+        raise CorruptFileError("there is not one vector in the file", where=self._where[0], fix="Fetch it again.")
+
+    def _spill(self) -> np.memmap[Any, np.dtype[np.float32]]:
+        shape = (self.keys.num_rows, len(self.columns), self.width)
+        if self._scratch:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=self._scratch) as stream:  # unnamed: gone with the process, however it ends
+                for file, where in zip(self._files, self._where, strict=True):
+                    with telling(where):
+                        for batch in file.iter_batches(_BATCH_ROWS, columns=list(self.columns)):
+                            stream.write(memoryview(self._dense(pa.Table.from_batches([batch]), where)).cast("B"))
+                stream.flush()
+                return np.memmap(stream, np.float32, "r", shape=shape)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise DiskError(
+                f"no space for a temporary copy of the vectors: {first_line(error)}",
+                where=self._scratch or tempfile.gettempdir(),
+                expected=f"{int(np.prod(shape)) * 4 / 1e9:.1f} GB free",
+                fix="Free some space, or name another cache_dir.",
+            ) from error
+
+    def close(self) -> None:
+        """Let go of files and copies."""
+        for file in self._files:
+            file.close()
+        self._spilled = self._decoded = None
+
+
+def fixed_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    """A float32 matrix [n, width] as n fixed-size lists, without null."""
+    flat = pa.array(np.ascontiguousarray(matrix, np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def scratch_dir(cache_dir: str | os.PathLike[str]) -> Path:
+    """Where temporary copies go: beside the cache, not on a /tmp that may be memory."""
+    return Path(cache_dir) / "sqid-scratch"
