@@ -1,4 +1,4 @@
-"""Parquet files of vectors, read row group by row group, with what is wrong in them told as our errors."""
+"""Vectors in parquet files, read row group by row group."""
 
 from __future__ import annotations
 
@@ -11,32 +11,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sqid_lib import schemas
-from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
-
-_AGAIN = "Download or build it again."
+from sqid_lib import schemas, tables
+from sqid_lib.errors import ContractError, SchemaError
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a local parquet file; CorruptFileError if it is not a whole one."""
-    try:
-        return pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptFileError("not a whole parquet file", where=path, got=error, fix=_AGAIN) from error
+    """Open a local parquet file; SourceError if it is not a whole one."""
+    return tables.open_parquet(str(path), pa.schema([]))
 
 
 def row_groups(paths: Iterable[Path], columns: Iterable[str]) -> Iterator[tuple[pa.Table, str]]:
     """(table, where) for each row group, with those of `columns` that the file has."""
     columns = tuple(columns)
     for path in paths:
-        file = open_parquet(path)
-        wanted = [name for name in columns if name in file.schema_arrow.names]
-        for group in range(file.num_row_groups):
-            where = f"{path}, row group {group}"
-            try:
-                yield file.read_row_group(group, columns=wanted), where
-            except (pa.ArrowException, OSError) as error:
-                raise CorruptFileError("the data cannot be decoded", where=where, got=error, fix=_AGAIN) from error
+        with open_parquet(path) as file:
+            wanted = [name for name in columns if name in file.schema_arrow.names]
+            for group in range(file.num_row_groups):
+                where = f"{path}, row group {group}"
+                with tables.telling(where):
+                    table = file.read_row_group(group, columns=wanted)
+                yield table, where
 
 
 def vector_width(path: Path) -> int:
