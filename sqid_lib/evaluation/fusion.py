@@ -1,0 +1,74 @@
+"""Two rankings made one: a weighted sum of scores with its weight chosen on other queries, and reciprocal ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sqid_lib.errors import EvaluationError
+from sqid_lib.evaluation.judged import Floats, JudgedLists
+from sqid_lib.evaluation.metrics import NDCG, per_query
+
+WEIGHTS = np.linspace(0.0, 1.0, 21)
+_RRF_K = 60  # Cormack, Clarke and Büttcher 2009
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What every weight of the first ranking gives, and which were chosen.
+
+    Attributes:
+        first, second: the two methods.
+        weights: float64 [W], weight a of `first`; the score is a·first + (1-a)·second.
+        ndcg: float64 [W], mean over all queries.
+        chosen: the weight used for each fold, chosen on the other folds.
+    """
+
+    first: str
+    second: str
+    weights: Floats
+    ndcg: Floats
+    chosen: tuple[float, ...]
+
+
+def weighted(first: Floats, second: Floats, weight: Floats | float) -> Floats:
+    """a·first + (1-a)·second; a pair that either ranking did not retrieve stays last."""
+    lost = np.isneginf(first) | np.isneginf(second)
+    mixed = weight * np.where(lost, 0.0, first) + (1.0 - weight) * np.where(lost, 0.0, second)
+    return np.where(lost, -np.inf, mixed)
+
+
+def cross_validated(
+    lists: JudgedLists, first: Floats, second: Floats, names: tuple[str, str], folds: int, seed: int
+) -> tuple[Floats, Sweep]:
+    """Fuse with a weight per fold of queries, the one that is best by nDCG on all the other folds.
+
+    Returns:
+        The scores, float64 [J], and the sweep.
+
+    Raises:
+        EvaluationError: fewer than two queries.
+    """
+    queries = len(lists.starts)
+    folds = min(folds, queries)
+    if folds < 2:
+        raise EvaluationError(
+            "a fusion weight cannot be chosen on other queries", expected="2 queries and 2 folds at least",
+            got=f"{queries} queries, {folds} folds", fix="Give the weight: fusion:0.5",
+        )  # fmt: skip
+    ndcg = np.stack([per_query(lists, weighted(first, second, float(w)), [NDCG])[:, 0] for w in WEIGHTS])
+    fold = np.random.default_rng(seed).permutation(queries) % folds
+    best = [int(ndcg[:, fold != f].mean(axis=1).argmax()) for f in range(folds)]
+    chosen = WEIGHTS[best]
+    sweep = Sweep(*names, WEIGHTS, ndcg.mean(axis=1), tuple(float(w) for w in chosen))
+    return weighted(first, second, chosen[fold][lists.query]), sweep
+
+
+def reciprocal_ranks(lists: JudgedLists, *rankings: Floats) -> Floats:
+    """Reciprocal rank fusion: the sum of 1/(60 + rank) over the rankings; pairs not retrieved add nothing."""
+    total = np.zeros(len(lists.row))
+    for scores in rankings:
+        order = lists.order(scores)
+        total[order] += np.where(np.isneginf(scores[order]), 0.0, 1.0 / (_RRF_K + 1.0 + lists.position))
+    return np.where(total > 0, total, -np.inf)

@@ -1,0 +1,173 @@
+"""Measures of a ranking, per query: a fast path equal to trec_eval, and trec_eval itself through ir-measures.
+
+Gain is linear and the discount 1/log2(rank + 1) (Järvelin and Kekäläinen 2002, as in trec_eval). A query whose gains
+are all zero counts with 0. The binary measures count the labels of `JudgedLists.relevant` (by default Exact).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sqid_lib.errors import EvaluationError, UsageError, missing_extra
+from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists
+
+_NAMES = {"ndcg": ("ndcg", "nDCG"), "p": ("precision", "P"), "mrr": ("mrr", "MRR"), "recall": ("recall", "R")}
+_GAIN_UNIT = 100  # trec_eval reads whole gains; E S C I times 100 are 100 10 1 0, and nDCG does not depend on the unit
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measure: `kind` is ndcg, p, mrr or recall; `cutoff` None means the whole list."""
+
+    kind: str
+    cutoff: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The name in JSON, CSV and rows: ndcg, ndcg_at_10, precision_at_1, mrr, recall_at_10."""
+        name = _NAMES[self.kind][0]
+        return name if self.cutoff is None else f"{name}_at_{self.cutoff}"
+
+    @property
+    def title(self) -> str:
+        """The name in tables and plots."""
+        name = _NAMES[self.kind][1]
+        return name if self.cutoff is None else f"{name}@{self.cutoff}"
+
+    def depth(self, lengths: Ints) -> Ints:
+        """How much of each list is looked at."""
+        return lengths if self.cutoff is None else np.minimum(lengths, self.cutoff)
+
+
+NDCG = Metric("ndcg")
+DEFAULT_METRICS = "ndcg ndcg@10 p@1 mrr recall@10"
+
+
+def parse_metrics(text: str | Sequence[str]) -> list[Metric]:
+    """Read "ndcg ndcg@10 p@1 mrr recall@10" (spaces or commas); raises UsageError."""
+    words = re.split(r"[,\s]+", text.strip()) if isinstance(text, str) else list(text)
+    metrics = []
+    for word in words:
+        match = re.fullmatch(r"(ndcg|p|mrr|recall)(?:@([1-9]\d{0,5}))?", word.lower())
+        if not match or (match[2] is None and match[1] in ("p", "recall")):
+            raise UsageError("unknown metric", expected="ndcg, ndcg@K, p@K, mrr, mrr@K or recall@K", got=repr(word))
+        metrics.append(Metric(match[1], int(match[2]) if match[2] else None))
+    return list(dict.fromkeys(metrics))
+
+
+def per_query(lists: JudgedLists, scores: Floats, metrics: Sequence[Metric]) -> Floats:
+    """Judge a ranking of every judged list.
+
+    Args:
+        scores: float64 [J], any scale; -inf means not retrieved (no gain, as in trec_eval).
+
+    Returns:
+        float64 [Q, len(metrics)].
+    """
+    order = lists.order(scores)
+    retrieved = ~np.isneginf(scores[order])
+    gain, relevant = lists.gain[order] * retrieved, lists.relevant[order] & retrieved
+    return np.stack([_measure(lists, metric, gain, relevant) for metric in metrics], axis=1)
+
+
+def _measure(lists: JudgedLists, metric: Metric, gain: Floats, relevant: np.ndarray) -> Floats:
+    inside = np.ones(len(gain), bool) if metric.cutoff is None else lists.position < metric.cutoff
+    if metric.kind == "ndcg":
+        discount = inside / np.log2(lists.position + 2.0)
+        return _ratio(lists.sums(gain * discount), lists.sums(lists.ideal_gain * discount))
+    if metric.kind == "mrr":
+        return np.maximum.reduceat(np.where(relevant & inside, 1.0 / (lists.position + 1.0), 0.0), lists.starts)
+    hits = lists.sums((relevant & inside).astype(np.float64))
+    if metric.kind == "p":
+        return hits / float(metric.cutoff or 1)
+    return _ratio(hits, lists.sums(lists.relevant.astype(np.float64)))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def expected_random(lists: JudgedLists, metrics: Sequence[Metric]) -> Floats:
+    """The expected value of each measure under a uniformly random ranking, in closed form: float64 [Q, M].
+
+    Every place holds each product with probability 1/n, so E[DCG] is the mean gain times the sum of the discounts;
+    the first of R relevant among n stands at place i with probability R/(n-i+1) · Π_{j<i} (n-R-j+1)/(n-j+1).
+    """
+    n = lists.lengths.astype(np.float64)
+    found = lists.sums(lists.relevant.astype(np.float64))
+    columns = []
+    for metric in metrics:
+        depth = metric.depth(lists.lengths)
+        inside = lists.position < depth[lists.query]
+        if metric.kind == "ndcg":
+            discount = inside / np.log2(lists.position + 2.0)
+            ideal = lists.sums(lists.ideal_gain * discount)
+            columns.append(_ratio(lists.sums(lists.gain) / n * lists.sums(discount), ideal))
+        elif metric.kind == "p":
+            columns.append(found / n * depth / float(metric.cutoff or 1))
+        elif metric.kind == "recall":
+            columns.append(np.where(found > 0, depth / n, 0.0))
+        else:
+            lists_of_one = zip(lists.lengths, found, depth, strict=True)
+            columns.append(np.array([_expected_reciprocal_rank(int(a), int(b), int(c)) for a, b, c in lists_of_one]))
+    return np.stack(columns, axis=1)
+
+
+def _expected_reciprocal_rank(n: int, relevant: int, depth: int) -> float:
+    before = np.arange(depth)  # products above the place
+    none_above = np.cumprod(np.concatenate([[1.0], ((n - relevant - before) / (n - before))[:-1].clip(0)]))
+    return float(np.sum(none_above * relevant / (n - before) / (before + 1)))
+
+
+def ranked_scores(lists: JudgedLists, scores: Floats) -> Floats:
+    """float64 [J]: whole scores n-rank … that rank as `scores` do; -inf stays.
+
+    trec_eval keeps scores as 32-bit floats and breaks ties by descending document id: whole distinct scores avoid both.
+    """
+    out = np.empty_like(scores)
+    out[lists.order(scores)] = (lists.lengths[lists.query] - lists.position).astype(np.float64)
+    return np.where(np.isneginf(scores), -np.inf, out)
+
+
+def whole_gains(lists: JudgedLists) -> Ints:
+    """int64 [J]: gains in hundredths, for qrels (E 100, S 10, C 1, I 0)."""
+    return np.rint(lists.gain * _GAIN_UNIT).astype(np.int64)
+
+
+def per_query_trec_eval(lists: JudgedLists, scores: Floats, metrics: Sequence[Metric]) -> Floats:
+    """As `per_query`, by trec_eval through ir-measures (extra "eval"): the reference, some fifty times slower."""
+    try:
+        import ir_measures
+    except ImportError:
+        raise missing_extra("ir-measures", "eval", "to judge with trec_eval") from None
+    gains = whole_gains(lists)
+    threshold = int(gains[lists.relevant].min(initial=_GAIN_UNIT))
+    if (gains[~lists.relevant] >= threshold).any():
+        raise EvaluationError(
+            "trec_eval cannot tell these relevant labels by gain", fix="Use the fast engine, or relevant E or ESC."
+        )
+    measures = {metric: ir_measures.parse_measure(_ir_name(metric, threshold)) for metric in metrics}
+    column = {str(measure): m for m, measure in enumerate(measures.values())}
+    qrels: dict[str, dict[str, int]] = {}
+    run: dict[str, dict[str, float]] = {str(q): {} for q in range(len(lists.starts))}
+    for q, p, gain, score in zip(lists.query, lists.product, gains, ranked_scores(lists, scores), strict=True):
+        qrels.setdefault(str(q), {})[str(p)] = int(gain)
+        if not np.isneginf(score):
+            run[str(q)][str(p)] = float(score)
+    values = np.zeros((len(lists.starts), len(metrics)))
+    for found in ir_measures.pytrec_eval.iter_calc(list(measures.values()), qrels, run):
+        values[int(found.query_id), column[str(found.measure)]] = found.value
+    return values
+
+
+def _ir_name(metric: Metric, threshold: int) -> str:
+    if metric.kind == "ndcg":
+        return metric.title
+    name = {"p": "P", "mrr": "RR", "recall": "R"}[metric.kind]
+    if metric.kind == "mrr" and metric.cutoff is not None:
+        raise UsageError("trec_eval has no mrr@K", expected="mrr", got=f"mrr@{metric.cutoff}")
+    return f"{name}(rel={threshold})" + ("" if metric.cutoff is None else f"@{metric.cutoff}")

@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from evaluation_fixtures import memory_store, random_store
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_release import write_release
+
+from sqid_lib import evaluation, schemas
+from sqid_lib.errors import EvaluationError, UsageError
+from sqid_lib.evaluation import comparison as comparison_module
+from sqid_lib.evaluation.judged import judged_lists
+from sqid_lib.evaluation.methods import rescaled
+from sqid_lib.evaluation.metrics import expected_random, parse_metrics, per_query, per_query_trec_eval
+from sqid_lib.evaluation.statistics import bootstrap_means, interval, paired_p_values
+from sqid_lib.store import EmbeddingStore
+
+ALL = parse_metrics("ndcg ndcg@3 ndcg@10 p@1 p@5 mrr recall@2 recall@10")
+
+
+def judge(store: Any, scores: list[float], metrics: str = "ndcg", **options: Any) -> list[float]:
+    """Values of a store with one query, for scores in the order of its judgments."""
+    result = evaluation.compare(store, [], scores={"given": scores}, metrics=metrics, resamples=100, **options)
+    return [float(value) for value in result.per_query["given"][0]]
+
+
+# -- measures -------------------------------------------------------------------------------------------------------
+
+
+def test_ndcg_by_hand() -> None:
+    store = memory_store([[(0, "E"), (1, "S"), (2, "C"), (3, "I")]], 4)
+    dcg = 0.0 / math.log2(2) + 0.01 / math.log2(3) + 0.1 / math.log2(4) + 1.0 / math.log2(5)
+    ideal = 1.0 / math.log2(2) + 0.1 / math.log2(3) + 0.01 / math.log2(4)
+    assert judge(store, [1, 2, 3, 4])[0] == pytest.approx(dcg / ideal, abs=1e-15)
+    assert judge(store, [4, 3, 2, 1])[0] == 1.0
+
+
+def test_binary_measures_by_hand() -> None:
+    store = memory_store([[(0, "E"), (1, "E"), (2, "S"), (3, "I")]], 4)
+    values = judge(store, [2, 1, 4, 3], "p@1 p@3 mrr recall@3")
+    assert values[1:] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 2])
+    assert judge(store, [2, 1, 4, 3], "p@1 mrr", relevant="ES")[1:] == [1, 1]
+
+
+def test_ties_go_to_the_smaller_product_id_whatever_the_order_of_rows() -> None:
+    for seed in range(5):
+        store = memory_store([[(5, "I"), (1, "E"), (3, "S")]], 6, shuffle=True, seed=seed)
+        assert judge(store, [0.5, 0.5, 0.5], "mrr p@1")[1:] == [1, 1]  # P001 comes first
+
+
+def test_a_query_without_gains_counts_zero() -> None:
+    store = memory_store([[(0, "I"), (1, "I")], [(0, "E")]], 2)
+    result = evaluation.compare(store, ["clip_text", "random"], resamples=100)
+    assert result.per_query["clip_text"][:, 0].tolist() == [0, 1]
+    assert result.per_query["random"][:, 0].tolist() == [0, 1]
+    assert result.rows[0]["ndcg"] == 0.5
+
+
+def test_swapped_gains_swap_and_say_so() -> None:
+    store = memory_store([[(0, "S"), (1, "C")]], 2)
+    assert judge(store, [1, 0])[0] == 1
+    result = evaluation.compare(store, [], scores={"g": [1, 0]}, gains="esci-repo-swapped", resamples=100)
+    assert result.rows[0]["ndcg"] < 1
+    assert result.rows[0]["gains"] == "esci-repo-swapped"
+    assert "S and C swapped" in str(result)
+    assert "wrong way round" in str(result)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), coarse=st.booleans(), missing=st.floats(0, 1))
+def test_fast_path_equals_trec_eval(seed: int, coarse: bool, missing: float) -> None:
+    store = random_store(seed, shuffle=True)
+    rng = np.random.default_rng(seed)
+    for gains, relevant in (("esci", "E"), ("esci", "ES"), ("esci-repo-swapped", "ESC")):
+        lists = judged_lists(store, gains, relevant=relevant)
+        scores = rng.normal(size=len(lists.row))
+        scores = np.round(scores) if coarse else 1 + 1e-9 * scores  # ties, and what 32-bit floats take for ties
+        scores[rng.random(len(scores)) < missing] = -np.inf
+        metrics = [m for m in ALL if not (m.kind == "mrr" and m.cutoff)]
+        np.testing.assert_allclose(
+            per_query(lists, scores, metrics), per_query_trec_eval(lists, scores, metrics), rtol=0, atol=1e-12
+        )
+
+
+@settings(max_examples=20, deadline=None)
+@given(labels=st.lists(st.sampled_from("ESCI"), min_size=1, max_size=5), cutoff=st.integers(1, 6))
+def test_expected_random_is_the_mean_over_all_orders(labels: list[str], cutoff: int) -> None:
+    store = memory_store([list(enumerate(labels))], len(labels))
+    lists = judged_lists(store)
+    metrics = parse_metrics(f"ndcg ndcg@{cutoff} p@{cutoff} mrr mrr@{cutoff} recall@{cutoff}")
+    orders = [np.array(order, float) for order in itertools.permutations(range(len(labels)))]
+    brute = np.mean([per_query(lists, order, metrics) for order in orders], axis=0)
+    np.testing.assert_allclose(expected_random(lists, metrics), brute, rtol=0, atol=1e-12)
+
+
+def test_ir_measures_engine_gives_the_same_table() -> None:
+    store = random_store(3, without_image=(1, 2))
+    fast, slow = (evaluation.compare(store, engine=engine, resamples=100) for engine in ("fast", "ir-measures"))
+    for method, values in fast.per_query.items():
+        np.testing.assert_allclose(values, slow.per_query[method], rtol=0, atol=1e-12)
+
+
+def test_trec_eval_refuses_relevance_it_cannot_express() -> None:
+    store = memory_store([[(0, "S"), (1, "C")]], 2)
+    with pytest.raises(EvaluationError, match="cannot tell these relevant labels"):
+        evaluation.compare(store, ["clip_text"], gains="esci-repo-swapped", relevant="ES", engine="ir-measures")
+
+
+@pytest.mark.parametrize("text", ["map", "p", "recall", "ndcg@0", "ndcg@-1", "ndcg@1.5", "", "p@1 nope"])
+def test_unknown_metrics_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="unknown metric"):
+        parse_metrics(text)
+
+
+# -- methods --------------------------------------------------------------------------------------------------------
+
+
+def test_cosine_ignores_length_and_equals_brute_force() -> None:
+    store = random_store(5, without_image=(0, 7, 11))
+    store.text_features *= np.random.default_rng(0).uniform(0.1, 50, size=(40, 1)).astype(np.float32)
+    result = evaluation.compare(store, ["clip_text", "clip_image"], resamples=100)
+    for method, vectors in (("clip_text", store.text_features), ("clip_image", store.image_features)):
+        for score, q, p in zip(result.scores[method], result.lists.query, result.lists.product, strict=True):
+            a, b = store.query_features[q].astype(float), vectors[p].astype(float)
+            expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) if b.any() else 0.0
+            assert score == pytest.approx(expected, abs=1e-12)
+
+
+def test_missing_image_scores_zero_even_if_a_vector_is_there() -> None:
+    store = memory_store([[(0, "E"), (1, "S")]], 2)
+    store.has_image[0] = False
+    assert evaluation.compare(store, ["clip_image"], resamples=100).scores["clip_image"][0] == 0
+
+
+def test_missing_text_uses_the_text_score_on_the_scale_of_images() -> None:
+    store = random_store(6, without_image=tuple(range(0, 40, 3)))
+    result = evaluation.compare(store, ["clip_image", "clip_text"], missing="text", resamples=100)
+    there = store.has_image[result.lists.product]
+    image, text = result.scores["clip_image"], result.scores["clip_text"]
+    assert np.array_equal(np.argsort(image[~there]), np.argsort(text[~there]))
+    expected = (text - text[there].mean()) / text[there].std() * image[there].std() + image[there].mean()
+    np.testing.assert_allclose(image[~there], expected[~there])
+    constant = rescaled(np.ones(4), np.array([1.0, 3.0, 0, 0]), np.array([True, True, False, False]))
+    assert constant.tolist() == [2, 2, 2, 2]
+
+
+def test_missing_drop_leaves_the_judgments_out() -> None:
+    store = memory_store([[(0, "E"), (1, "S"), (2, "I")], [(0, "E")]], 3, without_image=(0,))
+    result = evaluation.compare(store, ["clip_text"], missing="drop", resamples=100)
+    assert len(result.lists.row) == 2
+    assert result.query_ids.tolist() == [10]
+    with pytest.raises(EvaluationError, match="nothing to judge"):
+        evaluation.compare(memory_store([[(0, "E")]], 1, without_image=(0,)), missing="drop")
+
+
+def test_fusion_with_a_given_weight_and_of_any_two_methods() -> None:
+    store = random_store(7)
+    methods = ["clip_text", "clip_image", "fusion:0.25", "clip_image+clip_text:0.75", "fusion:0", "fusion:1"]
+    scores = evaluation.compare(store, methods, resamples=100).scores
+    mixed = 0.25 * scores["clip_text"] + 0.75 * scores["clip_image"]
+    np.testing.assert_allclose(scores["fusion:0.25"], mixed)
+    np.testing.assert_allclose(scores["clip_image+clip_text:0.75"], mixed)
+    np.testing.assert_array_equal(scores["fusion:0"], scores["clip_image"])
+    np.testing.assert_array_equal(scores["fusion:1"], scores["clip_text"])
+
+
+def test_fusion_weight_of_a_fold_does_not_depend_on_that_fold() -> None:
+    store = random_store(8, queries=30)
+    before = evaluation.compare(store, ["fusion"], folds=3, resamples=100)
+    fold = np.random.default_rng(0).permutation(30) % 3
+    labels = np.array(store.judgments["esci_label"].to_pylist())
+    inside = fold[store.judgment_query_index] == 0
+    labels[inside] = np.random.default_rng(1).permutation(labels[inside])
+    column = store.judgments.schema.get_field_index("esci_label")
+    store.judgments = store.judgments.set_column(column, "esci_label", [labels.tolist()])
+    after = evaluation.compare(store, ["fusion"], folds=3, resamples=100)
+    assert before.sweeps["fusion"].chosen[0] == after.sweeps["fusion"].chosen[0]
+    assert not np.array_equal(before.per_query["fusion"], after.per_query["fusion"])
+
+
+def test_fusion_chooses_the_better_side() -> None:
+    store = random_store(9, queries=40)
+    best = judged_lists(store).gain
+    good = np.empty(len(best))
+    good[judged_lists(store).row] = best
+    noise = np.random.default_rng(0).normal(size=len(best))
+    result = evaluation.compare(store, ["noise+good"], scores={"good": good, "noise": noise}, resamples=100)
+    assert result.rows[0]["ndcg"] == result.rows[1]["ndcg"] > result.rows[2]["ndcg"]
+    assert set(result.sweeps["noise+good"].chosen) == {0.0}
+    assert result.sweeps["noise+good"].ndcg.argmax() == 0
+
+
+def test_reciprocal_rank_fusion_by_hand() -> None:
+    store = memory_store([[(0, "E"), (1, "S"), (2, "I")]], 3)
+    result = evaluation.compare(store, ["rrf", "clip_text", "clip_image"], resamples=100)
+    ranks = [(-result.scores[m]).argsort().argsort() + 1 for m in ("clip_text", "clip_image")]
+    np.testing.assert_allclose(result.scores["rrf"], 1 / (60 + ranks[0]) + 1 / (60 + ranks[1]))
+
+
+def test_random_draw_follows_the_seed() -> None:
+    store = random_store(10)
+    first, again, other = (
+        evaluation.compare(store, ["random_draw"], seed=seed, resamples=100).scores["random_draw"] for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+# -- statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_interval_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(0).normal(5, 2, size=(400, 1))
+    low, high = interval(bootstrap_means(values, 4_000, 0))
+    error = values.std() / math.sqrt(400)
+    assert low[0] == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert high[0] == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_randomisation_test_equals_all_sign_flips_on_a_small_sample() -> None:
+    differences = np.array([0.3, -0.1, 0.4, 0.25, -0.05, 0.2, 0.15])
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=7)]
+    exact = np.mean(np.array(sums) >= abs(differences.sum()) - 1e-12)
+    p = paired_p_values(np.stack([differences, np.zeros(7)], axis=1), 40_000, 0)
+    assert p[0] == pytest.approx(exact, abs=0.005)
+    assert p[1] == 1
+
+
+def test_rows_hold_intervals_differences_and_the_baseline() -> None:
+    result = evaluation.compare(random_store(11, queries=40), baseline="clip_text")
+    for row in result.rows:
+        assert row["ndcg_low"] <= row["ndcg"] <= row["ndcg_high"]
+        assert row["baseline"] == "clip_text"
+        assert ("delta" in row) == (row["method"] != "clip_text")
+    text, image = result.rows[1], result.rows[2]
+    assert image["delta"] == pytest.approx(image["ndcg"] - text["ndcg"])
+    assert image["delta_low"] <= image["delta"] <= image["delta_high"]
+    assert 0 < image["p_value"] <= 1
+
+
+# -- slices, published numbers --------------------------------------------------------------------------------------
+
+
+def test_slices_split_the_queries() -> None:
+    store = random_store(12, queries=30, without_image=tuple(range(12)))
+    result = evaluation.compare(store, ["clip_text"], slices=("source", "images", "length"), resamples=100)
+    for by in ("source", "images", "length"):
+        rows = [row for row in result.slices if row["slice_by"] == by]
+        assert sum(row["queries"] for row in rows) == 30
+        mean = sum(row["queries"] * row["ndcg"] for row in rows) / 30
+        assert mean == pytest.approx(result.rows[0]["ndcg"])
+    assert {row["slice"] for row in result.slices if row["slice_by"] == "source"} == {"other", "negations"}
+    assert "source: negations (15 queries)" in str(result)
+    parsed = json.loads(result.to_json())
+    assert parsed[0]["slices"]["source"]["other"]["queries"] == 15
+
+
+def test_published_numbers_only_beside_the_official_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_store(13)
+    assert all("published" not in row for row in evaluation.compare(store).rows)
+    counts = {"products": 40, "queries": 12, "judgments": store.judgments.num_rows}
+    monkeypatch.setattr(schemas, "PUBLISHED_COUNTS", counts)
+    result = evaluation.compare(store)
+    assert [row["published"] for row in result.rows] == [0.7483, 0.8107, 0.8225, None, None]
+    assert "published" in str(result)
+    assert "0.8225" in str(result)
+    assert "published" not in evaluation.compare(store, gains="esci-repo-swapped").rows[0]
+    monkeypatch.setattr(schemas, "PUBLISHED_COUNTS", {**counts, "judgments": 1})
+    assert "published" not in evaluation.compare(store).rows[0]
+
+
+# -- output ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_real_store_from_a_release(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", queries=20, products=80, per_query=12)
+    store = EmbeddingStore.open(release, cache_dir=tmp_path / "cache")
+    result = evaluation.compare(store)
+    rows = json.loads(result.to_json())
+    assert [row["method"] for row in rows] == ["random", "clip_text", "clip_image", "fusion", "rrf"]
+    assert list(rows[0])[:4] == ["method", "ndcg", "ndcg_low", "ndcg_high"]
+    assert rows[2]["ndcg"] > rows[0]["ndcg"]  # the release is made so that its vectors know something
+    lines = list(csv.DictReader(io.StringIO(result.to_csv())))
+    assert [float(line["ndcg"]) for line in lines] == [row["ndcg"] for row in rows]
+    values = list(csv.DictReader(io.StringIO(result.per_query_csv())))
+    assert len(values) == 5 * 20
+    assert np.mean([float(v["ndcg"]) for v in values if v["method"] == "rrf"]) == pytest.approx(rows[4]["ndcg"])
+    again = evaluation.compare(store)
+    assert again.to_json() == result.to_json()
+
+
+def test_table_is_aligned() -> None:
+    table = str(evaluation.compare(random_store(14), resamples=100)).split("\n\n")[0].splitlines()
+    assert table[0].split()[:2] == ["method", "nDCG"]
+    end = table[0].index("nDCG") + 4
+    assert all(line[end - 6 : end].count(".") == 1 for line in table[1:])
+
+
+def test_plot_writes_a_picture(tmp_path: Path) -> None:
+    from PIL import Image
+
+    result = evaluation.compare(random_store(15), resamples=100)
+    with Image.open(result.plot(tmp_path / "new" / "table.png")) as picture:
+        picture.load()
+        assert len(picture.getcolors(10**6) or []) > 10
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["table.png"]
+    with pytest.raises(UsageError, match="unknown picture format"):
+        result.plot(tmp_path / "table.exe")
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["nope"]}, "unknown method"),
+        ({"methods": ["clip_text+nope"]}, "unknown method"),
+        ({"methods": ["clip_text:3"]}, "unknown method"),
+        ({"methods": ["fusion:1.5"]}, "bad fusion weight"),
+        ({"methods": ["fusion:nan"]}, "bad fusion weight"),
+        ({"methods": ["fusion:x"]}, "bad fusion weight"),
+        ({"methods": []}, "no method"),
+        ({"methods": ["random"], "baseline": "clip_text"}, "baseline is not compared"),
+        ({"gains": "other"}, "unknown gains"),
+        ({"missing": "guess"}, "unknown missing"),
+        ({"relevant": "I"}, "unknown relevant"),
+        ({"slices": ["brand"]}, "unknown slice"),
+        ({"engine": "java"}, "unknown engine"),
+        ({"resamples": 1}, "too few resamples"),
+        ({"metrics": "map"}, "unknown metric"),
+    ],
+)
+def test_wrong_usage(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as failure:
+        evaluation.compare(random_store(16), **options)
+    assert "\n" not in str(failure.value)
+
+
+def test_scores_that_cannot_be_ranked_name_the_pair() -> None:
+    store = memory_store([[(0, "E"), (1, "S")]], 2)
+    with pytest.raises(EvaluationError, match="mine, query_id 10, product_id P001: scores must be finite"):
+        evaluation.compare(store, scores={"mine": [1, math.nan]})
+    with pytest.raises(EvaluationError, match=r"do not fit.*\(2,\).*\(3,\)"):
+        evaluation.compare(store, scores={"mine": [1, 2, 3]})
+    store.text_features[1, 0] = np.nan
+    with pytest.raises(EvaluationError, match="finite"):
+        evaluation.compare(store, ["clip_text"])
+
+
+def test_a_pair_judged_twice_is_refused() -> None:
+    store = memory_store([[(0, "E"), (1, "S"), (0, "I")]], 2)
+    with pytest.raises(EvaluationError, match=r"query_id 10: a product is judged twice.*P000"):
+        evaluation.compare(store)
+
+
+def test_unknown_labels_are_refused() -> None:
+    with pytest.raises(EvaluationError, match=r"judgment 1: unknown label.*'X'"):
+        evaluation.compare(memory_store([[(0, "E"), (1, "X")]], 2))
+
+
+def test_choosing_a_weight_needs_other_queries() -> None:
+    store = memory_store([[(0, "E"), (1, "S")]], 2)
+    with pytest.raises(EvaluationError, match="on other queries"):
+        evaluation.compare(store, ["fusion"])
+    assert evaluation.compare(store, ["fusion:0.5"], resamples=100).rows[0]["queries"] == 1
+
+
+def test_slice_bounds_cover_every_list() -> None:
+    store = memory_store([[(p, "E") for p in range(n)] for n in (1, 10, 11, 20, 21, 40, 41)], 41)
+    slices = comparison_module.slice_queries(store, judged_lists(store), "length")
+    assert {name: int(chosen.sum()) for name, chosen in slices.items()} == {
+        "1–10": 2,
+        "11–20": 2,
+        "21–40": 2,
+        "over 40": 1,
+    }
