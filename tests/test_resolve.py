@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from builder.recipe import Esci, Recipe, Resolve
+from builder.resolve import resolve
+from sqid_lib import schemas
+from sqid_lib.errors import (
+    CorruptFileError,
+    DuplicateKeyError,
+    EmptyFileError,
+    HtmlPageError,
+    LfsPointerError,
+    MissingFileError,
+    SchemaError,
+    SourceError,
+)
+
+MAIN = [("0060538260", "us"), ("B01", "es"), ("B01", "us"), ("NA", "us"), ("nan", "us"), ("null", "us")]
+SUPP = [("B09", "us")]
+URL = "https://images.example/I/{}.jpg"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    work = tmp_path / "work"
+    (work / "sample").mkdir(parents=True)
+    for name, keys in (("products", MAIN), ("supp", SUPP)):
+        rows = [{"product_id": product, "product_locale": locale, "product_title": "t"} for product, locale in keys]
+        pq.write_table(pa.Table.from_pylist(rows, schemas.PRODUCTS_SCHEMA), work / "sample" / f"{name}.parquet")
+    return work
+
+
+def resolved(work: Path, *tables: Path | str) -> list[dict[str, Any]]:
+    recipe = Recipe("t", "1", Esci("."), resolve=Resolve(tables=tuple(str(t) for t in tables)))
+    resolve(recipe, work)
+    table = pq.read_table(work / "resolve" / "urls.parquet")
+    assert table.schema.equals(schemas.RESOLVED_SCHEMA)
+    assert table["part"].to_pylist() == ["main"] * len(MAIN) + ["supp"] * len(SUPP)
+    assert list(zip(*(table[c].to_pylist() for c in ("product_id", "product_locale")), strict=True)) == MAIN + SUPP
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def urls(work: Path, *tables: Path | str) -> dict[str, str | None]:
+    return {f"{r['product_id']}/{r['product_locale']}": r["image_url"] for r in resolved(work, *tables)}
+
+
+def write(path: Path, data: bytes | str) -> Path:
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def json_lines(rows: Sequence[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_csv_gives_urls_statuses_and_sources(work: Path, tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "urls.csv",
+        f"product_id,image_url\n0060538260,{URL.format('a')}\nB01,{URL.format('01RmK%2BJ4pJL')}\nnan,\n"
+        f"null,{schemas.GENERIC_IMAGE_URL}\nB09,{URL.format('x%7Cy')}\nOTHER,{URL.format('o')}\n",
+    )
+    rows = {f"{r['product_id']}/{r['product_locale']}": r for r in resolved(work, table)}
+    assert {k: r["image_status"] for k, r in rows.items()} == {
+        "0060538260/us": "ok",
+        "B01/es": "placeholder",
+        "B01/us": "placeholder",
+        "NA/us": "missing",
+        "nan/us": "missing",
+        "null/us": "generic",
+        "B09/us": "ok",
+    }
+    assert rows["B09/us"]["image_url"] == URL.format("x%7Cy")
+    assert rows["B01/us"]["image_url"] == URL.format("01RmK%2BJ4pJL")
+    assert rows["nan/us"]["image_url"] is None
+    assert (rows["nan/us"]["source"], rows["B09/us"]["source"]) == (None, "urls.csv")
+
+
+def test_csv_of_spreadsheets_keeps_ids_as_text(work: Path, tmp_path: Path) -> None:
+    lines = ["product_id,image_url", f'0060538260,"{URL.format("a,b")}"', f"NA,{URL.format('na')}"]
+    lines.append(f"nan,{URL.format('n')}")
+    table = write(tmp_path / "urls.csv", b"\xef\xbb\xbf" + "".join(f"{line}\r\n" for line in lines).encode())
+    found = urls(work, table)
+    assert found["0060538260/us"] == URL.format("a,b")
+    assert (found["NA/us"], found["nan/us"], found["null/us"]) == (URL.format("na"), URL.format("n"), None)
+
+
+def test_locale_column_tells_the_same_id_apart(work: Path, tmp_path: Path) -> None:
+    rows = [("B01", "us", URL.format("us")), ("B01", "es", URL.format("es")), ("NA", "jp", URL.format("jp"))]
+    names = ["product_id", "product_locale", "image_url"]
+    table = pa.table([pa.array(c, pa.large_string()) for c in zip(*rows, strict=True)], names=names)
+    pq.write_table(table, tmp_path / "urls.parquet")
+    found = urls(work, tmp_path / "urls.parquet")
+    assert (found["B01/us"], found["B01/es"], found["NA/us"]) == (URL.format("us"), URL.format("es"), None)
+
+
+def test_first_table_with_an_url_wins(work: Path, tmp_path: Path) -> None:
+    first = write(tmp_path / "first.csv", f"product_id,image_url\nB01,{URL.format(1)}\nNA,\nnull,  \n")
+    second = write(
+        tmp_path / "second.csv",
+        f"image_url,product_id\n{URL.format(2)},B01\n{URL.format(2)},NA\n{URL.format(2)},null\n",
+    )
+    rows = {r["product_id"]: (r["image_url"], r["source"]) for r in resolved(work, first, second)}
+    assert rows["B01"] == (URL.format(1), "first.csv")
+    assert rows["NA"] == rows["null"] == (URL.format(2), "second.csv")
+    assert rows["nan"] == (None, None)
+
+
+def test_no_table_leaves_every_url_missing(work: Path) -> None:
+    assert {r["image_status"] for r in resolved(work)} == {"missing"}
+
+
+ESCI_S = [
+    {"type": "error", "asin": "nan", "locale": "us", "error": "not found"},
+    {"type": "product", "asin": "B01", "locale": "us", "image": URL.format("us")},
+    {"type": "product", "asin": "B01", "locale": "es", "image": URL.format("es")},
+    {"type": "product", "asin": "B01", "locale": "us", "image": URL.format("crawled again")},
+    {
+        "asin": "NA",
+        "locale": "us",
+        "image": "https://m.media-amazon.com/images/W/IMAGERENDERING_521856-T1/images/I/71abc._AC_SX425_.jpg",
+    },
+    {"asin": "null", "locale": "us", "image": None},
+    {"asin": "B09", "locale": "us", "image": ""},
+]
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.Codec("zstd").compress(data, asbytes=True))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstd)]
+)
+def test_esci_s_lines_plain_and_compressed(work: Path, tmp_path: Path, suffix: str, pack: Any) -> None:
+    found = urls(work, write(tmp_path / f"esci.json{suffix}", pack(json_lines(ESCI_S))))
+    assert (found["B01/us"], found["B01/es"]) == (URL.format("us"), URL.format("es"))
+    assert found["NA/us"] == "https://m.media-amazon.com/images/I/71abc._AC_SX425_.jpg"
+    assert found["null/us"] is found["nan/us"] is found["B09/us"] is None
+
+
+def test_amazon_reviews_take_the_best_rendition_of_the_main_picture(work: Path, tmp_path: Path) -> None:
+    def image(variant: str, hi_res: str | None, large: str | None, thumb: str | None) -> dict[str, str | None]:
+        return {"variant": variant, "hi_res": hi_res, "large": large, "thumb": thumb}
+
+    rows = [
+        {"parent_asin": "B01", "images": [image("PT01", "p", "p", "p"), image("MAIN", "hi", "large", "thumb")]},
+        {"parent_asin": "NA", "images": [image("MAIN", None, "large", "thumb")]},
+        {"parent_asin": "nan", "images": [image("MAIN", None, "", "thumb")]},
+        {"parent_asin": "null", "images": [image("PT01", "p", "p", "p")]},
+        {"parent_asin": "B09", "images": {"variant": ["PT01", "MAIN"], "hi_res": ["p", None], "large": ["p", "l"]}},
+        {"parent_asin": "0060538260", "images": []},
+    ]
+    found = urls(work, write(tmp_path / "meta.jsonl", json_lines(rows)))
+    assert found == {
+        "B01/us": "hi",
+        "B01/es": "hi",
+        "NA/us": "large",
+        "nan/us": "thumb",
+        "null/us": None,
+        "B09/us": "l",
+        "0060538260/us": None,
+    }
+
+
+def test_one_url_said_twice_is_no_conflict(work: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "urls.csv", f"product_id,image_url\nB01,{URL.format(1)}\nB01,{URL.format(1)}\nB01,\n")
+    assert urls(work, table)["B01/us"] == URL.format(1)
+
+
+def test_two_urls_of_one_product_are_refused_and_named(work: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "urls.csv", f"product_id,image_url\nB01,{URL.format(1)}\nB01,{URL.format(2)}\n")
+    with pytest.raises(DuplicateKeyError, match=r"urls\.csv.*'B01' with https://images.example/I/1.jpg and .*2\.jpg"):
+        resolved(work, table)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error"),
+    [
+        ("a.csv", POINTER, LfsPointerError),
+        ("a.parquet", POINTER, LfsPointerError),
+        ("a.jsonl", POINTER, LfsPointerError),
+        ("a.jsonl.zst", POINTER, LfsPointerError),
+        ("a.csv", b"<!DOCTYPE html><html></html>", HtmlPageError),
+        ("a.parquet", b"<html></html>", HtmlPageError),
+        ("a.jsonl", b"<html></html>", HtmlPageError),
+        ("a.csv", b"", EmptyFileError),
+        ("a.parquet", b"", EmptyFileError),
+        ("a.jsonl", b"", EmptyFileError),
+        ("a.jsonl.gz", gzip.compress(b""), EmptyFileError),
+        ("a.csv", b"asin,url\nB01,x\n", SchemaError),
+        ("a.jsonl", b'{"id": 1}\n', SchemaError),
+        ("a.csv", b"product_id,image_url\nB01,x,y,z\n", CorruptFileError),
+        ("a.parquet", b"PAR1" + b"\x00" * 50, CorruptFileError),
+        ("a.jsonl", b'{"asin": "B01", "image": "x"}\n{"asin": "B0', CorruptFileError),
+        ("a.jsonl", b"[1]\n", CorruptFileError),
+        ("a.jsonl.gz", gzip.compress(json_lines(ESCI_S))[:-12], CorruptFileError),
+        ("a.jsonl.zst", zstd(json_lines(ESCI_S))[:-3], CorruptFileError),
+        ("a.jsonl.zst", b"not zstd at all", CorruptFileError),
+    ],
+)
+def test_files_that_are_no_table_are_refused_and_nothing_is_written(
+    work: Path, tmp_path: Path, name: str, data: bytes, error: type[SourceError]
+) -> None:
+    table = write(tmp_path / name, data)
+    with pytest.raises(error, match=name):
+        resolved(work, table)
+    assert not (work / "resolve" / "urls.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["gone.csv", "gone.parquet", "gone.jsonl.zst"])
+def test_missing_tables_are_named(work: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(MissingFileError, match=name):
+        resolved(work, tmp_path / name)
+
+
+def test_json_lines_name_the_damaged_line(work: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "a.jsonl", b'{"asin": "B01"}\n\n{"asin": \n')
+    with pytest.raises(CorruptFileError, match="line 3 is not JSON"):
+        resolved(work, table)
+
+
+def test_same_inputs_give_the_same_bytes(work: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "urls.csv", f"product_id,image_url\nB01,{URL.format(1)}\n")
+    contents = []
+    for _ in range(2):
+        resolved(work, table)
+        contents.append((work / "resolve" / "urls.parquet").read_bytes())
+    assert contents[0] == contents[1]
+    assert [p.name for p in (work / "resolve").iterdir()] == ["urls.parquet"]
