@@ -1,1 +1,231 @@
-"""t"""
+"""Loading script and loader of SQID, the Shopping Queries Image Dataset: ESCI joined with image urls and embeddings.
+
+`sqid.load("product_features", split="test")` gives the joined rows of the published files, or of your own; in datasets
+3.x this same file is a loading script: `load_dataset("sqid.py", "urls", trust_remote_code=True)`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from sqid_lib import loading, schemas, sources
+from sqid_lib.errors import SqidError, UsageError
+from sqid_lib.selection import Selection
+
+_CITATION = """\
+@article{ghossein2024sqid,
+  title = {Shopping Queries Image Dataset (SQID): An Image-Enriched ESCI Dataset for Exploring Multimodal Learning in
+           Product Search},
+  author = {Al Ghossein, Marie and Chen, Ching-Wei and Tang, Jason},
+  journal = {arXiv preprint arXiv:2405.15190},
+  year = {2024}
+}
+@article{reddy2022shopping,
+  title = {Shopping Queries Dataset: A Large-Scale {ESCI} Benchmark for Improving Product Search},
+  author = {Reddy, Chandan K. and others},
+  journal = {arXiv preprint arXiv:2206.06588},
+  year = {2022}
+}
+"""
+
+
+@dataclass
+class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
+    """What to load.
+
+    Attributes:
+        esci: directory, https url or hf:// of the three official ESCI files; default: the official repository.
+        artifacts: the same for the SQID files or a release; default: the published Hub dataset.
+        esci_version: "small" or "large"; `version="large"` is understood too.
+        esci_split: ESCI split, or a list of them; each becomes a split of the dataset.
+        locale: product locale, or a list of them.
+        supp_min_judgments: least number of judgments of a supplementary product.
+        artifacts_locale: locale of artifact rows that do not say theirs.
+    """
+
+    esci: str | os.PathLike[str] | None = None
+    artifacts: str | os.PathLike[str] | None = None
+    esci_version: str = "small"
+    esci_split: str | list[str] = "test"
+    locale: str | list[str] = "us"
+    supp_min_judgments: int = 2
+    artifacts_locale: str = schemas.CLASSIC_LOCALE
+
+    def selection(self) -> Selection:
+        """The cut of ESCI; UsageError for what ESCI does not hold."""
+        return Selection(self.esci_version, _several(self.esci_split), _several(self.locale), self.supp_min_judgments)
+
+
+def _several(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
+    """The builder of the joined configs; see `load` for the short way.
+
+    The cache key covers every option and the content of every file (etag, commit, or size and time).
+
+    Raises:
+        UsageError: an unknown config, version, split or locale.
+        SourceError, ContractError: from `download_and_prepare` and `as_streaming_dataset`.
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = SqidConfig
+    BUILDER_CONFIGS = [  # noqa: RUF012 - datasets names and reads it
+        SqidConfig(name=name, version=datasets.Version("1.0.0"), description=schemas.CONFIG_SUMMARY[name])
+        for name in schemas.CONFIGS
+    ]
+    DEFAULT_CONFIG_NAME = schemas.DEFAULT_CONFIG
+
+    def __init__(
+        self,
+        cache_dir: str | None = None,
+        dataset_name: str | None = None,
+        config_name: str | None = None,
+        hash: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if config_name is not None and config_name not in schemas.CONFIGS:
+            raise UsageError(
+                f"unknown config {config_name!r}", expected=" or ".join(schemas.CONFIGS), fix="Name one of these."
+            )
+        if kwargs.get("version") in schemas.VERSIONS:
+            kwargs["esci_version"] = kwargs.pop("version")
+        for option in ("esci", "artifacts"):
+            if kwargs.get(option) is not None:
+                kwargs[option] = _place(kwargs[option])
+        self._files, self._trouble = self._find(config_name or schemas.DEFAULT_CONFIG, kwargs, cache_dir)
+        key = "-".join(filter(None, [hash, loading.fingerprint(self._files)]))
+        super().__init__(
+            cache_dir=cache_dir, dataset_name=dataset_name or "sqid", config_name=config_name, hash=key, **kwargs
+        )
+
+    @staticmethod
+    def _find(
+        config: str, options: dict[str, Any], cache_dir: str | None
+    ) -> tuple[dict[str, tuple[sources.File, ...]], SqidError | None]:
+        esci = options.get("esci") or sources.ESCI_URL
+        artifacts = options.get("artifacts") or sources.SQID_URL
+        try:
+            return loading.find_files(config, esci, artifacts, cache_dir), None
+        except SqidError as error:  # told when the rows are asked for: a builder also answers questions without files
+            return {}, error
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(
+            description=f"SQID {self.config.name}: {schemas.CONFIG_SUMMARY[self.config.name]}.",
+            features=schemas.config_features(self.config.name),
+            homepage="https://github.com/Crossing-Minds/shopping-queries-image-dataset",
+            citation=_CITATION,
+            license="MIT (SQID), Apache-2.0 (ESCI)",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        if self._trouble is not None:
+            raise self._trouble
+        config: SqidConfig = self.config
+        files = loading.local_paths(
+            self._files, self._cache_dir_root, dl_manager.download_config, streaming=bool(dl_manager.is_streaming)
+        )
+        scratch = os.path.join(self._cache_dir_root, "sqid-scratch")  # noqa: PTH118
+        plans = {
+            split: loading.Plan(config.name, cut, files, config.artifacts_locale, scratch)
+            for split, cut in loading.splits(config.name, config.selection()).items()
+        }
+        width = loading.width(next(iter(plans.values())))
+        self.info.features = schemas.config_features(config.name, width)
+        shards = list(range(loading.SHARDS))  # a list: what datasets shares out among workers and nodes
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards, "plan": plan})
+            for split, plan in plans.items()
+        ]
+
+    def _generate_tables(self, shards: list[int], plan: loading.Plan) -> Iterator[tuple[str, pa.Table]]:
+        for i, table in enumerate(loading.tables(plan, list(shards))):
+            yield f"{shards[0]}-{i}", table
+
+    def _as_dataset(self, split: Any = "train", in_memory: bool = False) -> datasets.Dataset:
+        rows = self.info.splits.get(str(split)) if self.info.splits else None
+        if rows is not None and not rows.num_examples:  # datasets refuses a split without rows; none is an answer too
+            empty = self.info.features.arrow_schema.empty_table()
+            return datasets.Dataset(empty, info=self.info.copy(), split=datasets.NamedSplit(str(split)))
+        return super()._as_dataset(split=split, in_memory=in_memory)
+
+    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """As in datasets, but our errors come as themselves, not wrapped."""
+        try:
+            super().download_and_prepare(*args, **kwargs)
+        except datasets.exceptions.DatasetGenerationError as error:
+            if isinstance(error.__cause__, SqidError):
+                raise error.__cause__ from None
+            raise
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    path = os.fspath(path)
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
+
+
+def load(
+    config: str = schemas.DEFAULT_CONFIG,
+    split: str | None = None,
+    *,
+    esci: str | os.PathLike[str] | None = None,
+    artifacts: str | os.PathLike[str] | None = None,
+    version: str = "small",
+    locale: str | list[str] = "us",
+    streaming: bool = False,
+    cache_dir: str | None = None,
+    num_proc: int | None = None,
+    download_mode: str | None = None,
+    **options: Any,
+) -> Any:
+    """A joined config, straight from the published files or from yours.
+
+    Args:
+        config: urls, product_features, query_features, supp or judgments.
+        split: "test" (default cut), "train", "train+test", "test[:10%]"; None for a dict of the splits. supp has
+            the one split "train".
+        esci: directory, https url or hf://datasets/ORG/NAME[@REVISION] of the official ESCI files.
+        artifacts: the same for the four SQID files or a release.
+        version: "small" or "large".
+        locale: "us", "es", "jp" or a list of them.
+        streaming: rows as they are read, nothing prepared on disk.
+        cache_dir: default: that of datasets.
+        num_proc: processes that prepare the rows.
+        download_mode: as in `datasets.load_dataset`.
+        options: further fields of `SqidConfig`.
+
+    Returns:
+        Dataset or DatasetDict, when streaming IterableDataset or IterableDatasetDict. Vectors are fixed lists of
+        float32, never null: zeros with `has_image` false where there is no picture.
+
+    Raises:
+        UsageError: an unknown config, split, version or locale.
+        SourceError: a file is missing, unreadable, or not what it should be.
+        ContractError: duplicated keys, unknown labels, judged products without a row.
+    """
+    if "esci_split" not in options and config != schemas.SUPP and split is not None:
+        options["esci_split"] = list(dict.fromkeys(re.findall(r"[a-z]+", re.sub(r"\[[^\]]*\]", "", str(split)))))
+    builder = Sqid(
+        cache_dir=cache_dir,
+        config_name=config,
+        esci=esci,
+        artifacts=artifacts,
+        esci_version=version,
+        locale=locale,
+        **options,
+    )
+    builder.config.selection()
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
+    builder.download_and_prepare(download_mode=download_mode, num_proc=num_proc)
+    return builder.as_dataset(split=split)

@@ -1,1 +1,24 @@
-"""sqid_lib: what users import."""
+"""sqid_lib: what users import. Opening it costs only the base packages; torch and transformers wait until used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqid_lib import evaluation
+    from sqid_lib.encoders import load_encoder
+    from sqid_lib.store import EmbeddingStore
+    from sqid_lib.hub_stream import stream_pairs
+
+__all__ = ["EmbeddingStore", "evaluation", "load_encoder", "stream_pairs"]
+
+_HOMES = {"EmbeddingStore": "store", "load_encoder": "encoders", "stream_pairs": "hub_stream"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "evaluation":
+        return importlib.import_module("sqid_lib.evaluation")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"sqid_lib.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'sqid_lib' has no attribute {name!r}")

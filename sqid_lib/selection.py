@@ -187,6 +187,14 @@ def product_texts(path: str, keys: pa.Table, columns: Sequence[str], *, where: s
                 yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
 
 
+def known_products(path: str, keys: pa.Table, *, where: str | None = None) -> int:
+    """How many of `keys` (product_id, product_locale) the products file holds."""
+    schema = pa.schema([f for f in schemas.PRODUCTS_SCHEMA if f.name in schemas.PRODUCT_KEY])
+    with open_parquet(path, schema, where=where) as file, telling(where or path):
+        positions = _positions(file, keys, schema, where or path)
+    return len(np.unique(positions[positions >= 0]))
+
+
 def _positions(file: Any, keys: pa.Table, key_schema: pa.Schema, where: str) -> np.ndarray:
     """For every row of the file its position in `keys`, -1 where it is none: int32 [rows]."""
     wanted = key_strings(keys)

@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,10 +145,8 @@ class Vectors:
             self._scratch.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryFile(dir=self._scratch) as stream:  # unnamed: gone with the process, however it ends
-                for file, where in zip(self._files, self._where, strict=True):
-                    with telling(where):
-                        for batch in file.iter_batches(_BATCH_ROWS, columns=list(self.columns)):
-                            stream.write(memoryview(self._dense(pa.Table.from_batches([batch]), where)).cast("B"))
+                for block in self._blocks():
+                    stream.write(block.data)
                 stream.flush()
                 return np.memmap(stream, np.float32, "r", shape=shape)
         except OSError as error:
@@ -160,6 +158,16 @@ class Vectors:
                 expected=f"{int(np.prod(shape)) * 4 / 1e9:.1f} GB free",
                 fix="Free some space, or name another cache_dir.",
             ) from error
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for file, where in zip(self._files, self._where, strict=True):
+            batches = file.iter_batches(_BATCH_ROWS, columns=list(self.columns))
+            while True:
+                with telling(where):  # what the writer of the copy raises is not the file's fault
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                yield self._dense(pa.Table.from_batches([batch]), where)
 
     def close(self) -> None:
         """Let go of files and copies."""

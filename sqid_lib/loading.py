@@ -1,0 +1,247 @@
+"""From files to the rows of a config, shard by shard; what sqid.py hands to datasets."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sqid_lib import joins, schemas, selection, sources
+from sqid_lib.errors import SourceError
+from sqid_lib.selection import Selection
+from sqid_lib.sources import File
+from sqid_lib.tables import open_parquet, read_parquet
+from sqid_lib.vectors import Vectors
+
+SHARDS = 16  # what DataLoader workers and nodes share out
+_BLOCK_SHARDS_ROWS = 400_000
+
+_ESCI_TABLES = ("examples", "products", "sources")
+_TABLES = {
+    schemas.URLS: ("examples", "products", "product_urls", "product_status"),
+    schemas.FEATURES: ("examples", "products", "product_urls", "product_status", "product_features"),
+    schemas.QUERIES: ("examples", "sources", "query_features"),
+    schemas.SUPP: ("examples", "products", "supp_urls", "supp_status"),
+    schemas.JUDGMENTS: ("examples",),
+}
+_RANGED = ("products", "product_features")  # large: a stream reads what it needs of them by ranges
+
+Paths = tuple[tuple[str, str], ...]  # (where to read, name in messages)
+
+
+def find_files(config: str, esci: str, artifacts: str, cache_dir: str | None) -> dict[str, tuple[File, ...]]:
+    """The files a config needs, by table; errors as `sources.find`."""
+    return {
+        table: sources.find(esci if table in _ESCI_TABLES else artifacts, table, cache_dir) for table in _TABLES[config]
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that makes the rows of one split: hashable and small, so that it travels to worker processes.
+
+    Attributes:
+        config: one of `schemas.CONFIGS`.
+        selection: the cut; for a main config its splits are just this one.
+        files: table → paths, as items.
+        locale: locale of artifact rows that do not say theirs.
+        scratch: directory for temporary copies of vectors.
+    """
+
+    config: str
+    selection: Selection
+    files: tuple[tuple[str, Paths], ...]
+    locale: str
+    scratch: str | None
+
+    def paths(self, table: str) -> Paths:
+        return dict(self.files).get(table, ())
+
+
+def local_paths(
+    files: Mapping[str, tuple[File, ...]], cache_dir: str | None, download_config: object, *, streaming: bool
+) -> tuple[tuple[str, Paths], ...]:
+    """Download what must be here; in a stream, large remote files stay where they are if ranges of them can be read."""
+
+    def path(table: str, file: File) -> str:
+        if streaming and not file.local and table in _RANGED and _ranges(file.url):
+            return file.url
+        return sources.download(file, cache_dir, download_config)
+
+    return tuple((table, tuple((path(table, f), f.url) for f in found)) for table, found in files.items())
+
+
+def _ranges(url: str) -> bool:
+    try:
+        open_parquet(url, pa.schema([])).close()
+    except SourceError:
+        raise
+    except Exception:  # a server without ranges: fsspec and its http library say so in several ways
+        return False
+    return True
+
+
+def width(plan: Plan) -> int:
+    """Floats in a vector of the config; the published width for configs without vectors."""
+    table = {schemas.FEATURES: "product_features", schemas.QUERIES: "query_features"}.get(plan.config)
+    if table is None:
+        return schemas.PUBLISHED_WIDTH
+    return _open_vectors(plan, table).width
+
+
+def tables(plan: Plan, shards: Sequence[int]) -> Iterator[pa.Table]:
+    """The rows of some of the SHARDS shards of a config, in order, as tables of its schema."""
+    rows = _joined(plan)
+    for first, last in _runs(sorted(shards)):
+        yield from rows.between(rows.count * first // SHARDS, rows.count * (last + 1) // SHARDS)
+    if SHARDS - 1 in shards:
+        _joined.cache_clear()  # the end: give the memory back
+
+
+def _runs(shards: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring shards as (first, last)."""
+    start = 0
+    for i in range(1, len(shards) + 1):
+        if i == len(shards) or shards[i] != shards[i - 1] + 1:
+            yield shards[start], shards[i - 1]
+            start = i
+
+
+@functools.lru_cache(maxsize=1)
+def _joined(plan: Plan) -> _Rows:
+    special: dict[str, type[_Rows]] = {
+        schemas.JUDGMENTS: _Judgments,
+        schemas.QUERIES: _Queries,
+        schemas.FEATURES: _Features,
+    }
+    return special.get(plan.config, _Urls)(plan)
+
+
+def _examples(plan: Plan, *columns: str) -> pa.Table:
+    path, where = plan.paths("examples")[0]
+    return selection.read_examples(path, plan.selection, [*columns, "split"], where=where)
+
+
+def _open_vectors(plan: Plan, table: str) -> Vectors:
+    opener = joins.open_product_vectors if table == "product_features" else joins.open_query_vectors
+    return opener(plan.paths(table), Path(plan.scratch) if plan.scratch else None)
+
+
+class _Rows(Protocol):
+    """The rows of a config; `between` gives a range of them."""
+
+    count: int
+
+    def __init__(self, plan: Plan) -> None: ...
+
+    def between(self, start: int, stop: int) -> Iterator[pa.Table]: ...
+
+
+class _Judgments:
+    def __init__(self, plan: Plan) -> None:
+        columns = ("example_id", "query", "query_id", "product_id", "product_locale", "esci_label")
+        self.table = selection.judgments(_examples(plan, *columns), plan.selection)
+        self.count = self.table.num_rows
+
+    def between(self, start: int, stop: int) -> Iterator[pa.Table]:
+        yield self.table.slice(start, stop - start)
+
+
+class _Queries:
+    def __init__(self, plan: Plan) -> None:
+        known = selection.read_sources(*plan.paths("sources")[0][:1], where=plan.paths("sources")[0][1])
+        self.table = selection.queries(_examples(plan, "query_id", "query"), plan.selection, known)
+        self.count = self.table.num_rows
+        self.vectors = _open_vectors(plan, "query_features")
+        self.rows = joins.find_rows(self.vectors, self.table)
+        self.vectors.prepare(self.rows)
+        strange = joins.outside(self.vectors.keys, self.table)
+        if strange.num_rows:
+            path, where = plan.paths("examples")[0]
+            every = read_parquet(path, pa.schema([("query_id", pa.int64())]), where=where).column(0)
+            known_ids = int(pc.sum(pc.is_in(strange.column(0), value_set=every.combine_chunks())).as_py())
+            _warn_dropped(strange.num_rows - known_ids, plan.paths("query_features"))
+
+    def between(self, start: int, stop: int) -> Iterator[pa.Table]:
+        yield from joins.query_features(self.table.slice(start, stop - start), self.vectors, self.rows[start:stop])
+
+
+class _Urls:
+    """urls and supp; the texts of a block of rows are read at once and kept while its shards are asked for."""
+
+    columns: tuple[str, ...] = schemas.TEXT_COLUMNS
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        part = schemas.SUPPLEMENTARY if plan.config == schemas.SUPP else schemas.MAIN
+        examples = _examples(plan, "product_id", "product_locale")
+        self.keys = selection.product_keys(examples, plan.selection, part)
+        self.count = self.keys.num_rows
+        kind = "supp" if plan.config == schemas.SUPP else "product"
+        urls, statuses = plan.paths(f"{kind}_urls"), plan.paths(f"{kind}_status")
+        self.image_urls = joins.read_image_urls(urls, plan.locale, statuses if statuses != urls else ())
+        self._block: tuple[int, pa.Table] | None = None
+        self._count_strangers(joins.outside(self.image_urls, self.keys), urls)
+
+    def _count_strangers(self, keys: pa.Table, paths: Paths) -> None:
+        if keys.num_rows:
+            path, where = self.plan.paths("products")[0]
+            _warn_dropped(keys.num_rows - selection.known_products(path, keys, where=where), paths)
+
+    def texts(self, start: int, stop: int) -> Iterator[pa.Table]:
+        while start < stop:
+            block, offset = divmod(start, _BLOCK_SHARDS_ROWS)
+            table = self._texts_of(block).slice(offset, stop - start)
+            yield table
+            start += table.num_rows
+
+    def _texts_of(self, block: int) -> pa.Table:
+        if self._block is None or self._block[0] != block:
+            self._block = None  # the old block goes before the new one comes
+            keys = self.keys.slice(block * _BLOCK_SHARDS_ROWS, _BLOCK_SHARDS_ROWS)
+            path, where = self.plan.paths("products")[0]
+            texts = list(selection.product_texts(path, keys, self.columns, where=where))
+            self._block = (block, pa.concat_tables(texts))
+        return self._block[1]
+
+    def between(self, start: int, stop: int) -> Iterator[pa.Table]:
+        yield from joins.urls(self.texts(start, stop), self.image_urls)
+
+
+class _Features(_Urls):
+    columns = ("product_title",)
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.vectors = _open_vectors(plan, "product_features")
+        self.rows = joins.find_rows(self.vectors, self.keys, plan.locale)
+        self.vectors.prepare(self.rows)
+        self._count_strangers(joins.outside(self.vectors.keys, self.keys, plan.locale), plan.paths("product_features"))
+
+    def between(self, start: int, stop: int) -> Iterator[pa.Table]:
+        texts = self.texts(start, stop)
+        yield from joins.product_features(texts, self.image_urls, self.vectors, self.rows[start:stop])
+
+
+def _warn_dropped(count: int, paths: Paths) -> None:
+    if count:
+        message = f"{paths[0][1]}: {count} rows are of no product or query of ESCI and were left out"
+        warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def splits(config: str, cut: Selection) -> dict[str, Selection]:
+    """The splits a config has under a cut, each with the selection that makes its rows."""
+    if config == schemas.SUPP:
+        return {schemas.SUPP_SPLIT: cut}
+    return {split: replace(cut, splits=(split,)) for split in cut.splits}
+
+
+def fingerprint(files: Mapping[str, tuple[File, ...]]) -> str:
+    """Hash of all files a config is made of: part of its cache key."""
+    return sources.fingerprint([file for found in files.values() for file in found])
