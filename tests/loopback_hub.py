@@ -340,14 +340,13 @@ class LoopbackHub:
         return _json({"url": url, "name": repo_id, "id": repo_id})
 
     def _validate_yaml(self, match: re.Match[str], call: _Call) -> Answer:
-        import yaml  # type: ignore[import-untyped]
+        from huggingface_hub import DatasetCard
 
-        found = re.match(r"\A---\r?\n(.*?)\r?\n---", call.json()["content"], re.S)
         try:
-            metadata = yaml.safe_load(found.group(1)) if found else None
-        except yaml.YAMLError as error:
+            metadata = {k: v for k, v in vars(DatasetCard(call.json()["content"]).data).items() if v}
+        except Exception as error:
             return _json({"errors": [{"message": str(error)}], "warnings": []}, 400)
-        if not isinstance(metadata, dict):
+        if not metadata:
             return _json({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
         return _json({"errors": [], "warnings": []})
 
