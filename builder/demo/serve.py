@@ -1,0 +1,47 @@
+"""A loopback web server for the shop's pictures."""
+
+from __future__ import annotations
+
+import mimetypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from builder.demo.shop import MOVED
+
+
+class _Pictures(SimpleHTTPRequestHandler):
+    """Files of a directory; what is asked for under MOVED is answered with a redirect to where it is."""
+
+    protocol_version = "HTTP/1.1"  # connections are kept
+    timeout = 5  # seconds; an idle connection must not outlive the demo
+
+    def do_GET(self) -> None:
+        if self.path.startswith(f"/{MOVED}"):
+            self.send_response(HTTPStatus.FOUND)
+            self.send_header("Location", self.path.removeprefix(f"/{MOVED.rstrip('/')}"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are the build's to report."""
+
+
+@contextmanager
+def serve_pictures(directory: Path) -> Iterator[str]:
+    """Serve `directory` on a free port of 127.0.0.1 while the context is open; yields "host:port"."""
+    mimetypes.add_type("image/webp", ".webp")  # unknown to Python before 3.13
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Pictures, directory=str(directory))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
