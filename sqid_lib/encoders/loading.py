@@ -1,0 +1,237 @@
+"""Finding and loading a dual encoder: safetensors only, no remote code, the PIL image processor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqid_lib.encoders.encoder import Encoder, TextRule
+from sqid_lib.errors import EncoderError, UsageError, missing_extra
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+# weights in one variant only: "model.fp16.safetensors" and another library's "open_clip_model.safetensors" stay away
+_WANTED = ["model*.safetensors", "model.safetensors.index.json", "*.json", "*.txt", "*.model"]
+_UNWANTED = ["model.*.safetensors", "*/*"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def load_encoder(
+    model: str, *, revision: str = "main", device: str = "auto", dtype: str = "float32", linear: str = "auto"
+) -> Encoder:
+    """Load any transformers dual encoder (CLIP, SigLIP, SigLIP 2, ChineseCLIP, ALIGN …).
+
+    Args:
+        model: a Hub id, or a directory with config.json, tokenizer, image processor and safetensors.
+        revision: branch, tag or commit of a Hub model; ignored for a directory.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32" (the published meaning), "bfloat16" or "float16"; vectors come back as float32 either way.
+        linear: kernels for the linear layers on a CPU: "auto", "packed" or "plain"; see `sqid_lib.encoders.linear`.
+
+    Raises:
+        EncoderError: the model is not there, cannot be fetched, is no dual encoder or has no safetensors.
+        UsageError: an unknown dtype or device.
+        MissingExtraError: torch, transformers or pillow is not installed.
+    """
+    if dtype not in DTYPES:
+        raise UsageError("unknown dtype", where="dtype", expected=" or ".join(DTYPES), got=dtype)
+    _require()
+    import torch
+
+    place = _device(device)
+    directory, commit = locate(model, revision)
+    config = _config(directory, model)
+    with _telling(model, directory):
+        import transformers
+
+        network, info = transformers.AutoModel.from_pretrained(
+            directory,
+            **{"dtype" if _transformers_5() else "torch_dtype": getattr(torch, dtype)},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        processor = _image_processor(directory)
+    _check_weights(network, info, model)
+    return Encoder(
+        model_id=model,
+        revision=commit,
+        network=network.eval().requires_grad_(False).to(place),
+        tokenizer=tokenizer,
+        processor=processor,
+        rule=_text_rule(config, tokenizer, network.config),
+        device=place,
+        dtype=dtype,
+        linear=linear,
+    )
+
+
+def locate(model: str, revision: str) -> tuple[Path, str]:
+    """The directory of a model and its resolved revision: a commit, or "local-" and a hash of the directory's files.
+
+    Raises:
+        EncoderError: neither a directory nor a model that the Hub or the local cache can give.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path, content_revision(path)
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise EncoderError(
+            "no such model directory", where=model, fix="Give a directory with config.json, or a Hub id like ORG/NAME."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        directory = Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except GatedRepoError as error:
+        raise EncoderError(
+            "the Hub wants its terms accepted first", where=model, fix="Accept them there and set HF_TOKEN."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise EncoderError(
+            "no such model on the Hub", where=model, fix="Check the id; a private one needs HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise EncoderError("no such revision", where=model, got=revision, fix="Check encoder.revision.") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EncoderError(
+            f"the model cannot be fetched, and is not in the cache: {_line(error)}",
+            where=f"{model}@{revision}",
+            fix="Check the network and HF_ENDPOINT, or set encoder.model to a directory that holds the model.",
+        ) from error
+    return directory, directory.name if _COMMIT.fullmatch(directory.name) else revision
+
+
+def content_revision(directory: Path) -> str:
+    """ "local-" and the sha256 (40 hex digits) of the names and bytes of the files a model is loaded from."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.is_file() and any(path.match(pattern) for pattern in _WANTED):
+            with path.open("rb") as file:
+                digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"local-{digest.hexdigest()[:40]}"
+
+
+def _require() -> None:
+    for module, package in (("torch", "torch"), ("transformers", "transformers"), ("PIL", "pillow")):
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise missing_extra(package, "build", "to load an encoder") from error
+
+
+def _device(device: str) -> torch.device:
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"no such device: {_line(error)}", where="device", got=device, fix='Use "auto" or "cpu".'
+        ) from error
+    return place
+
+
+def _config(directory: Path, model: str) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EncoderError("config.json is missing", where=model, fix="Is this a transformers model?") from error
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"config.json cannot be read: {_line(error)}", where=model) from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise EncoderError("config.json names no model_type", where=model, fix="Is this a transformers model?")
+    if not any(directory.glob("model*.safetensors")):
+        raise EncoderError(
+            "no safetensors weights",
+            where=model,
+            expected="model.safetensors",
+            got=", ".join(sorted(p.name for p in directory.glob("*.bin"))) or "none",
+            fix="Pickled weights are never loaded: convert them with save_pretrained(…, safe_serialization=True).",
+        )
+    return config
+
+
+@contextmanager
+def _telling(model: str, directory: Path) -> Iterator[None]:
+    """Whatever transformers raises on files of others becomes one EncoderError; its own bars stay away."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:
+        raise EncoderError(
+            f"the model cannot be loaded: {type(error).__name__}: {_line(error)}",
+            where=model,
+            fix=f"Check the files in {directory}; models that need their own code are not supported.",
+        ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _image_processor(directory: Path) -> Any:
+    """The image processor on its PIL path: torchvision's resize differs (features by 1.4e-4)."""
+    from transformers import AutoImageProcessor
+
+    choice: dict[str, Any] = {"backend": "pil"} if _transformers_5() else {"use_fast": False}
+    return AutoImageProcessor.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **choice)
+
+
+def _check_weights(network: Any, info: dict[str, Any], model: str) -> None:
+    for method in ("get_text_features", "get_image_features"):
+        if not hasattr(network, method):
+            raise EncoderError(
+                f"not a dual encoder: no {method}",
+                where=model,
+                got=type(network).__name__,
+                fix="Name a CLIP, SigLIP, ChineseCLIP or ALIGN model.",
+            )
+    missing = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
+    if missing or info["mismatched_keys"]:
+        raise EncoderError(
+            "the weights do not fit the config: they would be random",
+            where=model,
+            got=f"{len(missing)} missing {missing[:3]}, {len(info['mismatched_keys'])} of another shape",
+            fix="Fetch the model again.",
+        )
+
+
+def _text_rule(config: dict[str, Any], tokenizer: Any, loaded: Any) -> TextRule:
+    """Limit and padding as the model's own processor has them."""
+    positions = getattr(getattr(loaded, "text_config", loaded), "max_position_embeddings", None)
+    limits = [n for n in (tokenizer.model_max_length, positions) if n is not None and n < 1_000_000]
+    if config["model_type"] == "align":
+        limits.append(64)  # AlignProcessor's own default
+    if not limits:
+        raise EncoderError("neither tokenizer nor config states a text limit", where=config.get("_name_or_path"))
+    # SigLIP pools the last position, padding included: it always pads to the limit, as it was trained
+    return TextRule(limit=min(limits), fixed=config["model_type"] in ("siglip", "siglip2"))
+
+
+def _transformers_5() -> bool:
+    import transformers
+
+    return int(transformers.__version__.split(".")[0]) >= 5
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
