@@ -23,7 +23,7 @@ class _Pictures(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith(f"/{MOVED}"):
             self.send_response(HTTPStatus.FOUND)
-            self.send_header("Location", self.path.removeprefix(f"/{MOVED.rstrip('/')}"))
+            self.send_header("Location", "/" + self.path.removeprefix(f"/{MOVED}").lstrip("/"))
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
