@@ -19,6 +19,7 @@ VECTOR_GROUP_ROWS = 2_048  # row groups of 1 to 5 thousand vector rows read fast
 TEXT_GROUP_ROWS = 16_384
 MAX_GROUP_BYTES = 64_000_000  # in memory; the Hub's viewer wants row groups under 100 MB
 MAX_SHARD_BYTES = 500_000_000
+_LOCALE = pa.field("product_locale", pa.string())
 
 
 def write_shards(
@@ -74,15 +75,17 @@ def write_shards(
         raise
 
 
-def write_classic_features(path: Path, part: str, tables: Iterable[pa.Table]) -> int:
+def write_classic_features(path: Path, part: str, tables: Iterable[pa.Table], *, located: bool = False) -> int:
     """Write product_features.parquet (`part` "product") or query_features.parquet ("query"); returns the rows written.
 
     Columns are those of `schemas.classic_features_schema(part)`; vectors may come as fixed or variable lists.
+    `located` adds product_locale, without which ids of several locales would be ambiguous.
 
     Raises:
         SchemaError: a table cannot be cast to that schema.
     """
     schema = schemas.classic_features_schema(part)
+    schema = schema.insert(1, _LOCALE) if located else schema
     rows = 0
     with replacing(path) as temporary:
         writer: _Writer | None = None
@@ -97,17 +100,20 @@ def write_classic_features(path: Path, part: str, tables: Iterable[pa.Table]) ->
     return rows
 
 
-def write_urls(path: Path, tables: Iterable[pa.Table]) -> int:
+def write_urls(path: Path, tables: Iterable[pa.Table], *, located: bool = False) -> int:
     """Write product_image_urls.csv or its supp_ sister: product_id,image_url; returns the rows written.
+
+    `located` adds product_locale, without which ids of several locales would be ambiguous.
 
     RFC 4180 with "\\n" line ends, quotes only where needed, an empty cell where there is no url.
     """
     rows = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(schemas.URLS_FILE_SCHEMA.names)
+        schema = schemas.URLS_FILE_SCHEMA.insert(1, _LOCALE) if located else schemas.URLS_FILE_SCHEMA
+        writer.writerow(schema.names)
         for table in tables:
-            plain = _cast(table, schemas.URLS_FILE_SCHEMA, path.name)
+            plain = _cast(table, schema, path.name)
             writer.writerows(zip(*(column.to_pylist() for column in plain.columns), strict=True))
             rows += plain.num_rows
     return rows

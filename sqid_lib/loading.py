@@ -146,7 +146,7 @@ class _Rows(Protocol):
 class _Judgments:
     def __init__(self, plan: Plan) -> None:
         columns = ("example_id", "query", "query_id", "product_id", "product_locale", "esci_label")
-        self.table = selection.judgments(_examples(plan, *columns), plan.selection)
+        self.table = selection.judgments(_examples(plan, *columns), plan.selection).drop_columns(["split"])
         self.count = self.table.num_rows
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:

@@ -77,7 +77,6 @@ IMAGE_STATUS = {
     MISSING: "no image url is known",
     PLACEHOLDER: "the url shows a 'no image available' picture",
     GENERIC: "the default digital-video picture, shared by many products",
-    "unavailable": "a url is known, and the files this release was made from hold no vector for it",
     "bad_url": "the url is not http or https, or cannot be parsed",
     "refused": "the address is private or otherwise not allowed",
     "blocked": "the server forbids it (robots.txt, 401, 403)",
@@ -198,6 +197,7 @@ PUBLISHED_COUNTS = {"products": 164_900, "queries": 8_956, "judgments": 181_701,
 
 # -- a release ----------------------------------------------------------------------------------------------------
 
+RELEASE_DIR = "sqid"  # within a build's work directory
 CARD = "README.md"
 MANIFEST = "manifest.json"
 SHA256SUMS = "SHA256SUMS"
@@ -215,7 +215,7 @@ SUPPLEMENTARY = "supp"
 # sample: WORK/sample/{products,supp,queries,judgments}.parquet
 SAMPLED_PRODUCTS_SCHEMA = PRODUCTS_SCHEMA  # sorted by (product_id, product_locale)
 SAMPLED_QUERIES_SCHEMA = pa.schema([("query_id", pa.int64()), ("query", pa.string()), ("source", pa.string())])
-SAMPLED_JUDGMENTS_SCHEMA = config_schema(JUDGMENTS)
+SAMPLED_JUDGMENTS_SCHEMA = config_schema(JUDGMENTS).append(pa.field("split", pa.string()))
 # resolve: WORK/resolve/urls.parquet, a row per product, main then supp, each in the order of sample
 RESOLVED_SCHEMA = pa.schema(
     [

@@ -107,7 +107,7 @@ def in_splits(examples: pa.Table, splits: Sequence[str]) -> pa.Table:
 
 
 def judgments(examples: pa.Table, selection: Selection) -> pa.Table:
-    """The judgments config (`schemas.config_schema`), sorted by (query_id, product_id, product_locale).
+    """The judgments of the main part (`schemas.SAMPLED_JUDGMENTS_SCHEMA`: the judgments config and the split), sorted.
 
     Raises:
         DuplicateKeyError: a product is judged twice for a query.
@@ -118,7 +118,7 @@ def judgments(examples: pa.Table, selection: Selection) -> pa.Table:
     labels = table.column("esci_label").combine_chunks().dictionary_encode()
     gains = np.array([schemas.GAINS[label] for label in labels.dictionary.to_pylist()], np.float32)
     gain = pa.array(gains[labels.indices.to_numpy(zero_copy_only=False)] if len(labels) else gains, pa.float32())
-    return conform(table.append_column("gain", gain), schemas.config_schema(schemas.JUDGMENTS), schemas.ESCI_EXAMPLES)
+    return conform(table.append_column("gain", gain), schemas.SAMPLED_JUDGMENTS_SCHEMA, schemas.ESCI_EXAMPLES)
 
 
 def queries(examples: pa.Table, selection: Selection, sources: pa.Table) -> pa.Table:

@@ -1,0 +1,79 @@
+"""Stage sample: from the official ESCI files to the products, queries and judgments of a recipe's selection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder.atomic import replacing
+from builder.recipe import Expect, Recipe
+from sqid_lib import schemas, selection, sources
+from sqid_lib.errors import CountError
+from sqid_lib.tables import conform
+
+_COLUMNS = ("example_id", "query", "query_id", "product_id", "product_locale", "esci_label", "split")
+
+
+def esci_files(recipe: Recipe) -> dict[str, sources.File]:
+    """The three official files; errors as `sources.find`."""
+    return {table: sources.find(recipe.esci.path, table)[0] for table in ("examples", "products", "sources")}
+
+
+def sample(recipe: Recipe, work: Path) -> None:
+    """Write WORK/sample/{products,supp,queries,judgments}.parquet, in that schema of `schemas`.
+
+    Products are sorted by (product_id, product_locale), queries by query_id, judgments by query and product. The
+    products file is streamed: of its text only the selected rows are ever in memory.
+
+    Raises:
+        SourceError, ContractError: an ESCI file is not what it should be.
+        CountError: a count stated in [expect] is not met; nothing is written then.
+    """
+    files = esci_files(recipe)
+    paths = {table: sources.download(file) for table, file in files.items()}
+    cut = recipe.selection
+    examples = selection.read_examples(paths["examples"], cut, _COLUMNS, where=files["examples"].url)
+    judgments = selection.judgments(examples, cut)
+    known = selection.read_sources(paths["sources"], where=files["sources"].url)
+    queries = selection.queries(examples, cut, known)
+    keys = {part: selection.product_keys(examples, cut, part) for part in (schemas.MAIN, schemas.SUPPLEMENTARY)}
+    del examples
+    counts = {
+        "products": keys[schemas.MAIN].num_rows,
+        "queries": queries.num_rows,
+        "judgments": judgments.num_rows,
+        "supp": keys[schemas.SUPPLEMENTARY].num_rows,
+    }
+    _check_counts(recipe.expect, counts, files["examples"].url)
+    folder = work / "sample"
+    for name, part in (("products", schemas.MAIN), ("supp", schemas.SUPPLEMENTARY)):
+        texts = selection.product_texts(
+            paths["products"], keys[part], schemas.TEXT_COLUMNS, where=files["products"].url
+        )
+        _write(folder / f"{name}.parquet", texts, schemas.SAMPLED_PRODUCTS_SCHEMA)
+    _write(folder / "queries.parquet", [queries], schemas.SAMPLED_QUERIES_SCHEMA)
+    _write(folder / "judgments.parquet", [judgments], schemas.SAMPLED_JUDGMENTS_SCHEMA)
+
+
+def _check_counts(expect: Expect, counts: dict[str, int], where: str) -> None:
+    wrong = [f.name for f in fields(expect) if getattr(expect, f.name) not in (None, counts[f.name])]
+    if counts["judgments"] == 0:
+        raise CountError("the selection is empty", where=where, fix="Check [selection] against the examples file.")
+    if wrong:
+        raise CountError(
+            "the selection does not have the stated size",
+            where=where,
+            expected=", ".join(f"{name} = {getattr(expect, name)}" for name in wrong),
+            got=", ".join(f"{name} = {counts[name]}" for name in wrong),
+            fix="Check [selection] and the edition of ESCI, or correct [expect].",
+        )
+
+
+def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(conform(table, schema, path.name), row_group_size=16_384)
