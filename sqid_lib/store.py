@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sqid_lib import convert, schemas
+from sqid_lib.batches import Judged, ListBatch, Lists, NegativeBatch, Negatives, PairBatch, Pairs
 from sqid_lib.errors import CorruptFileError, DownloadError, MissingFileError, StoreError, UsageError
+from sqid_lib.streaming import Stream, StreamOptions, make_stream
 
 Floats = npt.NDArray[np.floating[Any]]
 DTYPES = ("float32", "float16")
@@ -105,6 +109,118 @@ class EmbeddingStore:
     def query_index(self, query_id: int) -> int:
         """Row of a query; KeyError if it is not in the store."""
         return self._query_rows[query_id]
+
+    def pairs(
+        self,
+        *,
+        labels: Iterable[str] | None = None,
+        split: str | None = None,
+        has_image: bool | None = None,
+        queries: Iterable[int] | None = None,
+        dtype: str | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> Stream[PairBatch]:
+        """A stream of judgments in batches of `PairBatch`.
+
+        Args:
+            labels: keep these of E, S, C, I. split: keep this ESCI split. has_image: keep products with, or without,
+                an image. queries: keep judgments of these query ids. Default: all.
+            dtype: of the vectors, "float32" or "float16"; default the store's.
+            **options: see `StreamOptions`.
+
+        Raises:
+            StoreError: the store has no judgments, or none is left.
+            UsageError: an option or filter has a wrong value.
+        """
+        judgments = self._select(labels, split, has_image, queries)
+        return make_stream(Pairs(self, judgments, self._dtype(dtype)), self._name("pairs", judgments), **options)
+
+    def lists(
+        self,
+        *,
+        labels: Iterable[str] | None = None,
+        split: str | None = None,
+        has_image: bool | None = None,
+        queries: Iterable[int] | None = None,
+        dtype: str | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> Stream[ListBatch]:
+        """A stream of queries, each with all its judged products, in batches of `ListBatch`; as `pairs` otherwise."""
+        judgments = self._select(labels, split, has_image, queries)
+        by_query = self.judgment_query_index[judgments]
+        order = np.argsort(by_query, kind="stable")
+        starts = np.flatnonzero(np.diff(by_query[order], prepend=-1))
+        gather = Lists(self, judgments[order], np.append(starts, len(judgments)), self._dtype(dtype))
+        return make_stream(gather, self._name("lists", judgments), **options)
+
+    def negatives(
+        self,
+        count: int = 8,
+        *,
+        labels: Iterable[str] | None = ("E",),
+        split: str | None = None,
+        has_image: bool | None = None,
+        queries: Iterable[int] | None = None,
+        dtype: str | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> Stream[NegativeBatch]:
+        """A stream of positives, each with `count` products not judged for its query, in batches of `NegativeBatch`.
+
+        They are drawn evenly from all products, seeded by `seed`, epoch and batch. The other products of the batch
+        are negatives where `in_batch_mask` says so. As `pairs` otherwise.
+        """
+        judgments = self._select(labels, split, has_image, queries)
+        if count < 0:
+            raise UsageError("count cannot be negative", where="negatives", got=count)
+        if count and (np.diff(self.judged.starts) >= len(self.products)).any():
+            raise StoreError("a query has every product judged", where=self.path, fix="Use count=0.")
+        gather = Negatives(Pairs(self, judgments, self._dtype(dtype)), count)
+        return make_stream(gather, self._name(f"negatives {count}", judgments), **options)
+
+    @cached_property
+    def query_ids(self) -> npt.NDArray[np.int64]:
+        """[Q] int64, as in `queries`."""
+        return np.ascontiguousarray(self.queries["query_id"].to_numpy())
+
+    @cached_property
+    def judged(self) -> Judged:
+        """Which products are judged for which query."""
+        return Judged(self.judgment_query_index, self.judgment_product_index, len(self.queries), len(self.products))
+
+    def _select(
+        self,
+        labels: Iterable[str] | None,
+        split: str | None,
+        has_image: bool | None,
+        queries: Iterable[int] | None,
+    ) -> npt.NDArray[np.int64]:
+        """Rows of the judgments that the filters keep."""
+        if not len(self.gain):
+            fix = "Open a release; or pass esci= with the classic files."
+            raise StoreError("the store has no judgments", where=self.path, fix=fix)
+        keep = np.ones(len(self.gain), dtype=np.bool_)
+        for column, wanted in (("esci_label", labels), ("split", None if split is None else [split])):
+            if wanted is not None:
+                values = list(wanted)
+                known = pc.unique(self.judgments[column]).to_pylist()
+                if unknown := [value for value in values if value not in known]:
+                    raise UsageError(f"no judgment has this {column}", where="filter", expected=known, got=unknown)
+                keep &= pc.is_in(self.judgments[column], pa.array(values)).to_numpy()
+        if has_image is not None:
+            keep &= self.has_image[self.judgment_product_index] == has_image
+        if queries is not None:
+            keep &= np.isin(self.query_ids[self.judgment_query_index], np.fromiter(queries, dtype=np.int64))
+        if not keep.any():
+            raise StoreError("no judgment is left", where=self.path, fix="Loosen the filters.")
+        return np.flatnonzero(keep)
+
+    def _dtype(self, name: str | None) -> np.dtype[Any]:
+        if name is not None and name not in DTYPES:
+            raise UsageError("unknown dtype", where="dtype", expected=" or ".join(DTYPES), got=name)
+        return np.dtype(name) if name else self.text_features.dtype
+
+    def _name(self, kind: str, judgments: npt.NDArray[np.int64]) -> str:
+        return f"{kind} {self.path.name} {hashlib.sha256(judgments.tobytes()).hexdigest()[:16]}"
 
     @cached_property
     def _product_rows(self) -> dict[tuple[str, str], int]:

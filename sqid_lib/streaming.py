@@ -1,0 +1,293 @@
+"""Streams of batches: every row once per epoch, in an order that neither workers nor resuming can change."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypedDict, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from sqid_lib.batches import Arrays, Batch, Gather, Layout, Rows
+from sqid_lib.errors import StoreError, UsageError, missing_extra
+
+B = TypeVar("B", bound=Batch)
+_ALIGN = 64  # bytes; a cache line
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which units make which batch.
+
+    Attributes:
+        batch_size: units of a batch.
+        shuffle: a new permutation each epoch, from `seed` and the epoch alone.
+        rank, world_size: this process has every world_size-th unit of the epoch, from `rank` on.
+        drop_last: only full batches, and as many on every rank; otherwise ranks may differ by one batch.
+    """
+
+    batch_size: int = 1024
+    shuffle: bool = False
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.world_size < 1:
+            raise UsageError(
+                "batch_size and world_size start at 1", where="stream", got=(self.batch_size, self.world_size)
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError("no such rank", where="stream", expected=f"0 to {self.world_size - 1}", got=self.rank)
+
+    def units(self, epoch: int, units: int) -> Rows:
+        """This rank's units of an epoch, in order."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(units) if self.shuffle else np.arange(units)
+        mine = order[self.rank :: self.world_size]
+        return mine[: self.batches(units) * self.batch_size]
+
+    def batches(self, units: int) -> int:
+        """How many batches this rank has in an epoch."""
+        if self.drop_last:
+            return units // self.world_size // self.batch_size
+        return -(-len(range(self.rank, units, self.world_size)) // self.batch_size)
+
+
+class Stream(Generic[B]):
+    """Iterate for one epoch of batches of numpy arrays; `TorchStream` makes them tensors.
+
+    Iterating again repeats the same epoch: call `set_epoch` for another order. Batches are gathered ahead by threads.
+    """
+
+    def __init__(self, gather: Gather, order: Order, *, name: str, prefetch: int = 2) -> None:
+        """`name` tells the rows of one stream from those of another, for states."""
+        self.gather, self.order, self.name, self.prefetch = gather, order, name, prefetch
+        self._epoch = 0
+        self._resume = 0  # where the next iteration starts
+        self._at = (0, 0)  # epoch and next batch of the latest iteration
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration visits."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Visit `epoch` from the next iteration on, from its start unless a state of that epoch was just loaded."""
+        if epoch < 0:
+            raise UsageError("epochs start at 0", where="set_epoch", got=epoch)
+        if epoch != self.epoch:
+            self._go_to(epoch, 0)
+
+    def __len__(self) -> int:
+        """Batches of this rank in an epoch, over all its workers."""
+        return self.order.batches(self.gather.units)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the latest iteration stands: plain values, the same for every rank, whatever was gathered ahead."""
+        epoch, batch = self._at
+        return {"epoch": epoch, "batch": batch, **self._settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration go on behind the last batch that was yielded when the state was taken.
+
+        Raises:
+            StoreError: the state is of a stream over other rows, or with other settings.
+        """
+        for key, value in self._settings().items():
+            if state.get(key) != value:
+                fix = "Make the stream with the settings it was saved with."
+                raise StoreError(
+                    "the state is of another stream", where=key, expected=value, got=state.get(key), fix=fix
+                )
+        self._go_to(int(state["epoch"]), int(state["batch"]))
+
+    def __iter__(self) -> Iterator[B]:
+        start, self._resume = self._resume, 0
+        self._at = (self.epoch, start)
+        return self._batches(self.epoch, start)
+
+    def _go_to(self, epoch: int, batch: int) -> None:
+        self._epoch, self._resume, self._at = epoch, batch, (epoch, batch)
+
+    def _settings(self) -> dict[str, Any]:
+        order = self.order
+        return {
+            "rows": self.name,
+            "units": self.gather.units,
+            "batch_size": order.batch_size,
+            "shuffle": order.shuffle,
+            "seed": order.seed,
+            "world_size": order.world_size,
+            "drop_last": order.drop_last,
+        }
+
+    def _batches(self, epoch: int, start: int) -> Iterator[B]:
+        units = self.order.units(epoch, self.gather.units)
+        size = self.order.batch_size
+        worker, workers = self._worker()
+        # batch k is worker k % workers's, so DataLoader, which asks them in turn, gives the order of one process
+        mine = (k for k in range(start, len(self)) if k % workers == worker)
+        buffers = self._buffers()
+
+        def make(k: int) -> B:
+            return self._make(units[k * size : (k + 1) * size], (self.order.seed, epoch, self.order.rank, k), buffers)
+
+        for k, batch in _ahead(make, mine, 0 if workers > 1 or worker else self.prefetch):
+            self._at = (epoch, k + 1)
+            yield self._deliver(batch)
+
+    def _make(self, units: Rows, draw: tuple[int, ...], buffers: Any) -> B:
+        layout = self.gather.layout(units)
+        arrays = carve(buffers.take(size_of(layout)), layout)
+        self.gather.fill(units, arrays, draw)
+        return cast(B, self.gather.kind(**arrays))
+
+    def _deliver(self, batch: B) -> B:
+        return batch
+
+    def _worker(self) -> tuple[int, int]:
+        return 0, 1
+
+    def _buffers(self) -> Any:
+        return Recycler()
+
+
+class StreamOptions(TypedDict, total=False):
+    """What every stream takes.
+
+    Attributes:
+        batch_size: default 1024.
+        shuffle: default False. seed: default 0. Each epoch has its own permutation, from the seed and the epoch alone.
+        rank, world_size: default 0 and 1. Ranks get disjoint rows, which together are all rows.
+        drop_last: default False; true keeps full batches only, as many on every rank.
+        prefetch: batches gathered ahead by threads, default 2; 0 for none. Workers of a DataLoader take none.
+        format: "torch", "numpy", or "auto" (default): torch where it is installed.
+        pin_memory: default False; tensors in page-locked memory.
+        device: default None; tensors on this torch device, copied while the batch before is in use.
+    """
+
+    batch_size: int
+    shuffle: bool
+    seed: int
+    rank: int
+    world_size: int
+    drop_last: bool
+    prefetch: int
+    format: str
+    pin_memory: bool
+    device: Any
+
+
+def make_stream(
+    gather: Gather,
+    name: str,
+    *,
+    prefetch: int = 2,
+    format: str = "auto",
+    pin_memory: bool = False,
+    device: Any = None,
+    **order: Any,
+) -> Stream[Any]:
+    """A stream of numpy arrays or torch tensors; options as in StreamOptions.
+
+    Raises:
+        UsageError: an option has a wrong value.
+        MissingExtraError: format is "torch", and torch is not installed.
+    """
+    if format not in ("auto", "torch", "numpy"):
+        raise UsageError("unknown format", where="format", expected="auto, torch or numpy", got=format)
+    if prefetch < 0:
+        raise UsageError("prefetch cannot be negative", where="prefetch", got=prefetch)
+    installed = importlib.util.find_spec("torch") is not None
+    if format == "numpy" or (format == "auto" and not installed):
+        if pin_memory or device is not None:
+            raise UsageError("pin_memory and device need tensors", where="format", expected="torch", got="numpy")
+        return Stream(gather, Order(**order), name=name, prefetch=prefetch)
+    if not installed:
+        raise missing_extra("torch", "train", "to stream tensors")
+    from sqid_lib.torch_stream import TorchStream
+
+    return TorchStream(gather, Order(**order), name=name, prefetch=prefetch, pin_memory=pin_memory, device=device)
+
+
+def _ahead(make: Any, keys: Iterator[int], depth: int) -> Iterator[tuple[int, Any]]:
+    """(key, make(key)) in order, with `depth` of them made ahead by threads: gathering releases the GIL."""
+    if not depth:
+        for key in keys:
+            yield key, make(key)
+        return
+    pool = ThreadPoolExecutor(min(depth, os.cpu_count() or 1), thread_name_prefix="sqid-gather")
+    waiting: deque[tuple[int, Future[Any]]] = deque()
+    try:
+        for key in keys:
+            waiting.append((key, pool.submit(make, key)))
+            if len(waiting) > depth:
+                first, future = waiting.popleft()
+                yield first, future.result()
+                del future  # or the batch lives on here while the next one is made
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+            del future
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def size_of(layout: Layout) -> int:
+    """Bytes of a buffer that holds all fields, each at a cache line."""
+    return sum(_bytes(dtype, shape) for dtype, shape in layout.values())
+
+
+def carve(buffer: npt.NDArray[np.uint8], layout: Layout) -> Arrays:
+    """The fields as views of one buffer."""
+    arrays, start = {}, 0
+    for name, (dtype, shape) in layout.items():
+        bytes_ = int(np.prod(shape)) * dtype.itemsize
+        arrays[name] = buffer[start : start + bytes_].view(dtype).reshape(shape)
+        start += _bytes(dtype, shape)
+    return arrays
+
+
+def _bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    return -(-int(np.prod(shape)) * dtype.itemsize // _ALIGN) * _ALIGN
+
+
+class Recycler:
+    """Hands out buffers, and again those that nothing refers to any more: fresh pages cost more than the gather.
+
+    Every view of a buffer, numpy or torch, holds a reference to it, so a batch that is kept is never written over.
+    """
+
+    def __init__(self, keep: int = 8) -> None:
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._buffers = [np.empty(1, dtype=np.uint8)]
+        self._unused = self._references(0)
+        # without a GIL, counts are not to be relied upon
+        self._sure = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        """[size] bytes of any content."""
+        with self._lock:
+            for index in range(len(self._buffers)):
+                if self._sure and len(self._buffers[index]) >= size and self._references(index) == self._unused:
+                    return self._buffers[index][:size]
+            if len(self._buffers) == self._keep:  # let go of the smallest; whoever has it keeps it
+                self._buffers.sort(key=len)
+                del self._buffers[0]
+            self._buffers.append(np.empty(size, dtype=np.uint8))
+            return self._buffers[-1][:size]
+
+    def _references(self, index: int) -> int:
+        return sys.getrefcount(self._buffers[index])
