@@ -42,12 +42,19 @@ def values(
         "generic_sentence": _generic(facts),
         "sort_order": ", ".join(sorted({"/".join(keys) for keys in schemas.SORT_KEYS.values()})),
         "classic_files": _classic(classic),
-        "configs_table": _configs(facts),
-        "counts_table": _counts(facts),
-        "columns_tables": _columns(facts),
-        "coverage_table": _coverage(facts),
+        **{f"{name}_table": text for name, text in data_tables(facts).items()},
         "versions_table": _versions(recipe, revision),
         "benchmarks": _benchmarks(benchmarks),
+    }
+
+
+def data_tables(facts: Facts) -> dict[str, str]:
+    """The tables that the data alone decides."""
+    return {
+        "configs": _configs(facts),
+        "counts": _counts(facts),
+        "columns": _columns(facts),
+        "coverage": _coverage(facts),
     }
 
 
@@ -97,7 +104,10 @@ def _urls(recipe: Recipe) -> str:
     if recipe.artifacts is not None:
         return "Urls and embeddings were taken over from existing SQID files and joined with ESCI."
     pages = " and product pages" if recipe.resolve.pages.permission else ""
-    return f"Urls come from tables of product id and url{pages}; the pictures of judged products were then downloaded once and decoded."
+    return (
+        f"Urls come from tables of product id and url{pages}; the pictures of judged products were then downloaded "
+        "once and decoded."
+    )
 
 
 def _generic(facts: Facts) -> str:

@@ -1,0 +1,45 @@
+"""Every check on a release: all problems are listed, none stops the others, and no file can crash them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from builder.validate import claims, classic, files, relations, rows
+from builder.validate.problem import Problem
+from sqid_lib import schemas
+
+__all__ = ["Problem", "validate"]
+
+
+def validate(release: Path) -> list[Problem]:
+    """All problems of a release, none if it may be published; reads every file once or twice, in little memory.
+
+    The data may come from anybody: whatever is in the files, this returns.
+    """
+    if not release.is_dir():
+        return [Problem("no-release", str(release), "no such directory")]
+    problems: list[Problem] = []
+    _run(problems, str(release), lambda: files.check(release))
+    scans: dict[str, rows.Scan] = {}
+    for config in schemas.CONFIGS:
+
+        def scan(config: str = config) -> Iterable[Problem]:
+            scans[config] = rows.Scan(release, config)
+            return scans[config].problems()
+
+        _run(problems, f"data/{config}", scan)
+    _run(problems, "data", lambda: relations.check(scans))
+    _run(problems, schemas.MANIFEST, lambda: claims.check_manifest(release, scans))
+    _run(problems, schemas.CARD, lambda: claims.check_card(release, scans))
+    for name in schemas.CLASSIC_FILES:
+        _run(problems, name, lambda name=name: classic.check(release, name, scans))  # type: ignore[misc]
+    return list(dict.fromkeys(problems))
+
+
+def _run(problems: list[Problem], where: str, check: Callable[[], Iterable[Problem]]) -> None:
+    try:
+        problems.extend(check())
+    except Exception as error:  # a hostile file found a way around the checks: that is a problem of the file
+        reason = (str(error).splitlines() or [""])[0][:200]
+        problems.append(Problem("unreadable", where, f"cannot be checked ({type(error).__name__}: {reason})"))

@@ -1,0 +1,110 @@
+"""Which files a release holds, and whether they are the listed ones."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from builder import manifest
+from builder.facts import SHARD
+from builder.validate.problem import Problem
+from sqid_lib import schemas
+from sqid_lib.errors import SourceError
+
+_OTHERS = re.compile(r"\.gitattributes|\.(cache|git)/.*")  # what downloads and clones add
+_ALWAYS = (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS)
+
+
+def check(release: Path) -> Iterator[Problem]:
+    """Names, numbering, sums: everything that can be said without looking into a table."""
+    present = _present(release)
+    for name in present:
+        if name.endswith(".py"):
+            yield Problem("python-file", name, "a release holds no code: datasets refuses to load such a repository")
+    for name in _ALWAYS:
+        if name not in present:
+            yield Problem("missing-file", name, "not there")
+    yield from _numbering(present)
+    digests: dict[str, str] = {}
+    yield from _sums(release, present, digests)
+    yield from _listed(release, present, digests)
+
+
+def _present(release: Path) -> list[str]:
+    found = []
+    for folder, _, names in os.walk(release):
+        for name in names:
+            path = (Path(folder) / name).relative_to(release).as_posix()
+            if not _OTHERS.fullmatch(path):
+                found.append(path)
+    return sorted(found)
+
+
+def _numbering(present: list[str]) -> Iterator[Problem]:
+    """data/<config>/<split>-0000i-of-0000N.parquet, each i of N once."""
+    found: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for name in present:
+        if not name.startswith("data/"):
+            continue
+        _, config, *rest = name.split("/")
+        shard = SHARD.fullmatch("/".join(rest))
+        if config not in schemas.CONFIGS:
+            yield Problem("unknown-config", name, f"no such config; there are {', '.join(schemas.CONFIGS)}")
+        elif shard is None:
+            yield Problem("shard-name", name, "not named <split>-0000i-of-0000N.parquet")
+        else:
+            found[config, shard["split"]].append((int(shard["shard"]), int(shard["shards"])))
+    for (config, split), shards in sorted(found.items()):
+        where, totals = f"data/{config}/{split}-*", {total for _, total in shards}
+        if len(totals) > 1:
+            yield Problem("shard-numbering", where, f"shards of different sets: of {sorted(totals)}")
+            continue
+        total = totals.pop()
+        missing = sorted(set(range(min(total, 100_000))) - {i for i, _ in shards})
+        if missing:
+            yield Problem("shard-numbering", where, f"{len(missing)} of {total} shards missing, first {missing[0]:05d}")
+        beyond = [i for i, _ in shards if i >= total]
+        if beyond:
+            yield Problem("shard-numbering", where, f"shard {beyond[0]:05d} of {total}")
+    for config in schemas.CONFIGS:
+        if not any(named == config for named, _ in found):
+            yield Problem("missing-file", f"data/{config}", "the config has no parquet files")
+
+
+def _sums(release: Path, present: list[str], digests: dict[str, str]) -> Iterator[Problem]:
+    try:
+        sums = manifest.read_sums(release)
+    except SourceError as error:
+        if schemas.SHA256SUMS in present:
+            yield Problem("sums", schemas.SHA256SUMS, f"{error.what}; {error.got}" if error.got else error.what)
+        return
+    for name in sorted(set(sums) - set(present)):
+        yield Problem("missing-file", name, f"listed in {schemas.SHA256SUMS} and not there")
+    for name in sorted(set(present) - set(sums) - {schemas.SHA256SUMS}):
+        yield Problem("unlisted-file", name, f"there and not listed in {schemas.SHA256SUMS}")
+    for name in sorted(set(present) & set(sums)):
+        digests[name] = manifest.sha256(release / name)
+        if digests[name] != sums[name]:
+            yield Problem("checksum", name, f"sha256 is {digests[name]}, {schemas.SHA256SUMS} says {sums[name]}")
+
+
+def _listed(release: Path, present: list[str], digests: dict[str, str]) -> Iterator[Problem]:
+    try:
+        files = manifest.read(release).files
+    except SourceError as error:
+        if schemas.MANIFEST in present:
+            yield Problem("manifest", schemas.MANIFEST, error.what)
+        return
+    for name in sorted(set(files) - set(present)):
+        yield Problem("missing-file", name, f"listed in {schemas.MANIFEST} and not there")
+    for name in sorted(set(present) - set(files) - {schemas.MANIFEST, schemas.SHA256SUMS}):
+        yield Problem("unlisted-file", name, f"there and not listed in {schemas.MANIFEST}")
+    for name in sorted(set(present) & set(files)):
+        size, digest = (release / name).stat().st_size, digests.get(name) or manifest.sha256(release / name)
+        if size != files[name].bytes:
+            yield Problem("checksum", name, f"{size:,} bytes, {schemas.MANIFEST} says {files[name].bytes:,}")
+        elif digest != files[name].sha256:
+            yield Problem("checksum", name, f"sha256 is {digest}, {schemas.MANIFEST} says {files[name].sha256}")
