@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
-from builder.validate import claims, classic, files, relations, rows
+from builder.validate.claims import check_card, check_manifest
+from builder.validate.classic import check_classic
+from builder.validate.files import check_files
 from builder.validate.problem import Problem
+from builder.validate.relations import check_relations
+from builder.validate.rows import Scan
 from sqid_lib import schemas
 
 __all__ = ["Problem", "validate"]
@@ -20,20 +25,16 @@ def validate(release: Path) -> list[Problem]:
     if not release.is_dir():
         return [Problem("no-release", str(release), "no such directory")]
     problems: list[Problem] = []
-    _run(problems, str(release), lambda: files.check(release))
-    scans: dict[str, rows.Scan] = {}
+    _run(problems, str(release), lambda: check_files(release))
+    scans: dict[str, Scan] = {}
     for config in schemas.CONFIGS:
-
-        def scan(config: str = config) -> Iterable[Problem]:
-            scans[config] = rows.Scan(release, config)
-            return scans[config].problems()
-
-        _run(problems, f"data/{config}", scan)
-    _run(problems, "data", lambda: relations.check(scans))
-    _run(problems, schemas.MANIFEST, lambda: claims.check_manifest(release, scans))
-    _run(problems, schemas.CARD, lambda: claims.check_card(release, scans))
+        scans[config] = Scan(release, config)
+        _run(problems, f"data/{config}", scans[config].problems)
+    _run(problems, "data", lambda: check_relations(scans))
+    _run(problems, schemas.MANIFEST, lambda: check_manifest(release, scans))
+    _run(problems, schemas.CARD, lambda: check_card(release, scans))
     for name in schemas.CLASSIC_FILES:
-        _run(problems, name, lambda name=name: classic.check(release, name, scans))  # type: ignore[misc]
+        _run(problems, name, partial(check_classic, release, name, scans))
     return list(dict.fromkeys(problems))
 
 

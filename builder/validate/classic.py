@@ -27,7 +27,7 @@ _CONFIG = {
 _BATCH_ROWS = 8_192
 
 
-def check(release: Path, name: str, scans: Mapping[str, Scan]) -> Iterator[Problem]:
+def check_classic(release: Path, name: str, scans: Mapping[str, Scan]) -> Iterator[Problem]:
     """One published file; it may be absent where the recipe says so."""
     if not (release / name).is_file():
         if _wanted(release):

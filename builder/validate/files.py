@@ -18,7 +18,7 @@ _OTHERS = re.compile(r"\.gitattributes|\.(cache|git)/.*")  # what downloads and 
 _ALWAYS = (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS)
 
 
-def check(release: Path) -> Iterator[Problem]:
+def check_files(release: Path) -> Iterator[Problem]:
     """Names, numbering, sums: everything that can be said without looking into a table."""
     present = _present(release)
     for name in present:

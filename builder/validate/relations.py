@@ -16,7 +16,7 @@ from sqid_lib import schemas
 _SHARED = ("product_title", "image_url", "image_status")  # columns that urls and product_features both have
 
 
-def check(scans: Mapping[str, Scan]) -> Iterator[Problem]:
+def check_relations(scans: Mapping[str, Scan]) -> Iterator[Problem]:
     """References between configs; those of a config that could not be read whole are left out."""
     products = _column(scans, schemas.URLS, schemas.PRODUCT_KEY)
     features = _column(scans, schemas.FEATURES, schemas.PRODUCT_KEY)

@@ -53,8 +53,9 @@ class Scan:
         self.kept = pa.table({})
         self.statuses: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
-        self.complete = True
+        self.complete = False
         self._tally = Tally()
+        self._whole = True
 
     @property
     def rows(self) -> int:
@@ -69,10 +70,11 @@ class Scan:
                 with pq.ParquetFile(path) as file:
                     yield from self._file(file, path, name, kept)
             except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-                self.complete = False
+                self._whole = False
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 yield Problem("unreadable", name, f"not a whole parquet file ({reason})")
         self.kept = pa.concat_tables(kept, promote_options="default").combine_chunks() if kept else pa.table({})
+        self.complete = self._whole
         yield from self._tally.problems()
         yield from self._keys()
 
@@ -82,7 +84,7 @@ class Scan:
         yield from _layout(file.metadata, path.stat().st_size, name)
         groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
         if file.metadata.num_rows > _MAX_ROWS or max(groups, default=0) > _READABLE_GROUP_BYTES:
-            self.complete = False
+            self._whole = False
             yield Problem("unreadable", name, "far larger than ESCI can be: its rows were not read")
             return
         self.columns = self.columns or schema.remove_metadata()
@@ -223,7 +225,7 @@ def hashes(vectors: Vectors) -> pa.Array:
     """[N, D] → one uint64 a row, equal for equal bits; a fingerprint, not a defence."""
     bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
     random = np.random.default_rng(0)
-    weights: np.ndarray[Any, Any] = random.integers(0, 2**64, size=bits.shape[1], dtype=np.uint64) | np.uint64(1)
+    weights = np.asarray(random.integers(0, 2**64, size=bits.shape[1], dtype=np.uint64), np.uint64) | 1
     total = np.zeros(len(bits), np.uint64)
     for column in range(bits.shape[1]):
         total += bits[:, column] * weights[column]  # wraps, as meant
