@@ -40,8 +40,9 @@ def check_classic(release: Path, name: str, scans: Mapping[str, Scan]) -> Iterat
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         yield Problem("classic", name, f"cannot be read ({reason})")
         return
-    if scan is not None and scan.complete:
-        yield from _compare(name, said, _expected(scan))
+    expected = _expected(scan) if scan is not None and scan.complete else None
+    if expected is not None:
+        yield from _compare(name, said, expected)
 
 
 Rows = dict[Any, tuple[Any, ...]]
@@ -103,26 +104,27 @@ def _hashes(column: pa.Array, name: str) -> list[int | None]:
     return list(out)
 
 
-def _expected(scan: Scan) -> Rows:
-    """The same rows from a joined config; the published files speak of one locale."""
-    kept = scan.kept
+_COMPARED = {
+    schemas.URLS: ("product_id", "image_url"),
+    schemas.SUPP: ("product_id", "image_url"),
+    schemas.FEATURES: ("product_id", "hash clip_text_features", "hash clip_image_features"),
+    schemas.QUERIES: ("query_id", "hash clip_text_features"),
+}
+
+
+def _expected(scan: Scan) -> Rows | None:
+    """The same rows from a joined config, None if it lacks a column; the published files speak of one locale."""
+    kept, names = scan.kept, _COMPARED[scan.config]
+    declared = set(schemas.config_schema(scan.config).names)
+    if not {*names, *({"product_locale", "has_image"} & declared)} <= set(kept.column_names):
+        return None
     if "product_locale" in kept.column_names:
         kept = kept.filter(pc.equal(kept["product_locale"], schemas.CLASSIC_LOCALE))
-    columns: dict[str, list[Any]] = {name: kept[name].to_pylist() for name in kept.column_names}
-    if scan.config == schemas.FEATURES:
-        image = columns.get("hash clip_image_features", [])
-        seen = [h if there else None for h, there in zip(image, columns.get("has_image", image), strict=True)]
-        return dict(
-            zip(
-                columns.get("product_id", []),
-                zip(columns.get("hash clip_text_features", []), seen, strict=True),
-                strict=True,
-            )
-        )
-    if scan.config == schemas.QUERIES:
-        values = [(h,) for h in columns.get("hash clip_text_features", [])]
-        return dict(zip(columns.get("query_id", []), values, strict=True))
-    return dict(zip(columns.get("product_id", []), [(url,) for url in columns.get("image_url", [])], strict=True))
+    keys, *values = (kept[name].to_pylist() for name in names)
+    if scan.config == schemas.FEATURES:  # zeros here are null there
+        there = kept["has_image"].to_pylist()
+        values[-1] = [value if seen else None for value, seen in zip(values[-1], there, strict=True)]
+    return dict(zip(keys, zip(*values, strict=True), strict=True))
 
 
 def _compare(name: str, said: list[tuple[Any, tuple[Any, ...]]], expected: Rows) -> Iterator[Problem]:
