@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from release_fixtures import RECIPE, seal, write_release
 
 from builder import manifest
 from builder.recipe import Expect
 from builder.validate import validate
 from sqid_lib import schemas
+from tests.release_fixtures import RECIPE, seal, write_release
 
 WIDTH = 8
 
