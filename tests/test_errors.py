@@ -1,0 +1,37 @@
+"""The error tree: one line, what, where, expected, got, what to do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import pytest
+
+from sqid_lib import errors
+
+
+def tree(cls: type[errors.SqidError] = errors.SqidError) -> Iterator[type[errors.SqidError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from tree(child)
+
+
+@pytest.mark.parametrize("cls", list(tree()), ids=lambda cls: cls.__name__)
+def test_every_error_tells_all_in_one_line_and_survives_a_process_boundary(cls: type[errors.SqidError]) -> None:
+    error = cls("it broke\nhere", where="file.csv", expected="two", got=3, fix="Mend it.")
+    assert str(error) == "file.csv: it broke here; expected two, got 3. Mend it."
+    rebuild, arguments = error.__reduce__()  # what a worker process sends back
+    again = rebuild(*arguments)  # type: ignore[operator, misc]
+    assert type(again) is cls and str(again) == str(error)
+
+
+def test_the_tree_is_drawn_in_the_docstring() -> None:
+    drawn = errors.__doc__ or ""
+    assert [cls.__name__ for cls in tree() if cls.__name__ not in drawn] == []
+    assert all(inspect.getdoc(cls) for cls in tree())
+
+
+def test_a_missing_extra_names_the_command() -> None:
+    error = errors.missing_extra("torch", "train", "to stream tensors")
+    assert isinstance(error, ImportError)
+    assert 'pip install "sqid[train]"' in str(error)
