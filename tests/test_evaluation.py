@@ -17,11 +17,11 @@ from tiny_release import write_release
 
 from sqid_lib import evaluation, schemas
 from sqid_lib.errors import EvaluationError, UsageError
-from sqid_lib.evaluation import comparison as comparison_module
 from sqid_lib.evaluation.judged import judged_lists
 from sqid_lib.evaluation.methods import rescaled
 from sqid_lib.evaluation.metrics import expected_random, parse_metrics, per_query, per_query_trec_eval
 from sqid_lib.evaluation.statistics import bootstrap_means, interval, paired_p_values
+from sqid_lib.evaluation.summary import slice_queries
 from sqid_lib.store import EmbeddingStore
 
 ALL = parse_metrics("ndcg ndcg@3 ndcg@10 p@1 p@5 mrr recall@2 recall@10")
@@ -377,7 +377,7 @@ def test_choosing_a_weight_needs_other_queries() -> None:
 
 def test_slice_bounds_cover_every_list() -> None:
     store = memory_store([[(p, "E") for p in range(n)] for n in (1, 10, 11, 20, 21, 40, 41)], 41)
-    slices = comparison_module.slice_queries(store, judged_lists(store), "length")
+    slices = slice_queries(store, judged_lists(store), "length")
     assert {name: int(chosen.sum()) for name, chosen in slices.items()} == {
         "1–10": 2,
         "11–20": 2,

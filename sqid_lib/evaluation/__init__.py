@@ -7,6 +7,8 @@ Methods, by name:
 - ``A+B``: a·A + (1-a)·B of any two methods, with the weight chosen by cross-validation over queries; ``A+B:0.25``: with
   weight 0.25 of A. ``fusion`` and ``fusion:0.1`` are short for ``clip_text+clip_image``.
 - ``rrf``: reciprocal rank fusion of clip_text and clip_image.
+- ``run:FILE``: a TREC run file; ``features:FILE``: cosine with the product vectors of a parquet file (``FILE#COLUMN``
+  where there are several), or of a directory with product_features.parquet and query_features.parquet.
 - ``sbert``, ``sbert:MODEL``: a sentence-transformers model on titles; ``cross-encoder:MODEL``: of (query,
   title) pairs.
 
@@ -14,9 +16,9 @@ Conventions: nDCG over each query's whole judged list, gains E 1.0, S 0.1, C 0.0
 1/log2(rank + 1), ties by ascending product_id, 0 for a query without gains; a product without image scores 0.
 """
 
-from sqid_lib.evaluation.comparison import PUBLISHED_NDCG, Comparison, compare
+from sqid_lib.evaluation.comparison import PUBLISHED_NDCG, Comparison, compare, retrieve
 from sqid_lib.evaluation.fusion import Sweep
 from sqid_lib.evaluation.methods import DEFAULT_METHODS
 from sqid_lib.evaluation.metrics import Metric
 
-__all__ = ["DEFAULT_METHODS", "PUBLISHED_NDCG", "Comparison", "Metric", "Sweep", "compare"]
+__all__ = ["DEFAULT_METHODS", "PUBLISHED_NDCG", "Comparison", "Metric", "Sweep", "compare", "retrieve"]

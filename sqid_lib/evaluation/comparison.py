@@ -1,8 +1,8 @@
-"""The ranking table: methods side by side, with intervals, paired tests and slices."""
+"""The ranking table: methods side by side over the judged lists, or over the whole catalogue."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,35 @@ import numpy.typing as npt
 from sqid_lib import schemas
 from sqid_lib.errors import EvaluationError, UsageError
 from sqid_lib.evaluation import metrics as measures
-from sqid_lib.evaluation import report, statistics
+from sqid_lib.evaluation import report, retrieval, runs
 from sqid_lib.evaluation.fusion import Sweep
-from sqid_lib.evaluation.judged import Bools, Floats, Ints, JudgedLists, Store, judged_lists
+from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store, judged_lists
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, Scorer
+from sqid_lib.evaluation.summary import Summary
 
+RETRIEVAL_METHODS = ("clip_text", "clip_image", "fusion")
+RETRIEVAL_METRICS = "ndcg ndcg@10 mrr recall@10 recall@100"
+ENGINES = ("fast", "ir-measures")
 # nDCG of Table 2 of arXiv 2405.15190; its ESCI_baseline, a fine-tuned cross-encoder, has 0.8562
 PUBLISHED_NDCG = {"random": 0.7483, "clip_text": 0.8107, "clip_image": 0.8225, "sbert": 0.8292}
-SLICES = ("source", "images", "length")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The result: one row per method, in the order asked for.
 
     Attributes:
         rows: dicts with method, every metric with its _low and _high (95 % bootstrap interval over queries), queries,
-            gains, baseline; delta, delta_low, delta_high and p_value (of nDCG) but for the baseline; published where
-            the data is the official.
+            baseline; delta, delta_low, delta_high and p_value (of nDCG) but for the baseline; gains and missing;
+            published where the data is the official.
         metrics: what was measured, nDCG first.
         query_ids: int64 [Q].
         per_query: method → float64 [Q, metrics].
-        scores: method → float64 [J] in the order of `lists`; "random" has none.
+        scores: method → float64 [J] in the order of `lists`; none for "random" and for retrieval.
+        rankings: method → its ranking; none for "random".
         lists: the judged lists.
         slices: rows of the same kind with slice_by and slice, for every slice asked for.
-        sweeps: fusion method → what each weight gives.
+        sweeps: fusion method → what each weight gives on the judged lists.
         notes: lines to read with the table.
     """
 
@@ -46,6 +50,8 @@ class Comparison:
     query_ids: Ints
     per_query: dict[str, Floats]
     scores: dict[str, Floats]
+    rankings: dict[str, runs.Ranking]
+    store: Store
     lists: JudgedLists
     slices: list[dict[str, Any]]
     sweeps: dict[str, Sweep]
@@ -53,6 +59,8 @@ class Comparison:
 
     def __str__(self) -> str:
         return report.table(self)
+
+    __repr__ = __str__
 
     def to_json(self) -> str:
         """A list of objects, one per method in the order of the table; slices under "slices"."""
@@ -69,6 +77,10 @@ class Comparison:
     def plot(self, path: str | Path) -> Path:
         """Draw the table, and the sweep of each fusion weight, as PNG, SVG or PDF (matplotlib, extra "eval")."""
         return report.plot(self, Path(path))
+
+    def export(self, directory: str | Path) -> Path:
+        """Write qrels.trec, METHOD.run for every ranking, and beir/ (corpus.jsonl, queries.jsonl, qrels/test.tsv)."""
+        return runs.export(Path(directory), self.store, self.lists, self.rankings)
 
 
 def compare(
@@ -91,8 +103,10 @@ def compare(
 
     Args:
         store: an EmbeddingStore.
-        methods: see `sqid_lib.evaluation`; None means random, clip_text, clip_image, fusion and rrf.
-        scores: rankings from elsewhere, name → [J] scores in the order of `store.judgments`; ranked after `methods`.
+        methods: see `sqid_lib.evaluation`; None means random, clip_text, clip_image, fusion and rrf, or only `scores`
+            where they are given.
+        scores: rankings from elsewhere, name → [J] scores in the order of `store.judgments`, -inf where a product is
+            not retrieved; they come after `methods`.
         gains: "esci", or "esci-repo-swapped" (S and C exchanged, as in the ESCI repository's script).
         missing: a product without image scores "zero", its rescaled "text" score, or "drop"s out of the lists.
         relevant: labels that count as relevant for the binary measures: "E", "ES" or "ESC".
@@ -109,47 +123,83 @@ def compare(
         EvaluationError: data or scores that cannot be judged.
         MissingExtraError: a method or the engine needs a package that is not installed.
     """
-    wanted = list(dict.fromkeys(measures.parse_metrics("ndcg") + measures.parse_metrics(metrics)))
+    if engine not in ENGINES:
+        raise UsageError("unknown engine", expected=" or ".join(ENGINES), got=repr(engine))
+    wanted = _headline_first(metrics)
     lists = judged_lists(store, gains, missing, relevant)
     given = {name: _given_scores(name, values, lists, store) for name, values in (scores or {}).items()}
     names = list(dict.fromkeys([*(DEFAULT_METHODS if methods is None and not given else methods or ()), *given]))
-    _check_options(names, baseline, slices, engine, resamples)
+    _check(names, baseline, resamples)
     scorer = Scorer(store, lists, missing, folds, seed, given)
     judge = measures.per_query if engine == "fast" else measures.per_query_trec_eval
-    per_query = {name: _judge(scorer, name, wanted, judge) for name in names}
-    summary = _Summary(wanted, per_query, gains, baseline or names[0], resamples, seed)
-    rows = summary.rows()
-    official = _is_official(store, lists, gains)
-    for row in rows if official else ():
-        row["published"] = PUBLISHED_NDCG.get(row["method"])
-    return Comparison(
-        rows=rows,
-        metrics=wanted,
-        query_ids=store.queries["query_id"].to_numpy()[lists.query_index],
-        per_query=per_query,
-        scores={name: scorer.scores(name) for name in names if name != "random"},
-        lists=lists,
-        slices=[
-            {"slice_by": by, "slice": name, **row}
-            for by in slices
-            for name, chosen in slice_queries(store, lists, by).items()
-            for row in summary.rows(chosen)
-        ],
-        sweeps=scorer.sweeps,
-        notes=_notes(store, lists, gains, missing, relevant, scorer.sweeps, official),
-    )
+    per_query = {
+        name: measures.expected_random(lists, wanted) if name == "random" else judge(lists, scorer.scores(name), wanted)
+        for name in names
+    }
+    ranked = {name: scorer.scores(name) for name in names if name != "random"}
+    rankings = {
+        name: runs.ranking(store, lists.query_index[lists.query], lists.product, values)
+        for name, values in ranked.items()
+    }
+    summary = Summary(wanted, per_query, baseline or names[0], resamples, seed)
+    context = {"gains": gains, "missing": missing, "relevant": relevant}
+    official = gains == "esci" and missing == "zero" and _is_official(store, lists)
+    return _conclude(scorer, summary, rankings, ranked, slices, context, official)
 
 
-def _check_options(names: list[str], baseline: str | None, slices: Sequence[str], engine: str, resamples: int) -> None:
+def retrieve(
+    store: Store,
+    methods: Sequence[str] | None = None,
+    *,
+    top: int = 100,
+    backend: str = "auto",
+    gains: str = "esci",
+    missing: str = "zero",
+    relevant: str = "E",
+    metrics: str | Sequence[str] = RETRIEVAL_METRICS,
+    baseline: str | None = None,
+    slices: Sequence[str] = (),
+    folds: int = 5,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Comparison:
+    """Rank all products for every judged query by exact search; products not judged count as gain 0 (as in trec_eval).
+
+    Args:
+        methods: clip_text, clip_image, fusion[:WEIGHT] (without a weight: those chosen on the judged lists),
+            sbert[:MODEL], features:FILE, run:FILE; None means the first three.
+        top: how many products a ranking keeps.
+        backend: "auto", "torch", "numpy" or "faiss".
+
+    The other arguments and the errors are those of `compare`; `missing` is "zero" or "drop".
+    """
+    wanted = _headline_first(metrics)
+    deepest = max(metric.cutoff or 1 for metric in wanted)
+    if top < deepest:
+        raise UsageError("metrics look deeper than the rankings go", where="top", expected=f">= {deepest}", got=top)
+    names = list(dict.fromkeys(RETRIEVAL_METHODS if methods is None else methods))
+    _check(names, baseline, resamples)
+    lists = judged_lists(store, gains, missing, relevant)
+    scorer = Scorer(store, lists, missing, folds, seed)
+    rankings = {name: retrieval.rank_all(scorer, name, top, backend) for name in names}
+    per_query = {
+        name: measures.measure(lists, retrieval.ranks_of_judged(scorer, found), wanted)
+        for name, found in rankings.items()
+    }
+    summary = Summary(wanted, per_query, baseline or names[0], resamples, seed)
+    context = {"gains": gains, "missing": missing, "relevant": relevant, "top": top}
+    return _conclude(scorer, summary, rankings, {}, slices, context, official=False)
+
+
+def _headline_first(metrics: str | Sequence[str]) -> list[measures.Metric]:
+    return list(dict.fromkeys([measures.NDCG, *measures.parse_metrics(metrics)]))
+
+
+def _check(names: list[str], baseline: str | None, resamples: int) -> None:
     if not names:
         raise UsageError("no method to compare", expected="one at least")
     if baseline is not None and baseline not in names:
         raise UsageError("the baseline is not compared", expected=" or ".join(names), got=repr(baseline))
-    unknown = [by for by in slices if by not in SLICES]
-    if unknown:
-        raise UsageError("unknown slice", expected=" or ".join(SLICES), got=repr(unknown[0]))
-    if engine not in ("fast", "ir-measures"):
-        raise UsageError("unknown engine", expected="fast or ir-measures", got=repr(engine))
     if resamples < 100:
         raise UsageError("too few resamples for an interval", expected=">= 100", got=resamples)
 
@@ -158,89 +208,61 @@ def _given_scores(name: str, values: npt.ArrayLike, lists: JudgedLists, store: S
     scores = np.asarray(values, np.float64)
     if scores.shape != (store.judgments.num_rows,):
         raise EvaluationError(
-            "scores do not fit the judgments", where=name, expected=f"shape ({store.judgments.num_rows},)",
+            "scores do not fit the judgments",
+            where=name,
+            expected=f"shape ({store.judgments.num_rows},)",
             got=f"shape {scores.shape}",
-        )  # fmt: skip
+        )
     return scores[lists.row]
 
 
-_Judge = Callable[[JudgedLists, Floats, Sequence[measures.Metric]], Floats]
-
-
-def _judge(scorer: Scorer, method: str, metrics: list[measures.Metric], judge: _Judge) -> Floats:
-    if method == "random":
-        return measures.expected_random(scorer.lists, metrics)
-    return judge(scorer.lists, scorer.scores(method), metrics)
-
-
-@dataclass(frozen=True)
-class _Summary:
-    metrics: list[measures.Metric]
-    per_query: dict[str, Floats]
-    gains: str
-    baseline: str
-    resamples: int
-    seed: int
-
-    def rows(self, chosen: Bools | None = None) -> list[dict[str, Any]]:
-        """A row per method over the chosen queries (None: all)."""
-        keep = slice(None) if chosen is None else chosen
-        values = np.stack([v[keep] for v in self.per_query.values()], axis=1)  # [Q, methods, metrics]
-        queries, methods, _ = values.shape
-        base = values[:, list(self.per_query).index(self.baseline), 0]
-        differences = values[:, :, 0] - base[:, None]
-        means = statistics.bootstrap_means(
-            np.concatenate([values.reshape(queries, -1), differences], axis=1), self.resamples, self.seed
-        )
-        low, high = (bound.tolist() for bound in statistics.interval(means))
-        p_values = statistics.paired_p_values(differences, 5 * self.resamples, self.seed).tolist()
-        width = len(self.metrics)
-        rows = []
-        for m, method in enumerate(self.per_query):
-            row: dict[str, Any] = {"method": method}
-            for k, metric in enumerate(self.metrics):
-                row[metric.key] = float(values[:, m, k].mean())
-                row[f"{metric.key}_low"], row[f"{metric.key}_high"] = low[m * width + k], high[m * width + k]
-            row |= {"queries": queries, "gains": self.gains, "baseline": self.baseline}
-            if method != self.baseline:
-                delta = methods * width + m
-                row |= {"delta": float(differences[:, m].mean()), "delta_low": low[delta], "delta_high": high[delta]}
-                row["p_value"] = p_values[m]
-            rows.append(row)
-        return rows
-
-
-def slice_queries(store: Store, lists: JudgedLists, by: str) -> dict[str, Bools]:
-    """Which judged queries, bool [Q], are in each slice by "source", "images" or "length"; none is empty."""
-    if by == "source":
-        sources = np.array([s or "unknown" for s in store.queries["source"].to_pylist()])[lists.query_index]
-        return {str(name): sources == name for name in np.unique(sources)}
-    if by == "images":
-        share = lists.sums(np.asarray(store.has_image)[lists.product].astype(np.float64)) / lists.lengths
-        bins = {"under half": share < 0.5, "half to 90 %": (share >= 0.5) & (share < 0.9)}
-        bins |= {"90 % to all but one": (share >= 0.9) & (share < 1), "all": share == 1}
-    else:
-        n = lists.lengths
-        bins = {"1–10": n <= 10, "11–20": (n > 10) & (n <= 20), "21–40": (n > 20) & (n <= 40), "over 40": n > 40}
-    return {name: chosen for name, chosen in bins.items() if chosen.any()}
-
-
-def _is_official(store: Store, lists: JudgedLists, gains: str) -> bool:
+def _is_official(store: Store, lists: JudgedLists) -> bool:
     counts = {"products": store.products.num_rows, "queries": store.queries.num_rows, "judgments": len(lists.row)}
-    return gains == "esci" and all(schemas.PUBLISHED_COUNTS[name] == count for name, count in counts.items())
+    return all(schemas.PUBLISHED_COUNTS[name] == count for name, count in counts.items())
 
 
-def _notes(
-    store: Store, lists: JudgedLists, gains: str, missing: str, relevant: str, sweeps: dict[str, Sweep], official: bool
-) -> list[str]:
-    without = int((~np.asarray(store.has_image)[lists.product]).sum())
+def _conclude(
+    scorer: Scorer,
+    summary: Summary,
+    rankings: dict[str, runs.Ranking],
+    scores: dict[str, Floats],
+    slices: Sequence[str],
+    context: dict[str, Any],
+    official: bool,
+) -> Comparison:
+    store, lists = scorer.store, scorer.lists
+    rows = [row | context for row in summary.rows()]
+    for row in rows if official else ():
+        row["published"] = PUBLISHED_NDCG.get(row["method"])
+    return Comparison(
+        rows=rows,
+        metrics=summary.metrics,
+        query_ids=store.queries["query_id"].to_numpy()[lists.query_index],
+        per_query=summary.per_query,
+        scores=scores,
+        rankings=rankings,
+        store=store,
+        lists=lists,
+        slices=[row | context for row in summary.slices(store, lists, slices)],
+        sweeps=scorer.sweeps,
+        notes=_notes(scorer, context, official),
+    )
+
+
+def _notes(scorer: Scorer, context: dict[str, Any], official: bool) -> list[str]:
+    lists = scorer.lists
+    without = int((~np.asarray(scorer.store.has_image)[lists.product]).sum())
     notes = [
-        f"{len(lists.starts):,} queries, {len(lists.row):,} judgments; binary measures count {' and '.join(relevant)}; "
-        f"{without:,} judgments without image (--missing {missing})"
+        f"{len(lists.starts):,} queries, {len(lists.row):,} judgments, {without:,} of them without image "
+        f"(missing: {context['missing']}); binary measures count {' and '.join(context['relevant'])}"
     ]
-    if gains != "esci":
-        notes.append(f"gains {gains}: S counts 0.01 and C 0.1, the wrong way round, as in the ESCI repository's script")
-    for method, sweep in sweeps.items():
+    if "top" in context:
+        notes.append(f"best {context['top']} of {scorer.store.products.num_rows:,} products; one not judged has gain 0")
+    if context["gains"] != "esci":
+        notes.append(
+            f"gains {context['gains']}: S counts 0.01, C 0.1, the wrong way round, as in the ESCI repository's script"
+        )
+    for method, sweep in scorer.sweeps.items():
         chosen = " ".join(f"{weight:.2f}" for weight in sweep.chosen)
         notes.append(f"{method}: weight of {sweep.first} chosen on the other folds: {chosen}")
     if official:

@@ -23,6 +23,7 @@ class Sweep:
         weights: float64 [W], weight a of `first`; the score is a·first + (1-a)·second.
         ndcg: float64 [W], mean over all queries.
         chosen: the weight used for each fold, chosen on the other folds.
+        by_query: float64 [Q], the weight of each query's fold.
     """
 
     first: str
@@ -30,6 +31,7 @@ class Sweep:
     weights: Floats
     ndcg: Floats
     chosen: tuple[float, ...]
+    by_query: Floats
 
 
 def weighted(first: Floats, second: Floats, weight: Floats | float) -> Floats:
@@ -54,15 +56,17 @@ def cross_validated(
     folds = min(folds, queries)
     if folds < 2:
         raise EvaluationError(
-            "a fusion weight cannot be chosen on other queries", expected="2 queries and 2 folds at least",
-            got=f"{queries} queries, {folds} folds", fix="Give the weight: fusion:0.5",
-        )  # fmt: skip
+            "a fusion weight cannot be chosen on other queries",
+            expected="2 queries and 2 folds at least",
+            got=f"{queries} queries, {folds} folds",
+            fix="Give the weight: fusion:0.5",
+        )
     ndcg = np.stack([per_query(lists, weighted(first, second, float(w)), [NDCG])[:, 0] for w in WEIGHTS])
     fold = np.random.default_rng(seed).permutation(queries) % folds
     best = [int(ndcg[:, fold != f].mean(axis=1).argmax()) for f in range(folds)]
     chosen = WEIGHTS[best]
-    sweep = Sweep(*names, WEIGHTS, ndcg.mean(axis=1), tuple(float(w) for w in chosen))
-    return weighted(first, second, chosen[fold][lists.query]), sweep
+    sweep = Sweep(*names, WEIGHTS, ndcg.mean(axis=1), tuple(float(w) for w in chosen), chosen[fold])
+    return weighted(first, second, sweep.by_query[lists.query]), sweep
 
 
 def reciprocal_ranks(lists: JudgedLists, *rankings: Floats) -> Floats:

@@ -120,8 +120,12 @@ def judged_lists(store: Store, gains: str = "esci", missing: str = "zero", relev
     if missing == "drop":
         row = row[np.asarray(store.has_image)[product[row]]]
     if not len(row):
-        raise EvaluationError("nothing to judge", expected="at least one judgment", got=f"none with missing={missing}",
-            fix="Open a release with judgments; the classic files alone have none.")  # fmt: skip
+        raise EvaluationError(
+            "nothing to judge",
+            expected="at least one judgment",
+            got=f"none with missing={missing}",
+            fix="Open a release with judgments; the classic files alone have none.",
+        )
     query, product = query[row], product[row]
     twice = np.flatnonzero((np.diff(query) == 0) & (np.diff(product) == 0))
     if len(twice):
@@ -147,15 +151,6 @@ def product_order(store: Store) -> Ints:
     place = np.empty(len(by_id), np.int64)
     place[by_id] = np.arange(len(by_id))
     return place
-
-
-def product_names(store: Store) -> list[str]:
-    """The document id of each product: product_id, or "locale:product_id" where the id occurs under several locales."""
-    ids = store.products["product_id"].to_pylist()
-    locales = store.products["product_locale"].to_pylist()
-    seen: set[str] = set()
-    shared = {i for i in ids if i in seen or seen.add(i)}  # type: ignore[func-returns-value]
-    return [f"{locale}:{i}" if i in shared else i for locale, i in zip(locales, ids, strict=True)]
 
 
 def _label_gains(judgments: pa.Table, gains: dict[str, float]) -> tuple[npt.NDArray[np.str_], Floats]:

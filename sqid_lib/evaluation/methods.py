@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sqid_lib.errors import EvaluationError, UsageError, missing_extra
 from sqid_lib.evaluation import fusion
+from sqid_lib.evaluation.features import read_features
 from sqid_lib.evaluation.judged import Bools, Floats, Ints, JudgedLists, Store, Vectors
+from sqid_lib.evaluation.runs import judged_scores
 
 DEFAULT_METHODS = ("random", "clip_text", "clip_image", "fusion", "rrf")
 KNOWN = (
-    "random, random_draw, clip_text, clip_image, fusion[:WEIGHT], rrf, sbert[:MODEL], cross-encoder[:MODEL], "
-    "A+B[:WEIGHT]"
+    "random, random_draw, clip_text, clip_image, fusion[:WEIGHT], rrf, sbert[:MODEL], cross-encoder[:MODEL], run:FILE, "
+    "features:FILE, A+B[:WEIGHT]"
 )
+_NAMES = ("random_draw", "clip_text", "clip_image", "fusion", "rrf", "sbert", "cross-encoder", "run", "features")
 SBERT = "sentence-transformers/all-MiniLM-L12-v2"
 CROSS_ENCODER = "cross-encoder/ms-marco-MiniLM-L-12-v2"
 _BLOCK = 8_192
@@ -47,8 +51,12 @@ class Scorer:
             scores = self.given[method] if method in self.given else self._compute(method)
             bad = np.flatnonzero(np.isnan(scores) | np.isposinf(scores))
             if len(bad):
-                raise EvaluationError("scores must be finite", where=f"{method}, {self._pair(int(bad[0]))}",
-                                      expected="a number", got=scores[bad[0]])  # fmt: skip
+                raise EvaluationError(
+                    "scores must be finite",
+                    where=f"{method}, {self._pair(int(bad[0]))}",
+                    expected="a number",
+                    got=scores[bad[0]],
+                )
             self._known[method] = scores
         return self._known[method]
 
@@ -58,14 +66,21 @@ class Scorer:
 
     def _compute(self, method: str) -> Floats:
         head, _, argument = method.partition(":")
-        if "+" in method and is_known(method.split("+", 1)[0], self.given):
-            first, rest = method.split("+", 1)
+        first, plus, rest = method.partition("+")
+        if plus and self._is_known(first) and self._is_known(rest):
             second, _, last = rest.rpartition(":")
             return self._fuse(method, first, second, last) if _is_number(last) else self._fuse(method, first, rest, "")
         if head == "fusion":
             return self._fuse(method, "clip_text", "clip_image", argument)
+        if head == "run" and argument:
+            return judged_scores(Path(argument), self.store, self.lists)
+        if head == "features" and argument:
+            features = read_features(argument, self.store)
+            return judged_cosine(self.lists, features.queries, features.products)
         if head == "sbert":
-            return sbert_scores(self.store, self.lists, argument or SBERT)
+            rows, product = np.unique(self.lists.product, return_inverse=True)
+            queries, titles = sbert_vectors(self.store, self.lists.query_index, rows, argument or SBERT)
+            return cosine(queries, titles, self.lists.query, product)
         if head == "cross-encoder":
             return cross_encoder_scores(self.store, self.lists, argument or CROSS_ENCODER)
         plain: dict[str, Callable[[], Floats]] = {
@@ -77,6 +92,9 @@ class Scorer:
         if method not in plain:
             raise UsageError("unknown method", expected=KNOWN, got=repr(method))
         return plain[method]()
+
+    def _is_known(self, method: str) -> bool:
+        return method in self.given or method.partition(":")[0] in _NAMES
 
     def _fuse(self, method: str, first: str, second: str, weight: str) -> Floats:
         a, b = self.scores(first), self.scores(second)
@@ -94,12 +112,6 @@ class Scorer:
         if self.missing != "text" or has_image.all() or not has_image.any():
             return np.where(has_image, scores, 0.0)
         return np.where(has_image, scores, rescaled(self.scores("clip_text"), scores, has_image))
-
-
-def is_known(method: str, given: dict[str, Floats]) -> bool:
-    """Whether the name, without its argument, is one of a method."""
-    heads = ("random", "random_draw", "clip_text", "clip_image", "fusion", "rrf", "sbert", "cross-encoder")
-    return method in given or method.partition(":")[0] in heads
 
 
 def parse_weight(text: str, method: str) -> float:
@@ -152,8 +164,8 @@ def rescaled(scores: Floats, like: Floats, where: Bools) -> Floats:
     return np.asarray(like[where].mean() + unit * like[where].std())
 
 
-def sbert_scores(store: Store, lists: JudgedLists, model: str) -> Floats:
-    """Cosine of a sentence-transformers model's query and title embeddings, float64 [J].
+def sbert_vectors(store: Store, query_rows: Ints, product_rows: Ints, model: str) -> tuple[Vectors, Vectors]:
+    """A sentence-transformers model's embeddings of queries [len(query_rows), D] and titles [len(product_rows), D].
 
     Raises:
         MissingExtraError: sentence-transformers is not installed.
@@ -164,15 +176,15 @@ def sbert_scores(store: Store, lists: JudgedLists, model: str) -> Floats:
     except ImportError:
         raise missing_extra("sentence-transformers", "eval", f"to rank with {model}") from None
     encoder = _load(SentenceTransformer, model)
-    shown = {"show_progress_bar": sys.stderr.isatty(), "convert_to_numpy": True}
-    product_rows, product = np.unique(lists.product, return_inverse=True)
-    titles = encoder.encode([_title(store, int(row)) for row in product_rows], **shown)
-    queries = encoder.encode([_query(store, int(row)) for row in lists.query_index], **shown)
-    return cosine(queries, titles, lists.query, product)
+    texts = [_query(store, int(row)) for row in query_rows], [_title(store, int(row)) for row in product_rows]
+    queries, titles = (
+        encoder.encode(part, show_progress_bar=sys.stderr.isatty(), convert_to_numpy=True) for part in texts
+    )
+    return queries, titles
 
 
 def cross_encoder_scores(store: Store, lists: JudgedLists, model: str) -> Floats:
-    """A sentence-transformers cross-encoder's scores of (query, title), float64 [J]; raises as `sbert_scores`."""
+    """A sentence-transformers cross-encoder's scores of (query, title), float64 [J]; raises as `sbert_vectors`."""
     try:
         from sentence_transformers import CrossEncoder
     except ImportError:
@@ -182,8 +194,12 @@ def cross_encoder_scores(store: Store, lists: JudgedLists, model: str) -> Floats
     pairs = [(texts[q], _title(store, int(p))) for q, p in zip(lists.query, lists.product, strict=True)]
     scores = np.asarray(encoder.predict(pairs, show_progress_bar=sys.stderr.isatty()), np.float64)
     if scores.shape != (len(pairs),):
-        raise EvaluationError("a cross-encoder must give one score a pair", where=model, got=f"shape {scores.shape}",
-                              fix="Use a model with num_labels = 1.")  # fmt: skip
+        raise EvaluationError(
+            "a cross-encoder must give one score a pair",
+            where=model,
+            got=f"shape {scores.shape}",
+            fix="Use a model with num_labels = 1.",
+        )
     return scores
 
 

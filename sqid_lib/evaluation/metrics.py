@@ -49,7 +49,7 @@ DEFAULT_METRICS = "ndcg ndcg@10 p@1 mrr recall@10"
 
 def parse_metrics(text: str | Sequence[str]) -> list[Metric]:
     """Read "ndcg ndcg@10 p@1 mrr recall@10" (spaces or commas); raises UsageError."""
-    words = re.split(r"[,\s]+", text.strip()) if isinstance(text, str) else list(text)
+    words = re.split(r"[,\s]+", (text if isinstance(text, str) else " ".join(text)).strip())
     metrics = []
     for word in words:
         match = re.fullmatch(r"(ndcg|p|mrr|recall)(?:@([1-9]\d{0,5}))?", word.lower())
@@ -68,22 +68,37 @@ def per_query(lists: JudgedLists, scores: Floats, metrics: Sequence[Metric]) -> 
     Returns:
         float64 [Q, len(metrics)].
     """
+    rank = np.empty(len(scores))
     order = lists.order(scores)
-    retrieved = ~np.isneginf(scores[order])
-    gain, relevant = lists.gain[order] * retrieved, lists.relevant[order] & retrieved
-    return np.stack([_measure(lists, metric, gain, relevant) for metric in metrics], axis=1)
+    rank[order] = lists.position
+    rank[np.isneginf(scores)] = np.inf
+    return measure(lists, rank, metrics)
 
 
-def _measure(lists: JudgedLists, metric: Metric, gain: Floats, relevant: np.ndarray) -> Floats:
-    inside = np.ones(len(gain), bool) if metric.cutoff is None else lists.position < metric.cutoff
+def measure(lists: JudgedLists, rank: Floats, metrics: Sequence[Metric]) -> Floats:
+    """Judge judged products by where they stand.
+
+    Args:
+        rank: float64 [J], how many products, judged or not, stand above; inf where not retrieved.
+
+    Returns:
+        float64 [Q, len(metrics)].
+    """
+    return np.stack([_measure(lists, metric, rank) for metric in metrics], axis=1)
+
+
+def _measure(lists: JudgedLists, metric: Metric, rank: Floats) -> Floats:
+    depth = np.inf if metric.cutoff is None else float(metric.cutoff)
+    inside = rank < depth
     if metric.kind == "ndcg":
-        discount = inside / np.log2(lists.position + 2.0)
-        return _ratio(lists.sums(gain * discount), lists.sums(lists.ideal_gain * discount))
+        ideal = np.where(lists.position < depth, lists.ideal_gain / np.log2(lists.position + 2.0), 0.0)
+        return _ratio(lists.sums(np.where(inside, lists.gain / np.log2(rank + 2.0), 0.0)), lists.sums(ideal))
+    hit = lists.relevant & inside
     if metric.kind == "mrr":
-        return np.maximum.reduceat(np.where(relevant & inside, 1.0 / (lists.position + 1.0), 0.0), lists.starts)
-    hits = lists.sums((relevant & inside).astype(np.float64))
+        return np.maximum.reduceat(np.where(hit, 1.0 / (rank + 1.0), 0.0), lists.starts)
+    hits = lists.sums(hit.astype(np.float64))
     if metric.kind == "p":
-        return hits / float(metric.cutoff or 1)
+        return hits / depth
     return _ratio(hits, lists.sums(lists.relevant.astype(np.float64)))
 
 

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from evaluation_fixtures import MemoryStore, memory_store, random_store
+
+from sqid_lib import evaluation
+from sqid_lib.errors import UsageError
+from sqid_lib.evaluation import retrieval
+
+BACKENDS = ("numpy", "torch", "faiss")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "_PRODUCTS", 37)
+    monkeypatch.setattr(retrieval, "_QUERIES", 5)
+
+
+def brute_force(store: MemoryStore, weight: float) -> np.ndarray[Any, Any]:
+    """Scores [Q, P] in float64, straight from the definition."""
+
+    def unit(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        norms = np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+        return x / np.where(norms == 0, 1, norms)
+
+    query = unit(store.query_features)
+    image = (query @ unit(store.image_features).T) * store.has_image
+    return np.asarray(weight * (query @ unit(store.text_features).T) + (1 - weight) * image)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("method", "weight"), [("clip_text", 1), ("clip_image", 0), ("fusion:0.3", 0.3)])
+def test_retrieval_equals_brute_force(backend: str, method: str, weight: float) -> None:
+    store = random_store(1, queries=13, products=200, without_image=tuple(range(0, 200, 9)), shuffle=True)
+    found = evaluation.retrieve(store, [method], top=30, metrics="ndcg@10", backend=backend, resamples=100)
+    scores = brute_force(store, weight)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :30]
+    assert found.rankings[method].query.tolist() == np.repeat(np.arange(13), 30).tolist()
+    np.testing.assert_array_equal(found.rankings[method].product.reshape(13, 30), expected)
+    np.testing.assert_allclose(
+        found.rankings[method].score.reshape(13, 30), np.take_along_axis(scores, expected, axis=1), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("backend", ("numpy", "torch"))
+@pytest.mark.parametrize("top", [1, 7, 36, 37, 38, 100, 150])
+def test_ties_go_to_the_smaller_product_id_across_blocks_and_the_border(backend: str, top: int) -> None:
+    rng = np.random.default_rng(top)
+    store = random_store(2, queries=11, products=100)
+    few = rng.normal(size=(4, store.width)).astype(np.float32)
+    store.text_features = few[rng.integers(4, size=100)]  # four vectors only, so nearly all is tied
+    found = evaluation.retrieve(store, ["clip_text"], top=top, metrics="ndcg", backend=backend, resamples=100)
+    expected = np.argsort(-np.round(brute_force(store, 1), 6), axis=1, kind="stable")[:, :top]
+    np.testing.assert_array_equal(found.rankings["clip_text"].product.reshape(11, -1), expected)
+
+
+def test_ties_follow_the_product_id_and_not_the_row() -> None:
+    store = memory_store([[(0, "E"), (1, "S")]], 4)
+    store.products = store.products.set_column(0, "product_id", [["D", "B", "C", "A"]])
+    store.text_features[:] = 1
+    found = evaluation.retrieve(store, ["clip_text"], top=2, metrics="ndcg", resamples=100)
+    assert found.rankings["clip_text"].product.tolist() == [3, 1]
+
+
+def test_what_is_not_judged_takes_a_place_and_gains_nothing() -> None:
+    store = memory_store([[(2, "E"), (0, "S")]], 3, width=2)
+    store.query_features[:] = [[1, 0]]
+    store.text_features[:] = [[0.2, 1], [1, 0], [1, 0.5]]  # order: 1 (not judged), 2, 0
+    result = evaluation.retrieve(store, ["clip_text"], metrics="ndcg@1 ndcg@2 recall@1 recall@2 mrr", resamples=100)
+    row = result.rows[0]
+    assert row["ndcg_at_1"] == row["recall_at_1"] == 0
+    assert row["recall_at_2"] == 1
+    assert row["mrr"] == 0.5
+    assert row["ndcg_at_2"] == pytest.approx((1 / np.log2(3)) / (1 + 0.1 / np.log2(3)))
+
+
+def test_top_cuts_the_ranking() -> None:
+    store = random_store(3, queries=6, products=80)
+    shallow, deep = (
+        evaluation.retrieve(store, ["clip_text"], top=top, metrics="recall@5", resamples=100) for top in (5, 60)
+    )
+    assert len(shallow.rankings["clip_text"].product) == 30
+    np.testing.assert_array_equal(shallow.per_query["clip_text"][:, 1], deep.per_query["clip_text"][:, 1])
+
+
+def test_fusion_searches_with_the_weights_chosen_on_other_queries() -> None:
+    store = random_store(4, queries=20, products=90)
+    result = evaluation.retrieve(store, ["fusion"], resamples=100, folds=4)
+    weights = result.sweeps["fusion"].by_query
+    assert len(set(weights)) > 1
+    for weight in set(weights):
+        fixed = evaluation.retrieve(store, [f"fusion:{weight}"], resamples=100)
+        chosen = weights == weight
+        np.testing.assert_array_equal(result.per_query["fusion"][chosen], fixed.per_query[f"fusion:{weight}"][chosen])
+
+
+def test_dropped_products_are_not_retrieved() -> None:
+    store = random_store(5, queries=10, products=60, without_image=tuple(range(0, 60, 2)))
+    result = evaluation.retrieve(store, ["clip_text"], missing="drop", top=100, resamples=100)
+    assert (result.rankings["clip_text"].product % 2 == 1).all()
+    assert len(result.rankings["clip_text"].product) == 30 * len(result.query_ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["rrf"]}, "cannot search all products"),
+        ({"methods": ["random"]}, "cannot search all products"),
+        ({"methods": ["cross-encoder"]}, "cannot search all products"),
+        ({"methods": ["fusion:2"]}, "bad fusion weight"),
+        ({"methods": []}, "no method"),
+        ({"missing": "text"}, "scores a missing image 0 or drops it"),
+        ({"backend": "gpu"}, "unknown backend"),
+        ({"top": 50}, "deeper than the rankings"),
+        ({"top": 0, "metrics": "ndcg"}, "deeper than the rankings"),
+    ],
+)
+def test_wrong_usage(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        evaluation.retrieve(random_store(6), **options)
