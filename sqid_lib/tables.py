@@ -93,14 +93,18 @@ def read_csv(path: str, schema: pa.Schema, *, where: str | None = None) -> pa.Ta
 
 def read_table(path: str, schema: pa.Schema, *, where: str | None = None) -> pa.Table:
     """`read_csv` or `read_parquet`, by the name of the file."""
-    name = urlsplit(where or path).path if "://" in (where or path) else (where or path)
-    return (read_csv if name.lower().endswith((".csv", ".csv.gz")) else read_parquet)(path, schema, where=where)
+    return (read_csv if _is_csv(path, where) else read_parquet)(path, schema, where=where)
+
+
+def _is_csv(path: str, where: str | None) -> bool:
+    """A downloaded file has lost its name, `where` keeps it."""
+    return any(urlsplit(name).path.lower().endswith(".csv") for name in (path, where or path))
 
 
 def column_names(path: str, *, where: str | None = None) -> list[str]:
     """The column names of a csv or parquet file; errors as `read_csv` and `open_parquet`."""
     name = where or path
-    if not name.lower().endswith(".csv"):
+    if not _is_csv(path, where):
         with open_parquet(path, pa.schema([]), where=where) as file:
             return list(file.schema_arrow.names)
     with _open(path, name) as stream:
