@@ -92,9 +92,8 @@ def _selection(recipe: Recipe) -> str:
 
 
 def _published(facts: Facts) -> str:
-    counts = {name: facts.rows(config) for name, config in manifest.COUNTED.items()}
     published = schemas.PUBLISHED_COUNTS
-    if counts == published:
+    if facts.counts == published:
         return "These are the counts of the published SQID."
     stated = ", ".join(f"{number:,} {name}" for name, number in published.items())
     return f"This is another cut than the published SQID, which has {stated}."
@@ -137,7 +136,7 @@ def _configs(facts: Facts) -> str:
 
 def _counts(facts: Facts) -> str:
     judgments = sum(facts.labels.values())
-    rows: list[tuple[str, int, str]] = [(name, facts.rows(config), "") for name, config in manifest.COUNTED.items()]
+    rows: list[tuple[str, int, str]] = [(name, count, "") for name, count in facts.counts.items()]
     for label, count in facts.labels.items():
         rows.append((f"label {label}: {schemas.LABELS[label]}", count, _share(count, judgments)))
     return table(("", "rows", "of all judgments"), rows, right=(1, 2))

@@ -15,6 +15,12 @@ from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError
 
 SHARD = re.compile(r"(?P<split>[a-z]+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet")
+COUNTED = {
+    "products": (schemas.URLS, schemas.PRODUCT_KEY),
+    "queries": (schemas.QUERIES, ("query_id",)),
+    "judgments": (schemas.JUDGMENTS, ("query_id", *schemas.PRODUCT_KEY)),
+    "supp": (schemas.SUPP, schemas.PRODUCT_KEY),
+}
 _BATCH_ROWS = 8_192
 
 
@@ -37,12 +43,14 @@ class Facts:
         columns: config → Arrow schema of its first file.
         statuses: config → image_status → rows, for configs that have one.
         labels: esci_label → judgments.
+        counts: products, queries, judgments, supp → how many different ones.
     """
 
     splits: Mapping[str, Mapping[str, Split]]
     columns: Mapping[str, pa.Schema]
     statuses: Mapping[str, Mapping[str, int]]
     labels: Mapping[str, int]
+    counts: Mapping[str, int]
 
     def rows(self, config: str) -> int:
         return sum(split.rows for split in self.splits.get(config, {}).values())
@@ -84,7 +92,29 @@ def gather(release: Path) -> Facts:
             disk = old.disk + path.stat().st_size
             splits[config][shard["split"]] = Split((*old.files, name), old.rows + rows, old.memory + memory, disk)
     found = {config: dict(sorted(counter.items())) for config, counter in statuses.items() if counter}
-    return Facts(splits, columns, found, {label: labels[label] for label in schemas.LABELS})
+    return Facts(splits, columns, found, {label: labels[label] for label in schemas.LABELS}, counts(release))
+
+
+def counts(release: Path) -> dict[str, int]:
+    """How many different products, queries, judgments and supplementary products there are, over all splits.
+
+    Raises:
+        CorruptFileError: a parquet file cannot be read.
+    """
+    found = {}
+    for name, (config, keys) in COUNTED.items():
+        paths = sorted((release / "data" / config).glob("*.parquet"))
+        try:
+            found[name] = distinct(pa.concat_tables([pq.read_table(path, columns=list(keys)) for path in paths]))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            where = release / "data" / config
+            raise CorruptFileError(f"not parquet files of ours ({error})", where=where) from error
+    return found
+
+
+def distinct(keys: pa.Table) -> int:
+    """How many different rows a table has."""
+    return int(keys.group_by(keys.column_names).aggregate([]).num_rows) if keys.num_rows else 0
 
 
 def _read(file: pq.ParquetFile, statuses: Counter[str], labels: Counter[str]) -> int:

@@ -17,18 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.atomic import replacing
+from builder.facts import counts
 from builder.recipe import Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
 
 FORMAT = 1
 PACKAGES = ("sqid", "datasets", "huggingface_hub", "pyarrow", "numpy", "torch", "transformers", "pillow")
-COUNTED = {
-    "products": schemas.FEATURES,
-    "queries": schemas.QUERIES,
-    "judgments": schemas.JUDGMENTS,
-    "supp": schemas.SUPP,
-}
 _MAX_BYTES = 64_000_000  # of a manifest or a list of sums; ours are a few kilobytes
 
 
@@ -51,7 +46,7 @@ class Manifest:
         model, revision: the encoder, and the commit its weights came from (None for a local directory).
         width: floats in a vector.
         versions: of Python packages.
-        counts: products, queries, judgments, supp.
+        counts: products, queries, judgments, supp: how many different ones.
         files: path within the release → file; all but manifest.json and SHA256SUMS.
     """
 
@@ -84,7 +79,7 @@ def write(release: Path, recipe: Recipe, *, revision: str | None) -> Manifest:
         revision=revision,
         width=width(release),
         versions=versions(),
-        counts={name: sum(f.rows or 0 for p, f in files.items() if of_config(p, c)) for name, c in COUNTED.items()},
+        counts=counts(release),
         files=files,
     )
     with replacing(release / schemas.MANIFEST) as part:
@@ -149,10 +144,6 @@ def listing(release: Path) -> list[str]:
 def shards(release: Path, config: str) -> list[Path]:
     """The parquet files of a config, sorted."""
     return sorted((release / "data" / config).glob("*.parquet"))
-
-
-def of_config(name: str, config: str) -> bool:
-    return name.startswith(f"data/{config}/") and name.endswith(".parquet")
 
 
 def width(release: Path) -> int:

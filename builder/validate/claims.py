@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder import card, card_tables, manifest
-from builder.facts import Facts
+from builder.facts import COUNTED, Facts, distinct
 from builder.validate.problem import Problem
 from builder.validate.rows import Scan
 from sqid_lib import schemas
@@ -27,10 +27,7 @@ def check_manifest(release: Path, scans: Mapping[str, Scan]) -> Iterator[Problem
     except SourceError:
         return  # told with the files
     expected = stated.recipe.get("expect")
-    for name, config in manifest.COUNTED.items():
-        if config not in scans or not scans[config].complete:
-            continue
-        rows = scans[config].rows
+    for name, rows in _counts(scans).items():
         if stated.counts.get(name) != rows:
             yield _count(schemas.MANIFEST, f"counts.{name}", stated.counts.get(name), rows)
         wanted = expected.get(name) if isinstance(expected, dict) else None
@@ -62,17 +59,31 @@ def check_card(release: Path, scans: Mapping[str, Scan]) -> Iterator[Problem]:
     yield from _configs(stated.get("configs"), scans)
     if any(not scan.complete for scan in scans.values()):
         return
+    counts = _counts(scans)
+    if len(counts) < len(COUNTED):
+        return
     facts = Facts(
         {config: scan.splits for config, scan in scans.items() if scan.splits},
         {config: scan.columns for config, scan in scans.items() if scan.columns is not None},
         {config: dict(scan.statuses) for config, scan in scans.items() if scan.statuses},
         {label: scans[schemas.JUDGMENTS].labels[label] for label in schemas.LABELS},
+        counts,
     )
     yield from _infos(stated.get("dataset_info"), facts)
     text = (release / schemas.CARD).read_text(encoding="utf-8")
     for name, table in card_tables.data_tables(facts).items():
         if table not in text:
             yield Problem("card-table", schemas.CARD, f"its table of {name} is not what the data says")
+
+
+def _counts(scans: Mapping[str, Scan]) -> dict[str, int]:
+    """Different products, queries, judgments, supp; those of a config that was not read whole are left out."""
+    found = {}
+    for name, (config, keys) in COUNTED.items():
+        scan = scans[config]
+        if scan.complete and set(keys) <= set(scan.kept.column_names):
+            found[name] = distinct(scan.kept.select(keys))
+    return found
 
 
 def _configs(stated: Any, scans: Mapping[str, Scan]) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ _CONFIG = {
     schemas.PRODUCT_FEATURES: schemas.FEATURES,
     schemas.QUERY_FEATURES: schemas.QUERIES,
 }
+_LOCALE = "product_locale"  # a second column where ids of several locales would be ambiguous
 _BATCH_ROWS = 8_192
 
 
@@ -45,6 +46,7 @@ def check_classic(release: Path, name: str, scans: Mapping[str, Scan]) -> Iterat
         yield from _compare(name, said, expected)
 
 
+Row = tuple[Any, tuple[Any, ...]]  # a query id, or product id and locale; the url, or hashes of vectors
 Rows = dict[Any, tuple[Any, ...]]
 
 
@@ -56,31 +58,38 @@ def _wanted(release: Path) -> bool:
     return isinstance(section, dict) and section.get("classic_files") is True
 
 
-def _read_csv(path: Path) -> list[tuple[Any, tuple[Any, ...]]]:
+def _read_csv(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
         head = next(reader, [])
-        if head != schemas.URLS_FILE_SCHEMA.names:
+        located = head[1:2] == [_LOCALE]
+        if head[:1] + head[1 + located :] != schemas.URLS_FILE_SCHEMA.names:
             raise ValueError(f"the header is {','.join(head)[:100]!r}")
-        rows = []
+        rows: list[Row] = []
         for row in reader:
-            if len(row) != 2:
+            if len(row) != len(head):
                 raise ValueError(f"line {reader.line_num} has {len(row)} cells")
-            rows.append((row[0], (row[1] or None,)))
+            rows.append(((row[0], row[1] if located else schemas.CLASSIC_LOCALE), (row[-1] or None,)))
         return rows
 
 
-def _read_features(path: Path) -> list[tuple[Any, tuple[Any, ...]]]:
-    part = "product" if path.name == schemas.PRODUCT_FEATURES else "query"
-    schema = schemas.classic_features_schema(part)
-    rows: list[tuple[Any, tuple[Any, ...]]] = []
+def _read_features(path: Path) -> list[Row]:
+    product = path.name == schemas.PRODUCT_FEATURES
+    schema = schemas.classic_features_schema("product" if product else "query")
+    rows: list[Row] = []
     with pq.ParquetFile(path) as file:
         got = file.schema_arrow.remove_metadata()
+        if product and _LOCALE in got.names:
+            schema = schema.insert(1, pa.field(_LOCALE, pa.string()))
         if not got.equals(schema):
             raise ValueError(f"columns are {_told(got)}, not {_told(schema)}")
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
             keys = batch.column(0).to_pylist()
-            columns = [_hashes(batch.column(i), schema.names[i]) for i in range(1, len(schema))]
+            if product:
+                located = _LOCALE in schema.names
+                locales = batch.column(1).to_pylist() if located else [schemas.CLASSIC_LOCALE] * len(keys)
+                keys = list(zip(keys, locales, strict=True))
+            columns = [_hashes(batch.column(name), name) for name in schema.names if name in schemas.VECTOR_COLUMNS]
             rows += zip(keys, zip(*columns, strict=True), strict=True)
     return rows
 
@@ -105,29 +114,28 @@ def _hashes(column: pa.Array, name: str) -> list[int | None]:
 
 
 _COMPARED = {
-    schemas.URLS: ("product_id", "image_url"),
-    schemas.SUPP: ("product_id", "image_url"),
-    schemas.FEATURES: ("product_id", "hash clip_text_features", "hash clip_image_features"),
-    schemas.QUERIES: ("query_id", "hash clip_text_features"),
+    schemas.URLS: ("image_url",),
+    schemas.SUPP: ("image_url",),
+    schemas.FEATURES: ("hash clip_text_features", "hash clip_image_features"),
+    schemas.QUERIES: ("hash clip_text_features",),
 }
 
 
 def _expected(scan: Scan) -> Rows | None:
-    """The same rows from a joined config, None if it lacks a column; the published files speak of one locale."""
-    kept, names = scan.kept, _COMPARED[scan.config]
-    declared = set(schemas.config_schema(scan.config).names)
-    if not {*names, *({"product_locale", "has_image"} & declared)} <= set(kept.column_names):
+    """The same rows from a joined config, None if it lacks a column."""
+    key = ("query_id",) if scan.config == schemas.QUERIES else ("product_id", _LOCALE)
+    seen = ("has_image",) if scan.config == schemas.FEATURES else ()
+    if not {*key, *_COMPARED[scan.config], *seen} <= set(scan.kept.column_names):
         return None
-    if "product_locale" in kept.column_names:
-        kept = kept.filter(pc.equal(kept["product_locale"], schemas.CLASSIC_LOCALE))
-    keys, *values = (kept[name].to_pylist() for name in names)
-    if scan.config == schemas.FEATURES:  # zeros here are null there
-        there = kept["has_image"].to_pylist()
-        values[-1] = [value if seen else None for value, seen in zip(values[-1], there, strict=True)]
+    columns = {name: column.to_pylist() for name, column in zip(scan.kept.column_names, scan.kept.columns, strict=True)}
+    values = [columns[name] for name in _COMPARED[scan.config]]
+    if seen:  # zeros here are null there
+        values[-1] = [value if there else None for value, there in zip(values[-1], columns["has_image"], strict=True)]
+    keys = columns["query_id"] if len(key) == 1 else zip(*(columns[name] for name in key), strict=True)
     return dict(zip(keys, zip(*values, strict=True), strict=True))
 
 
-def _compare(name: str, said: list[tuple[Any, tuple[Any, ...]]], expected: Rows) -> Iterator[Problem]:
+def _compare(name: str, said: list[Row], expected: Rows) -> Iterator[Problem]:
     config = _CONFIG[name]
     found = dict(said)
     if len(found) != len(said):

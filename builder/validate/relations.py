@@ -13,86 +13,101 @@ from builder.validate.problem import Problem
 from builder.validate.rows import Scan
 from sqid_lib import schemas
 
+SUPP_VECTORS = "supp"  # split of product_features with the vectors of supplementary products, where there are any
+_MAIN = (schemas.URLS, schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)
 _SHARED = ("product_title", "image_url", "image_status")  # columns that urls and product_features both have
 
 
 def check_relations(scans: Mapping[str, Scan]) -> Iterator[Problem]:
-    """References between configs; those of a config that could not be read whole are left out."""
-    products = _column(scans, schemas.URLS, schemas.PRODUCT_KEY)
-    features = _column(scans, schemas.FEATURES, schemas.PRODUCT_KEY)
-    supp = _column(scans, schemas.SUPP, schemas.PRODUCT_KEY)
-    judged = _column(scans, schemas.JUDGMENTS, schemas.PRODUCT_KEY)
-    queries = _column(scans, schemas.QUERIES, ("query_id",))
-    asked = _column(scans, schemas.JUDGMENTS, ("query_id",))
-    yield from _within(judged, products, schemas.JUDGMENTS, "product", schemas.URLS)
-    yield from _within(judged, features, schemas.JUDGMENTS, "product", schemas.FEATURES)
-    yield from _within(asked, queries, schemas.JUDGMENTS, "query", schemas.QUERIES)
-    yield from _within(products, judged, schemas.URLS, "product", schemas.JUDGMENTS)
-    yield from _within(queries, asked, schemas.QUERIES, "query", schemas.JUDGMENTS)
-    yield from _within(products, features, schemas.URLS, "product", schemas.FEATURES)
-    yield from _within(features, products, schemas.FEATURES, "product", schemas.URLS)
-    if supp is not None and products is not None:
-        both = supp.filter(pc.is_in(supp, value_set=products))
+    """References between configs, split by split; those of a config that could not be read whole are left out."""
+    whole = {config: scan for config, scan in scans.items() if scan.complete}
+    splits = {split for config, scan in whole.items() if config in _MAIN for split in scan.splits} - {SUPP_VECTORS}
+    for split in sorted(splits):
+        yield from _split(_Side(whole, split))
+    features, supp = _Side(whole, SUPP_VECTORS), _Side(whole, schemas.SUPP_SPLIT)
+    yield from _within(features.products(schemas.FEATURES), supp.products(schemas.SUPP), schemas.FEATURES, schemas.SUPP)
+    extra, main = _Side(whole).products(schemas.SUPP), _Side(whole).products(schemas.URLS)
+    if extra is not None and main is not None:
+        both = extra.filter(pc.is_in(extra, value_set=main))
         if len(both):
-            example = f"{len(both):,} supplementary products are in {schemas.URLS} too, first {_tell(both[0])}"
-            yield Problem("integrity", f"data/{schemas.SUPP}", example)
-    yield from _same_products(scans, products, features)
-    yield from _same_queries(scans, queries, asked)
+            message = f"{len(both):,} supplementary products are in {schemas.URLS} too, first {_tell(both[0])}"
+            yield Problem("integrity", f"data/{schemas.SUPP}", message)
 
 
-def _column(scans: Mapping[str, Scan], config: str, key: tuple[str, ...]) -> pa.Array | None:
-    """The key of each row as one text; None where the config was not read whole."""
-    scan = scans.get(config)
-    if scan is None or not scan.complete or not set(key) <= set(scan.kept.column_names):
-        return None
-    parts = [_flat(scan.kept[name].cast(pa.string())) for name in key]
-    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\0")
+class _Side:
+    """The rows of one split (None: all) of each config."""
+
+    def __init__(self, scans: Mapping[str, Scan], split: str | None = None) -> None:
+        self._scans, self._split = scans, split
+
+    def rows(self, config: str) -> pa.Table | None:
+        if config not in self._scans:
+            return None
+        kept = self._scans[config].kept
+        if self._split is None or "split" not in kept.column_names:
+            return kept
+        return kept.filter(pc.equal(kept["split"], self._split))
+
+    def products(self, config: str) -> pa.Array | None:
+        return self._key(config, schemas.PRODUCT_KEY)
+
+    def queries(self, config: str) -> pa.Array | None:
+        return self._key(config, ("query_id",))
+
+    def _key(self, config: str, names: tuple[str, ...]) -> pa.Array | None:
+        """The key of each row as one text."""
+        rows = self.rows(config)
+        if rows is None or not set(names) <= set(rows.column_names):
+            return None
+        parts = [_flat(rows[name].cast(pa.string())) for name in names]
+        return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\0")
 
 
-def _within(some: pa.Array | None, others: pa.Array | None, config: str, what: str, other: str) -> Iterator[Problem]:
+def _split(side: _Side) -> Iterator[Problem]:
+    products = {config: side.products(config) for config in (schemas.URLS, schemas.FEATURES, schemas.JUDGMENTS)}
+    for some in products:
+        for other in products:
+            if some != other and (some, other) != (schemas.FEATURES, schemas.JUDGMENTS):
+                yield from _within(products[some], products[other], some, other)
+    queries, asked = side.queries(schemas.QUERIES), side.queries(schemas.JUDGMENTS)
+    yield from _within(asked, queries, schemas.JUDGMENTS, schemas.QUERIES)
+    yield from _within(queries, asked, schemas.QUERIES, schemas.JUDGMENTS)
+    yield from _same(side, schemas.FEATURES, schemas.URLS, products, _SHARED)
+    yield from _same(
+        side, schemas.JUDGMENTS, schemas.QUERIES, {schemas.JUDGMENTS: asked, schemas.QUERIES: queries}, ("query",)
+    )
+
+
+def _within(some: pa.Array | None, others: pa.Array | None, config: str, other: str) -> Iterator[Problem]:
     if some is None or others is None:
         return
     lost = pc.unique(some.filter(pc.invert(pc.is_in(some, value_set=others)))).drop_null()
     if len(lost):
-        message = f"{len(lost):,} times a {what} that is not in {other}, first {_tell(lost[0])}"
+        things = "queries" if schemas.QUERIES in (config, other) else "products"
+        message = f"{len(lost):,} {things} are not in {other}, first {_tell(lost[0])}"
         yield Problem("integrity", f"data/{config}", message)
 
 
-def _same_products(
-    scans: Mapping[str, Scan], products: pa.Array | None, features: pa.Array | None
+def _same(
+    side: _Side, config: str, other: str, keys: Mapping[str, pa.Array | None], names: tuple[str, ...]
 ) -> Iterator[Problem]:
-    if products is None or features is None:
+    """The shared columns of two configs agree where the key does; null equals null."""
+    left, right, key, known = side.rows(config), side.rows(other), keys[config], keys[other]
+    if left is None or right is None or key is None or known is None:
         return
-    index = pc.index_in(products, value_set=features)
+    index = pc.index_in(key, value_set=known)
     common = pc.is_valid(index)
-    left, right = scans[schemas.URLS].kept.filter(common), scans[schemas.FEATURES].kept.take(index.filter(common))
-    for name in _SHARED:
+    left, right, key = left.filter(common), right.take(index.filter(common)), key.filter(common)
+    for name in names:
         if name in left.column_names and name in right.column_names:
-            example = _flat(left["product_id"])
-            yield from _different(left[name], right[name], example, f"data/{schemas.FEATURES}", name, schemas.URLS)
+            yield from _different(_flat(left[name]), _flat(right[name]), key, f"data/{config}", name, other)
 
 
-def _same_queries(scans: Mapping[str, Scan], queries: pa.Array | None, asked: pa.Array | None) -> Iterator[Problem]:
-    if queries is None or asked is None:
-        return
-    index = pc.index_in(asked, value_set=queries)
-    common = pc.is_valid(index)
-    left = scans[schemas.JUDGMENTS].kept.filter(common)
-    right = scans[schemas.QUERIES].kept.take(index.filter(common))
-    if "query" in left.column_names and "query" in right.column_names:
-        example = _flat(left["query_id"])
-        yield from _different(
-            left["query"], right["query"], example, f"data/{schemas.JUDGMENTS}", "query", schemas.QUERIES
-        )
-
-
-def _different(left: Any, right: Any, keys: pa.Array, where: str, name: str, other: str) -> Iterator[Problem]:
-    """Rows where two columns differ; null equals null."""
-    left, right = _flat(left), _flat(right)
+def _different(left: pa.Array, right: pa.Array, keys: pa.Array, where: str, name: str, other: str) -> Iterator[Problem]:
     same = pc.or_(pc.fill_null(pc.equal(left, right), False), pc.and_(pc.is_null(left), pc.is_null(right)))
     found = np.flatnonzero(~np.asarray(same.to_numpy(zero_copy_only=False), dtype=bool))
     if len(found):
-        message = f"{name} differs from {other} in {len(found):,} rows, first {keys[int(found[0])].as_py()}"
+        message = f"{name} differs from {other} in {len(found):,} rows, first {_tell(keys[int(found[0])])}"
         yield Problem("inconsistent", where, message)
 
 

@@ -27,7 +27,10 @@ KEYS = {
     schemas.SUPP: schemas.PRODUCT_KEY,
     schemas.JUDGMENTS: ("query_id", *schemas.PRODUCT_KEY),
 }
-_KEPT = (*schemas.PRODUCT_KEY, "query_id", "example_id", "query", "product_title", "image_url", "image_status")
+_KEPT = (
+    *schemas.PRODUCT_KEY,
+    *("query_id", "example_id", "query", "product_title", "image_url", "image_status", "has_image"),
+)
 _MAX_ROWS = 50_000_000  # ESCI has 2.6 million judgments
 _MAX_GROUP_BYTES = 100_000_000
 _MAX_SHARD_BYTES = 500_000_000
@@ -41,7 +44,7 @@ class Scan:
     Attributes:
         splits: split → its files and sizes, of what could be read.
         columns: Arrow schema of the first file that could be read, None if none could.
-        kept: the columns other checks compare, over all files; vectors as `hash <column>`, has_image as it is.
+        kept: the columns other checks compare, over all files; vectors as `hash <column>`, and `split`.
         statuses, labels: values → rows.
         complete: whether every file could be read to its end.
     """
@@ -92,16 +95,17 @@ class Scan:
         good = [
             column for column in good if _like(schema.field(column).type, self._expected(schema).field(column).type)
         ]
+        shard = SHARD.fullmatch(path.name)
+        split = shard["split"] if shard else ""
         memory = rows = 0
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
             memory += batch.nbytes
-            kept.append(self._batch(pa.Table.from_batches([batch]).select(good), name, rows))
+            columns = self._batch(pa.Table.from_batches([batch]).select(good), name, rows)
+            kept.append(columns.append_column("split", pa.array([split] * batch.num_rows, pa.string())))
             rows += batch.num_rows
-        shard = SHARD.fullmatch(path.name)
-        if shard:
-            old = self.splits.get(shard["split"], Split((), 0, 0, 0))
-            disk = old.disk + path.stat().st_size
-            self.splits[shard["split"]] = Split((*old.files, name), old.rows + rows, old.memory + memory, disk)
+        old = self.splits.get(split, Split((), 0, 0, 0))
+        disk = old.disk + path.stat().st_size
+        self.splits[split] = Split((*old.files, name), old.rows + rows, old.memory + memory, disk)
 
     def _expected(self, schema: pa.Schema) -> pa.Schema:
         widths = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
@@ -155,11 +159,9 @@ class Scan:
                 bad("non-finite", f"{column} is not finite", ~finite & ~null)
                 real[column] = (vectors != 0).any(axis=1)
                 kept[f"hash {column}"] = pa.chunked_array([hashes(vectors)])
-        if "has_image" in have:
-            kept["has_image"] = rows["has_image"]
         self._statuses(rows, real, bad)
         self._labels(rows, bad)
-        return pa.table(kept) if kept else pa.table({"row": pa.nulls(rows.num_rows)})
+        return pa.table(kept)
 
     def _statuses(self, rows: pa.Table, real: dict[str, Mask], bad: Callable[[str, str, Any], None]) -> None:
         have = rows.column_names
@@ -207,18 +209,21 @@ class Scan:
     # -- all rows -------------------------------------------------------------------------------------------------
 
     def _keys(self) -> Iterator[Problem]:
-        where = f"data/{self.config}"
-        key = KEYS[self.config]
-        if set(key) <= set(self.kept.column_names):
-            yield from _unique(self.kept.select(key), where)
-            out_of_order = _descents(self.kept.select(schemas.SORT_KEYS[self.config]))
-            if len(out_of_order):
-                order = ", ".join(schemas.SORT_KEYS[self.config])
-                yield Problem(
-                    "order", where, f"rows are not sorted by {order}: first at row {int(out_of_order[0]) + 1}"
-                )
-        if "example_id" in self.kept.column_names:
-            yield from _unique(self.kept.select(["example_id"]), where)
+        """Keys are unique and sorted within a split; a product may be judged in several splits."""
+        names = self.kept.column_names
+        if "example_id" in names:
+            yield from _unique(self.kept.select(["example_id"]), f"data/{self.config}")
+        key, order = KEYS[self.config], schemas.SORT_KEYS[self.config]
+        if not set(key) <= set(names):
+            return
+        for split in self.splits:
+            where = f"data/{self.config}/{split}-*"
+            rows = self.kept.filter(pc.equal(self.kept["split"], split))
+            yield from _unique(rows.select(key), where)
+            wrong = _descents(rows.select(order))
+            if len(wrong):
+                message = f"rows are not sorted by {', '.join(order)}: first at row {int(wrong[0]) + 1}"
+                yield Problem("order", where, message)
 
 
 def hashes(vectors: Vectors) -> pa.Array:
