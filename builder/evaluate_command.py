@@ -37,15 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--revision", help="revision of the Hub dataset")
     add("--cache-dir", help="where the flat vectors are kept")
     add("--methods", nargs="+", metavar="METHOD", help=f"any of {KNOWN}; default: {' '.join(DEFAULT_METHODS)}")
-    add("--run", action="append", default=[], metavar="FILE", help="also judge a TREC run file (method run:FILE)")
-    add(
-        "--features",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="also judge product vectors in parquet, FILE#COLUMN where there are several (method features:FILE)",
-    )
+    more: dict[str, Any] = {"action": "append", "default": [], "metavar": "FILE"}
+    add("--run", dest="runs", help="also judge a TREC run file (method run:FILE)", **more)
+    add("--features", help="also judge product vectors in parquet, FILE#COLUMN if several (features:FILE)", **more)
     add(
         "--missing",
         choices=MISSING,
@@ -97,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(store: EmbeddingStore, args: argparse.Namespace) -> Comparison:
     named = [method for word in args.methods or [] for method in word.split(",") if method]
-    named += [f"run:{path}" for path in args.run] + [f"features:{path}" for path in args.features]
+    named += [f"run:{path}" for path in args.runs] + [f"features:{path}" for path in args.features]
     shared: dict[str, Any] = {
         "methods": named or None,
         "gains": _GAINS[args.gains],
