@@ -21,7 +21,7 @@ from builder import manifest
 from builder.recipe import Expect
 from builder.validate import validate
 from sqid_lib import schemas
-from tests.release_fixtures import RECIPE, seal, write_release
+from release_fixtures import RECIPE, seal, write_release
 
 WIDTH = 8
 
