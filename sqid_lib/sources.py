@@ -210,8 +210,10 @@ def _head(url: str) -> File | None:
 
     try:
         info = fsspec_head(url, storage_options=_http_options())
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:  # fsspec says this of every failure; the cause knows better
+        if error.__cause__ is None or getattr(error.__cause__, "status", None) in (404, 410):
+            return None
+        raise error.__cause__ from None
     parts = [str(info[k]) for k in ("ETag", "Last-Modified") if info.get(k)]
     return File(url, "-".join([*parts, str(info.get("size"))]) if parts else f"unknown-{time.time_ns()}")
 

@@ -1,0 +1,184 @@
+"""Places: local, https in both GitHub layouts, the Hub; cached, retried, offline."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+from file_server import FileServer
+from loopback_hub import LoopbackHub
+from tiny_esci import write_artifacts, write_esci
+
+from sqid_lib import schemas, sources
+from sqid_lib.errors import DownloadError, LfsPointerError, MissingFileError, SourceError
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def test_a_local_version_changes_with_the_file(esci: Path) -> None:
+    (file,) = sources.find(esci, "examples")
+    path = Path(file.url)
+    assert path == esci / schemas.ESCI_EXAMPLES and file.local
+    os.utime(path, ns=(1, 1))
+    (touched,) = sources.find(esci, "examples")
+    assert touched.version != file.version
+    assert sources.fingerprint([touched]) != sources.fingerprint([file])
+    assert sources.download(file) == file.url
+
+
+def test_a_missing_file_or_directory_is_named(tmp_path: Path, esci: Path) -> None:
+    with pytest.raises(MissingFileError, match=schemas.PRODUCT_FEATURES):
+        sources.find(esci, "product_features")
+    with pytest.raises(MissingFileError, match="There is no such directory"):
+        sources.find(tmp_path / "nowhere", "examples")
+    assert sources.find(esci, "product_status") == ()
+
+
+def hub_layout(artifacts: Path, root: Path) -> Path:
+    """As the published Hub dataset: everything parquet below data/."""
+    import pyarrow.csv as pcsv
+    import pyarrow.parquet as pq
+
+    (root / "data").mkdir(parents=True)
+    for name in schemas.CLASSIC_FILES:
+        stem, _, kind = name.partition(".")
+        table = pcsv.read_csv(artifacts / name) if kind == "csv" else pq.read_table(artifacts / name)
+        pq.write_table(table, root / "data" / f"{stem}.parquet")
+    return root
+
+
+@pytest.mark.parametrize("table", ["product_urls", "product_features", "query_features", "supp_urls"])
+def test_all_layouts_are_understood_over_https(tmp_path: Path, artifacts: Path, cache: str, table: str) -> None:
+    hub_layout(artifacts, tmp_path / "hub")
+    with FileServer(tmp_path) as server:
+        (github,) = sources.find(f"{server.url}/artifacts", table, cache)
+        (hub,) = sources.find(f"{server.url}/hub/", table, cache)
+        assert github.url.startswith(f"{server.url}/artifacts/") and "/hub/data/" in hub.url
+        path = sources.download(github, cache)
+        assert Path(path).read_bytes() == (artifacts / github.url.rpartition("/")[2]).read_bytes()
+
+
+@pytest.mark.parametrize("validator", ["etag", "date", "nothing"])
+def test_a_download_is_cached_until_the_file_changes(tmp_path: Path, cache: str, validator: str) -> None:
+    (tmp_path / "www").mkdir()
+    page = tmp_path / "www" / schemas.ESCI_SOURCES
+    page.write_text("one")
+    with FileServer(tmp_path / "www") as server:
+        server.etags, server.dates = validator == "etag", validator == "date"
+
+        def fetch() -> str:
+            (file,) = sources.find(server.url, "sources", cache)
+            return Path(sources.download(file, cache)).read_text()
+
+        assert fetch() == fetch() == "one"
+        gets = [r for r in server.requests if r[0] == "GET"]
+        assert len(gets) == (2 if validator == "nothing" else 1)
+        page.write_text("three")
+        os.utime(page, (1, 1))
+        assert fetch() == "three"
+
+
+def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, esci: Path, cache: str) -> None:
+    path = f"/esci/{schemas.ESCI_SOURCES}"
+    with FileServer(tmp_path) as server:
+        server.broken[path] = 2
+        (file,) = sources.find(f"{server.url}/esci", "sources", cache)
+        server.broken[path] = 1
+        assert Path(sources.download(file, cache)).read_bytes() == (esci / schemas.ESCI_SOURCES).read_bytes()
+
+
+@pytest.mark.parametrize(("status", "error"), [(403, "access refused"), (404, "missing"), (500, "HTTP 500")])
+def test_a_server_that_refuses_is_told(
+    tmp_path: Path, cache: str, status: int, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
+    with FileServer(tmp_path) as server:
+        server.status[f"/{schemas.ESCI_SOURCES}"] = status
+        with pytest.raises(SourceError, match=error) as told:
+            sources.find(server.url, "sources", cache)
+    assert server.url in str(told.value)
+
+
+def test_no_server_at_all(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
+    with FileServer(tmp_path) as server:
+        url = server.url
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        sources.find(url, "sources", cache)
+
+
+def test_offline_mode_uses_what_was_loaded_before(
+    tmp_path: Path, esci: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FileServer(tmp_path) as server:
+        base = f"{server.url}/esci"
+        (file,) = sources.find(base, "sources", cache)
+        sources.download(file, cache)
+        asked = len(server.requests)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        assert sources.find(base, "sources", cache) == (file,)
+        assert Path(sources.download(file, cache)).exists()
+        with pytest.raises(DownloadError, match="offline"):
+            sources.find(base, "products", cache)
+        assert len(server.requests) == asked
+
+
+def test_github_serves_csv_from_its_raw_host_and_the_rest_from_media() -> None:
+    media, raw = "https://media.githubusercontent.com/media/O/R/main/p", "https://raw.githubusercontent.com/O/R/main/p"
+    assert sources._github(media, "a.csv") == f"{raw}/a.csv"
+    assert sources._github(media, "a.parquet") == f"{media}/a.parquet"
+    assert sources._github(raw, "a.parquet") == f"{raw}/a.parquet"
+
+
+def test_hub_urls() -> None:
+    assert sources.split_hub_url("hf://datasets/O/n") == ("O/n", None, "")
+    assert sources.split_hub_url("hf://datasets/O/n@refs%2Fpr%2F1/a/b") == ("O/n", "refs/pr/1", "a/b")
+    with pytest.raises(SourceError, match=r"hf://datasets/ORG/NAME"):
+        sources.split_hub_url("hf://O/n")
+
+
+HUB_LOAD = """
+import json, sys, warnings
+import sqid
+esci, artifacts, cache = sys.argv[1:]
+out = {}
+for config in ("product_features", "query_features"):
+    rows = next(iter(sqid.load(config, esci=esci, artifacts=artifacts, cache_dir=cache).values()))
+    stream = next(iter(sqid.load(config, esci=esci, artifacts=artifacts, cache_dir=cache, streaming=True).values()))
+    assert rows.to_list() == list(stream), config
+    out[config] = rows.to_list()
+print(json.dumps(out))
+"""
+
+
+def test_the_hub_with_the_genuine_clients_at_a_revision_and_offline(tmp_path: Path) -> None:
+    esci = write_esci(tmp_path / "esci")
+    layout = hub_layout(write_artifacts(tmp_path / "artifacts"), tmp_path / "layout")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.add_repo("ORG/published", layout)
+        hub.add_repo("ORG/esci", esci)
+        first = hub.head("ORG/published")
+        place = f"hf://datasets/ORG/published@{first}"
+        arguments = ("hf://datasets/ORG/esci", place, str(tmp_path / "cache"))
+        online = json.loads(hub.run(HUB_LOAD, *arguments).splitlines()[-1])
+        assert len(online["product_features"]) == 36 and len(online["product_features"][0]["clip_text_features"]) == 6
+        hub.put("ORG/published", {"data/product_image_urls.parquet": None})
+        offline = HUB_LOAD.replace("streaming=True", "streaming=False")
+        asked = len(hub.requests)
+        code = "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + offline
+        assert json.loads(hub.run(code, *arguments).splitlines()[-1]) == online
+        assert len(hub.requests) == asked
+        newest = HUB_LOAD.replace('("product_features", "query_features")', '("urls",)')
+        with pytest.raises(AssertionError, match="product urls file is missing"):
+            hub.run(newest, arguments[0], "hf://datasets/ORG/published", arguments[2])
+
+
+def test_raw_github_gives_pointers_and_the_remedy(tmp_path: Path, esci: Path, cache: str) -> None:
+    import sqid
+
+    (esci / schemas.ESCI_EXAMPLES).write_bytes(POINTER)
+    with FileServer(tmp_path) as server, pytest.raises(LfsPointerError, match=r"media\.githubusercontent\.com"):
+        sqid.load("judgments", esci=f"{server.url}/esci", cache_dir=cache)
