@@ -7,7 +7,7 @@ import hashlib
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -75,7 +75,29 @@ class Downloads:
                 tasks.create_task(one(url))
 
     async def _one(self, url: str) -> None:
-        answer = await self._request(url)
+        request_url = mirrored(url, self.limits.mirrors)
+        gate = self.gates[_host(request_url)]
+        for attempt in range(self.limits.retries + 1):
+            async with (
+                AsyncExitStack() as slot
+            ):  # held until the outcome is kept: a kill repeats no more than the slots
+                async with gate.turn():
+                    await slot.enter_async_context(self.slots)
+                    answer = await self._ask(gate, request_url)
+                if not answer.again or gate.closed or attempt == self.limits.retries:
+                    await self._keep(url, answer)
+                    return
+            await asyncio.sleep(_BACKOFF * 2**attempt * random.uniform(0.5, 1.5))
+
+    async def _ask(self, gate: _Gate, request_url: str) -> Answer:
+        if gate.closed:
+            return Answer("http_error", request_url, detail=gate.closed)
+        answer = await self.client.get(request_url)
+        if answer.again and answer.retry_after is not None:
+            self._wait_as_asked(gate, answer.retry_after)
+        return answer
+
+    async def _keep(self, url: str, answer: Answer) -> None:
         if answer.body is None:
             outcome, data = Outcome(url, answer.status, answer.http_status, detail=answer.detail), None
         else:
@@ -85,22 +107,6 @@ class Downloads:
         self._count_failures(outcome)
         self.ledger.record(outcome, data)
         self.progress.step()
-
-    async def _request(self, url: str) -> Answer:
-        request_url = mirrored(url, self.limits.mirrors)
-        gate = self.gates[_host(request_url)]
-        for attempt in range(self.limits.retries + 1):
-            async with gate.turn(), self.slots:
-                if gate.closed:
-                    return Answer("http_error", url, detail=gate.closed)
-                answer = await self.client.get(request_url)
-            if answer.retry_after is not None and answer.again:
-                self._wait_as_asked(gate, answer.retry_after)
-            if not answer.again or gate.closed:
-                break
-            if attempt < self.limits.retries:
-                await asyncio.sleep(_BACKOFF * 2**attempt * random.uniform(0.5, 1.5))
-        return answer
 
     def _wait_as_asked(self, gate: _Gate, seconds: float) -> None:
         if seconds > _LONGEST_WAIT:

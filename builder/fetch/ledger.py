@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from sqid_lib.errors import CorruptFileError, DiskError
 
+LOCK_SECONDS = 10.0  # how long a start waits for another build to end
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (
     url TEXT PRIMARY KEY, status TEXT NOT NULL, http_status INTEGER, bytes INTEGER, sha256 TEXT,
@@ -54,7 +56,7 @@ class Ledger:
         self.spool = folder / "spool.bin"
         path = folder / "ledger.sqlite"
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS)
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two builds in one directory would spoil each other
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import ipaddress
+import resource
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hostile_server import JPEG, LoopbackServer, Request, answer, hostile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from builder.net import ACCEPT_PICTURES, Answer, BadUrlError, Client, join_url, parse_url, user_agent, why_refused
+from builder.recipe import Fetch
+
+# -- the guard, address by address, without a connection ----------------------------------------------------------
+
+PUBLIC = (
+    "8.8.8.8 1.1.1.1 99.84.0.1 172.15.255.255 172.32.0.1 100.63.255.255 100.128.0.1 192.0.1.1 198.20.0.1 "
+    "223.255.255.255 2606:4700::1 2001:4860:4860::8888 2a00:1450::1 ::ffff:8.8.8.8 64:ff9b::8.8.8.8 "
+    "2600:1f00::200:5efe:808:808"
+)
+PRIVATE = (
+    "0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.100.100.200 127.0.0.1 127.255.255.254 169.254.169.254 "
+    "172.16.0.1 172.31.255.255 192.0.0.192 192.0.2.1 192.88.99.1 192.168.1.1 198.18.0.1 198.51.100.1 203.0.113.1 "
+    "224.0.0.1 239.255.255.250 240.0.0.1 255.255.255.255 168.63.129.16 "
+    ":: ::1 ::127.0.0.1 ::8.8.8.8 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:169.254.169.254 ::ffff:0:127.0.0.1 "
+    "64:ff9b::127.0.0.1 64:ff9b::a00:1 64:ff9b::169.254.169.254 64:ff9b:1::1 64:ff9b:1::8.8.8.8 100::1 "
+    "2001::1 2001:db8::1 2001:10::1 2001:20::1 2002:7f00:1::1 2002:808:808::1 2001:0:4136:e378:8000:63bf:3fff:fdd2 "
+    "2600:1f00::5efe:127.0.0.1 2600:1f00::200:5efe:10.0.0.1 3fff::1 5f00::1 4000::1 "
+    "fc00::1 fd00:ec2::254 fdff::1 fe80::1 fe80::1%eth0 fec0::1 ff02::1 ff0e::1"
+)
+
+
+@pytest.mark.parametrize("address", PUBLIC.split())
+def test_public_addresses_pass(address: str) -> None:
+    assert why_refused(address) is None
+
+
+@pytest.mark.parametrize("address", [*PRIVATE.split(), "", "localhost", "2130706433", "0177.0.0.1", "127.1"])
+def test_every_other_address_is_refused(address: str) -> None:
+    reason = why_refused(address)
+    assert reason is not None
+    assert address.partition("%")[0] in reason
+
+
+@given(st.ip_addresses())
+@settings(max_examples=500, deadline=None)
+def test_guard_is_never_more_lenient_than_python(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    if why_refused(str(ip)) is None:
+        inner = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped else ip
+        assert inner.is_global
+        assert not inner.is_multicast
+
+
+@given(st.ip_addresses(v=4), st.sampled_from(["::ffff:0:0", "64:ff9b::"]))
+@settings(max_examples=300, deadline=None)
+def test_addresses_inside_others_are_judged_as_themselves(ip: ipaddress.IPv4Address, prefix: str) -> None:
+    outer = ipaddress.IPv6Address(int(ipaddress.IPv6Address(prefix)) | int(ip))
+    assert (why_refused(str(outer)) is None) == (why_refused(str(ip)) is None)
+
+
+# -- urls ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://m.media-amazon.com/images/I/A13._CLa%7C2140%2C2000%7C71o.png%7C0%2C0%2B0.0_AC_.png",
+        "https://m.media-amazon.com/images/I/51z._SY291_BO1,204,203,200_QL40_.jpg",
+        "http://h.example/a%2fb/../c//d;e?q=%20+x&y=|{}^`",
+        "http://h.example:8080/",
+    ],
+)
+def test_urls_keep_every_published_byte(url: str) -> None:
+    assert str(parse_url(url)) == url
+    assert parse_url(f" {url}\n") == parse_url(url)
+
+
+def test_what_http_cannot_carry_is_encoded() -> None:
+    assert str(parse_url("http://h.example/a b/é%7C")) == "http://h.example/a%20b/%C3%A9%7C"
+    assert parse_url("http://bücher.example/a").host == "bücher.example"
+    assert parse_url("http://bücher.example/a").raw_host == "xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "x", "//h.example/", "ftp://h.example/", "file:///etc/passwd", "javascript:alert(1)", "data:image/png,x"),
+        *("http://", "http:///path", "http://:80/", "http://h.example:99999/", "http://h.example:x/", "http://[::1/"),
+        *("http://h.example/\r\nHost: evil", "http://h.example/\x00", "http://u:p@h.example/", "http://u@h.example/"),
+        "http://h.example/\ud800",
+    ],
+)
+def test_other_urls_are_bad(url: str) -> None:
+    with pytest.raises(BadUrlError):
+        parse_url(url)
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_any_text_is_an_url_or_a_bad_one(text: str) -> None:
+    for url in (text, f"http://{text}", f"http://h.example/{text}"):
+        with contextlib.suppress(BadUrlError):
+            assert parse_url(url).scheme in ("http", "https")
+
+
+def test_redirect_targets_join_and_keep_their_bytes() -> None:
+    assert join_url("http://h.example/a/b%7C?x", "c%7Cd") == "http://h.example/a/c%7Cd"
+    assert join_url("https://h.example/a", "//o.example/%2F") == "https://o.example/%2F"
+
+
+# -- a hostile server ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LoopbackServer]:
+    with LoopbackServer(hostile) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def private() -> Iterator[LoopbackServer]:
+    """A service on the maintainer's own network; nobody may reach it."""
+
+    async def secret(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(JPEG))
+
+    with LoopbackServer(secret) as running:
+        yield running
+
+
+def limits(*allowed: LoopbackServer, **changes: Any) -> Fetch:
+    hosts = tuple(f"127.0.0.1:{server.port}" for server in allowed)
+    return Fetch(allow_hosts=hosts, timeout=2.0, read_timeout=0.8, max_bytes=1_000_000, **changes)
+
+
+def get(url: str, fetch: Fetch, **options: Any) -> tuple[Answer, bytes | None]:
+    async def run() -> tuple[Answer, bytes | None]:
+        async with Client(fetch, accept=ACCEPT_PICTURES, contact="me@example.org") as client:
+            answered = await client.get(url, **options)
+            if answered.body is None:
+                return answered, None
+            with answered.body as body:
+                return answered, body.read()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/ok", "/ok-no-length", "/ok-gzip", "/ok-deflate", "/ok-said-to-be-html", "/cookie"])
+def test_bodies_come_whole(server: LoopbackServer, path: str) -> None:
+    answered, body = get(server.origin + path, limits(server))
+    assert (answered.status, answered.http_status, body) == ("ok", 200, JPEG)
+
+
+STATUSES = {
+    "/empty": "empty",
+    "/gzip-bomb": "too_large",
+    "/gzip-truncated": "corrupt",
+    "/gzip-false": "corrupt",
+    "/brotli": "http_error",
+    "/404": "not_found",
+    "/410": "not_found",
+    "/401": "blocked",
+    "/403": "blocked",
+    "/418": "http_error",
+    "/204": "http_error",
+    "/206": "http_error",
+    "/500": "http_error",
+    "/304": "http_error",
+    "/redirect-nowhere": "redirects",
+    "/redirect-loop": "redirects",
+    "/redirect-file": "bad_url",
+    "/redirect-script": "bad_url",
+    "/redirect-broken": "bad_url",
+    "/says-too-much": "too_large",
+    "/negative-length": "connection",
+    "/garbage": "connection",
+    "/long-header": "connection",
+    "/bad-chunks": "connection",
+    "/endless-body": "too_large",
+    "/endless-chunks": "too_large",
+    "/endless-headers": "connection",
+    "/endless-interim": "timeout",
+    "/drip": "timeout",
+    "/silence": "timeout",
+    "/stops": "timeout",
+    "/cut": "connection",
+    "/reset": "connection",
+}
+
+
+@pytest.mark.parametrize("path", STATUSES)
+def test_every_hostile_answer_has_a_status(server: LoopbackServer, path: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answered, body = get(server.origin + path, limits(server))
+    assert (answered.status, body) == (STATUSES[path], None), answered.detail
+    assert answered.detail
+    assert "\n" not in answered.detail
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize("path", ["/500", "/cut", "/reset", "/503-for-a-day"])
+def test_what_may_pass_is_marked_for_another_try(server: LoopbackServer, path: str) -> None:
+    answered, _ = get(server.origin + path, limits(server))
+    assert answered.again
+    assert answered.retry_after == (86_400 if path == "/503-for-a-day" else None)
+
+
+@pytest.mark.parametrize("path", ["/404", "/403", "/drip", "/silence", "/endless-body", "/redirect-loop"])
+def test_what_will_not_pass_is_not(server: LoopbackServer, path: str) -> None:
+    assert not get(server.origin + path, limits(server))[0].again
+
+
+def test_a_host_that_cannot_be_reached_is_not_tried_again() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        answered, _ = get(f"http://127.0.0.1:{port}/", Fetch(allow_hosts=(f"127.0.0.1:{port}",)))
+    assert (answered.status, answered.again) == ("connection", False)
+
+
+@pytest.mark.parametrize(("hops", "status"), [(1, "redirects"), (2, "redirects"), (3, "redirects"), (4, "ok")])
+def test_redirects_are_followed_as_often_as_the_recipe_says(server: LoopbackServer, hops: int, status: str) -> None:
+    answered, body = get(f"{server.origin}/redirect-3", limits(server, max_redirects=hops))
+    assert (answered.status, body is not None) == (status, status == "ok")
+    assert get(f"{server.origin}/redirect-2", limits(server))[0].url == f"{server.origin}/ok"
+
+
+def test_bodies_of_errors_come_when_asked_for(server: LoopbackServer) -> None:
+    answered, body = get(f"{server.origin}/404", limits(server), every_body=True)
+    assert (answered.status, answered.http_status, body) == ("not_found", 404, b"gone")
+
+
+# every spelling of this machine's own address
+SPELLINGS = [
+    *("127.0.0.1", "localhost", "127.1", "127.0.1", "2130706433", "017700000001", "0177.0.0.1", "0x7f.1"),
+    *("0x7f000001", "0.0.0.0", "0", "[::1]", "[::]", "[::ffff:127.0.0.1]"),
+    *("[::ffff:7f00:1]", "[64:ff9b::7f00:1]", "[::127.0.0.1]", "127.0.0.1.", "LOCALHOST", "①②⑦.⓪.⓪.①", "127。0。0。1"),
+]
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+def test_own_network_is_never_reached_by_any_spelling(
+    server: LoopbackServer, private: LoopbackServer, host: str
+) -> None:
+    fetch = limits(server, ports=(80, 443, private.port))
+    answered, body = get(f"http://{host}:{private.port}/private", fetch)
+    assert (answered.status in ("refused", "connection", "bad_url"), body) == (True, None), answered
+    assert private.requests == []
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+def test_own_network_is_never_reached_by_redirect(server: LoopbackServer, private: LoopbackServer, host: str) -> None:
+    fetch = limits(server, ports=(80, 443, private.port))
+    answered, body = get(f"{server.origin}/to/{host}:{private.port}", fetch)
+    assert (answered.status in ("refused", "connection", "bad_url", "redirects"), body) == (True, None), answered
+    assert private.requests == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0x7f.1"])
+def test_refusals_say_so(server: LoopbackServer, private: LoopbackServer, host: str) -> None:
+    answered, _ = get(f"http://{host}:{private.port}/private", limits(server, ports=(private.port,)))
+    assert answered.status == "refused"
+    assert "not a public address" in str(answered.detail)
+
+
+def names(monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str]]) -> None:
+    """Stands in for the name service; each lookup takes the next answer, the last one stays."""
+    real = socket.getaddrinfo
+
+    def lookup(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if host in answers:
+            host = answers[host].pop(0) if len(answers[host]) > 1 else answers[host][0]
+        return real(host, port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+
+def test_names_of_private_addresses_are_refused(
+    server: LoopbackServer, private: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names(monkeypatch, {"innocent.example": ["127.0.0.1"]})
+    fetch = limits(server, private, ports=(80, 443, private.port))
+    # the recipe allows 127.0.0.1 by that name; another name for it is not allowed
+    assert get(f"http://innocent.example:{private.port}/", fetch)[0].status == "refused"
+    assert private.requests == []
+
+
+def test_a_name_that_changes_its_address_between_hops_is_checked_at_each(
+    server: LoopbackServer, private: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names(monkeypatch, {"rebinding.example": ["127.0.0.1"]})
+    fetch = dataclasses.replace(
+        limits(server, ports=(80, 443, private.port)), allow_hosts=(f"rebinding.example:{server.port}",)
+    )
+    answered, _ = get(f"http://rebinding.example:{server.port}/to/rebinding.example:{private.port}", fetch)
+    assert answered.status == "refused"
+    assert private.requests == []
+
+
+def test_ports_outside_the_recipe_are_refused_before_any_connection() -> None:
+    answered, _ = get("http://8.8.8.8:22/", Fetch())
+    assert (answered.status, answered.detail) == ("refused", "port 22 is not among the recipe's ports")
+
+
+def test_environment_proxies_are_ignored_unless_asked(
+    server: LoopbackServer, private: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", private.origin)
+    assert get(f"{server.origin}/ok", limits(server))[1] == JPEG
+    assert private.requests == []
+    # a proxy on an own address must be allowed like any other host there
+    url = "http://h.example/x"
+    assert get(url, limits(server, trust_env=True))[0].status == "refused"
+    assert private.requests == []
+    assert get(url, limits(private, trust_env=True))[1] == JPEG
+    assert private.requests.pop().path == url
+
+
+def test_requests_are_honest_and_plain(server: LoopbackServer) -> None:
+    get(f"{server.origin}/cookie?a=%7C|", limits(server))
+    get(f"{server.origin}/ok", limits(server))
+    path, headers = server.requests[-2].path, server.requests[-1].headers
+    assert path == "/cookie?a=%7C|"
+    assert headers["User-Agent"] == user_agent("me@example.org")
+    assert headers["User-Agent"].startswith("sqid/")
+    assert "Mozilla" not in headers["User-Agent"]
+    assert "me@example.org" in headers["User-Agent"]
+    assert headers["Accept-Encoding"] == "identity"
+    assert "Cookie" not in headers
