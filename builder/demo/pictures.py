@@ -38,13 +38,22 @@ _LINE = 60  # grey of outlines and details
 
 
 def draw(look: Look, rng: Random, size: tuple[int, int] = (192, 192)) -> Image.Image:
-    """An RGB picture of `size` (width, height): the thing on a light ground, slightly moved, turned and tinted."""
+    """An RGB picture of `size` (width, height): the thing on a light ground, slightly moved, turned and tinted.
+
+    One in six is black and white, and one in six so close that it shows colour and pattern but hardly the thing:
+    pictures do not say everything either.
+    """
     body, lines = _silhouette(look.kind)
     shade = rng.randrange(222, 250)
     ground, grey = (shade, shade + rng.randrange(-4, 5), shade + rng.randrange(-4, 5)), (_LINE, _LINE, _LINE)
     sheet = Image.new("RGB", (_SIDE, _SIDE), ground)
     sheet.paste(grey, (0, 0), lines)
     sheet.paste(_pattern(look, rng), (0, 0), body)
+    view = rng.random()
+    if view < 1 / 6:
+        x, y = _middle(look.kind)
+        reach = rng.randrange(30, 46)
+        return sheet.resize(size, Image.Resampling.BILINEAR, box=(x - reach, y - reach, x + reach, y + reach))
     if rng.random() < 0.3:
         sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     sheet = sheet.rotate(rng.uniform(-9, 9), resample=Image.Resampling.BILINEAR, fillcolor=ground)
@@ -53,7 +62,7 @@ def draw(look: Look, rng: Random, size: tuple[int, int] = (192, 192)) -> Image.I
     picture = Image.new("RGB", size, ground)
     left, top = ((length - side) // 2 + rng.randrange(-4, 5) for length in size)
     picture.paste(sheet, (left, top))
-    return picture
+    return picture.convert("L").convert("RGB") if view > 5 / 6 else picture
 
 
 def backdrop(size: tuple[int, int] = (192, 108)) -> Image.Image:
@@ -72,6 +81,13 @@ def _silhouette(kind: str) -> tuple[Image.Image, Image.Image]:
         lines.paste(255, (dx, dy), body)
     lines.paste(255, (0, 0), details)
     return ImageChops.subtract(body, details), lines
+
+
+@cache
+def _middle(kind: str) -> tuple[int, int]:
+    """The middle of what the pattern fills, kept away from the border of the canvas."""
+    left, top, right, bottom = _silhouette(kind)[0].getbbox() or (0, 0, _SIDE, _SIDE)
+    return (left + right) // 2, min(200, max(56, (top + bottom) // 2))
 
 
 def _pattern(look: Look, rng: Random) -> Image.Image:

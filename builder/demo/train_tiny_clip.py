@@ -81,7 +81,7 @@ def contrastive_loss(model: Any, images: torch.Tensor, tokens: Any) -> torch.Ten
     target = torch.arange(len(image))
     scale = model.logit_scale.exp().clamp(max=100)
     losses = []
-    for left, right, weight in ((image, query, 1.0), (image, name, 0.5), (query, name, 0.5)):
+    for left, right, weight in ((image, query, 1.0), (image, name, 0.5), (query, name, 1.0)):
         logits = scale * left @ right.T
         losses.append(weight * (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2)
     return torch.stack(losses).sum()
@@ -108,7 +108,7 @@ def new_model(end_id: int, vocabulary: int) -> Any:
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "image_size": SIDE,
-        "patch_size": 8,
+        "patch_size": 16,
     }
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
     return CLIPModel(config)
@@ -178,7 +178,7 @@ def _augmented(images: torch.Tensor) -> torch.Tensor:
 def _asked(item: Goods, rng: Random) -> Wish:
     """A query that this product answers: its look, and now and then its brand or material."""
     asked = rng.random()
-    return Wish(item.look, item.brand if asked < 0.2 else None, item.material if 0.2 <= asked < 0.34 else None)
+    return Wish(item.look, item.brand if asked < 0.3 else None, item.material if asked > 0.75 else None)
 
 
 def _bpe(texts: Iterator[str]) -> Tokenizer:
