@@ -20,7 +20,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
@@ -288,7 +287,7 @@ class LoopbackHub:
             if fault.kind == "html":
                 return Answer(503, b"<html>Service Unavailable</html>", {"Content-Type": "text/html"})
             if fault.kind == "slow":
-                time.sleep(5)
+                threading.Event().wait(5)
                 raise _Cut
             if isinstance(fault.kind, int):
                 return _error(fault.kind, f"injected {fault.kind}")
