@@ -45,9 +45,13 @@ def _cells(comparison: Comparison, row: Mapping[str, Any]) -> list[str]:
     cells = [row["method"], f"{row[first]:.4f}", f"{row[f'{first}_low']:.4f}–{row[f'{first}_high']:.4f}"]
     cells += [f"{row[key]:.4f}" for key in others]
     if len(comparison.rows) > 1:
-        cells += [f"{row['delta']:+.4f}", f"{row['p_value']:.4f}"] if "delta" in row else ["", ""]
+        cells += [f"{row['delta']:+.4f}", _p_value(row["p_value"])] if "delta" in row else ["", ""]
     published = row.get("published")
     return cells + ([f"{published:.4f}" if published else ""] if "published" in row else [])
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.00005 else "<0.0001"
 
 
 def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
