@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import email.utils
 import socket
 import string
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 from urllib.parse import quote, urlsplit
 
+from builder.addresses import why_refused
 from builder.recipe import Fetch
 from sqid_lib.errors import missing_extra
 
@@ -31,54 +33,8 @@ ACCEPT_PAGES = "text/html, application/xhtml+xml;q=0.9, */*;q=0.1"
 
 _IN_MEMORY = 1 << 20  # bytes of a body kept in memory; more goes to a temporary file
 _VISIBLE_ASCII = "".join(c for c in string.printable if c > " ")
-_REDIRECTS = (301, 302, 303, 307, 308)
+REDIRECTS = (301, 302, 303, 307, 308)
 _RETRIED = (408, 429)  # and 5xx
-
-# IANA special-purpose address registries (RFC 6890 and updates); Python's own tables differ between its versions
-_SPECIAL_V4 = tuple(
-    map(
-        ipaddress.IPv4Network,
-        (
-            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
-            *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24"),
-            *("192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
-            "224.0.0.0/3",  # multicast and reserved
-            "168.63.129.16/32",  # a cloud's own platform service, in public space
-        ),
-    )
-)
-_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # the only space given out for global unicast
-_SPECIAL_V6 = tuple(  # 2001::/32 is Teredo, 2002::/16 6to4
-    map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"))
-)
-_V4_IN_V6 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))  # mapped; NAT64 (RFC 6052)
-_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214 interface identifiers, an IPv4 address follows
-
-
-def why_refused(address: str) -> str | None:
-    """Why no connection may go to an IP address: None for a global unicast address, else one line.
-
-    IPv4 addresses carried inside IPv6 ones (mapped, NAT64, ISATAP) are judged as such; whatever else carries one
-    (6to4, Teredo, compatible, local NAT64) is refused whole.
-    """
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return f"{address!r} is no IP address"
-    if isinstance(ip, ipaddress.IPv6Address):
-        value = int(ip)
-        inner = ipaddress.IPv4Address(value & 0xFFFFFFFF)
-        if any(ip in network for network in _V4_IN_V6):
-            ip = inner
-        elif ip not in _GLOBAL_V6 or any(ip in network for network in _SPECIAL_V6):
-            return f"{address} is not a public address"
-        elif (value >> 32) & 0xFFFFFFFF in _ISATAP and why_refused(str(inner)):
-            return f"{address} carries {inner}, not a public address"
-        else:
-            return None
-    if any(ip in network for network in _SPECIAL_V4):
-        return f"{address} is not a public address"
-    return None
 
 
 class BadUrlError(ValueError):
@@ -200,7 +156,7 @@ class Client:
             async with asyncio.timeout(self._limits.timeout):
                 while True:
                     answer = await self._hop(at, every_body)
-                    target = answer.headers.get("Location") if answer.http_status in _REDIRECTS else None
+                    target = answer.headers.get("Location") if answer.http_status in REDIRECTS else None
                     if target is None or redirects == 0:
                         return answer
                     if left == 0:
@@ -247,7 +203,7 @@ class Client:
             answer.detail = f"HTTP {code}"
             answer.again = code in _RETRIED or code >= 500
             answer.retry_after = _seconds(response.headers.get("Retry-After"))
-        if code == 200 or (every_body and code not in _REDIRECTS):
+        if code == 200 or (every_body and code not in REDIRECTS):
             problem = await self._read_body(response, answer)
             if problem and code == 200:
                 answer.status, answer.detail = problem
@@ -322,6 +278,12 @@ def join_url(base: str, target: str) -> str:
         return target  # parse_url will say what is wrong with it
 
 
+def mirrored(url: str, mirrors: Mapping[str, str]) -> str:
+    """The url that is requested in place of a published one: the longest matching prefix is replaced."""
+    prefix = max((p for p in mirrors if url.startswith(p)), key=len, default=None)
+    return url if prefix is None else mirrors[prefix] + url[len(prefix) :]
+
+
 def _host_port(entry: str) -> tuple[str, str]:
     host, _, port = entry.lower().rpartition(":")
     return host.strip("[]"), port
@@ -334,7 +296,7 @@ def _status_of(code: int) -> str:
         return "not_found"
     if code in (401, 403):
         return "blocked"
-    return "redirects" if code in _REDIRECTS else "http_error"
+    return "redirects" if code in REDIRECTS else "http_error"
 
 
 def _is_reset(error: BaseException) -> bool:
@@ -346,9 +308,6 @@ def _is_reset(error: BaseException) -> bool:
 
 def _seconds(retry_after: str | None) -> float | None:
     """Retry-After in seconds: a number, or a date (RFC 9110, 10.2.3)."""
-    import email.utils
-    import time
-
     if retry_after is None:
         return None
     text = retry_after.strip()

@@ -22,7 +22,6 @@ import pytest
 from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostile, jpeg
 
 from builder.fetch import fetch
-from builder.fetch.download import mirrored
 from builder.fetch.stage import RETRIABLE
 from builder.recipe import Esci, Fetch, Recipe
 from sqid_lib import schemas
@@ -359,19 +358,12 @@ def test_a_ledger_that_is_none_is_told(server: LoopbackServer, tmp_path: Path) -
 def test_two_builds_in_one_directory_are_told_apart(
     server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builder.fetch.ledger.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("builder.ledger.LOCK_SECONDS", 0.1)
     fetch(recipe(server), resolved(tmp_path, numbered(1)))
     with contextlib.closing(sqlite3.connect(tmp_path / "fetch" / "ledger.sqlite")) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(CorruptFileError, match="Is another build using this directory"):
             fetch(recipe(server), tmp_path)
-
-
-def test_the_longest_mirror_prefix_wins_and_the_rest_is_kept() -> None:
-    mirrors = {"https://h.example/": "http://m:1/", "https://h.example/I/": "http://m:2/x/"}
-    assert mirrored("https://h.example/I/a%7Cb", mirrors) == "http://m:2/x/a%7Cb"
-    assert mirrored("https://h.example/P/a", mirrors) == "http://m:1/P/a"
-    assert mirrored("https://o.example/https://h.example/", mirrors) == "https://o.example/https://h.example/"
 
 
 # -- kill -9 ------------------------------------------------------------------------------------------------------

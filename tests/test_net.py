@@ -14,7 +14,8 @@ from hostile_server import JPEG, LoopbackServer, Request, answer, hostile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.net import ACCEPT_PICTURES, Answer, BadUrlError, Client, join_url, parse_url, user_agent, why_refused
+from builder.addresses import why_refused
+from builder.net import ACCEPT_PICTURES, Answer, BadUrlError, Client, join_url, mirrored, parse_url, user_agent
 from builder.recipe import Fetch
 
 # -- the guard, address by address, without a connection ----------------------------------------------------------
@@ -112,6 +113,13 @@ def test_any_text_is_an_url_or_a_bad_one(text: str) -> None:
 def test_redirect_targets_join_and_keep_their_bytes() -> None:
     assert join_url("http://h.example/a/b%7C?x", "c%7Cd") == "http://h.example/a/c%7Cd"
     assert join_url("https://h.example/a", "//o.example/%2F") == "https://o.example/%2F"
+
+
+def test_the_longest_mirror_prefix_wins_and_the_rest_is_kept() -> None:
+    mirrors = {"https://h.example/": "http://m:1/", "https://h.example/I/": "http://m:2/x/"}
+    assert mirrored("https://h.example/I/a%7Cb", mirrors) == "http://m:2/x/a%7Cb"
+    assert mirrored("https://h.example/P/a", mirrors) == "http://m:1/P/a"
+    assert mirrored("https://o.example/https://h.example/", mirrors) == "https://o.example/https://h.example/"
 
 
 # -- a hostile server ---------------------------------------------------------------------------------------------

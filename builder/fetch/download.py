@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from builder.fetch.ledger import Ledger, Outcome
-from builder.net import ACCEPT_PICTURES, Answer, Client
+from builder.net import ACCEPT_PICTURES, Answer, Client, mirrored
 from builder.pictures import Checked, Decoders
 from builder.progress import Progress
 from builder.recipe import Fetch
@@ -78,9 +78,7 @@ class Downloads:
         request_url = mirrored(url, self.limits.mirrors)
         gate = self.gates[_host(request_url)]
         for attempt in range(self.limits.retries + 1):
-            async with (
-                AsyncExitStack() as slot
-            ):  # held until the outcome is kept: a kill repeats no more than the slots
+            async with AsyncExitStack() as slot:  # held until the outcome is kept, so that a kill repeats few
                 async with gate.turn():
                     await slot.enter_async_context(self.slots)
                     answer = await self._ask(gate, request_url)
@@ -157,12 +155,6 @@ async def download(
                 await Downloads(limits, ledger, client, decoders, progress).run(urls)
     except BaseExceptionGroup as group:  # of the task group; the first failure ended the others
         raise group.exceptions[0] from None
-
-
-def mirrored(url: str, mirrors: Mapping[str, str]) -> str:
-    """The url that is requested in place of a published one: the longest matching prefix is replaced."""
-    prefix = max((p for p in mirrors if url.startswith(p)), key=len, default=None)
-    return url if prefix is None else mirrors[prefix] + url[len(prefix) :]
 
 
 def _host(url: str) -> str:

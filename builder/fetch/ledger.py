@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqid_lib.errors import CorruptFileError, DiskError
-
-LOCK_SECONDS = 10.0  # how long a start waits for another build to end
+from builder.ledger import open_ledger, telling_disk, transaction
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -44,8 +39,7 @@ class Outcome:
 class Ledger:
     """Outcomes by url, and the bytes of pictures that are in no shard yet. A context manager.
 
-    Every record is committed at once: the write-ahead log needs no sync to survive the death of this process, only a
-    power cut can take the last records, and what it leaves is checked by sha256 when shards are written.
+    Every record is committed at once. What a power cut takes from the spool is found by sha256 when shards are written.
 
     Args:
         folder: holds ledger.sqlite and spool.bin.
@@ -54,19 +48,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.spool = folder / "spool.bin"
-        path = folder / "ledger.sqlite"
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS)
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two builds in one directory would spoil each other
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_TABLES)
-        except sqlite3.DatabaseError as error:
-            raise CorruptFileError(
-                f"the ledger of downloads cannot be read: {error}",
-                where=path,
-                fix="Is another build using this directory? Otherwise delete the file to fetch everything again.",
-            ) from error
+        self._db = open_ledger(folder / "ledger.sqlite", _TABLES)
         self._write = os.open(self.spool, os.O_RDWR | os.O_CREAT, 0o644)
         self._end = self._query("SELECT coalesce(max(offset + length), 0) FROM pictures")[0][0]
         os.ftruncate(self._write, self._end)  # what a kill cut off; a file too short grows zeros that the sha256 finds
@@ -94,7 +76,7 @@ class Ledger:
         Raises:
             DiskError: no space left.
         """
-        with _telling_disk(self.spool), self._transaction():
+        with telling_disk(self.spool), transaction(self._db):
             if picture is not None and not self._query("SELECT 1 FROM pictures WHERE sha256 = ?", outcome.sha256):
                 _write_all(self._write, picture, self._end)
                 self._db.execute("INSERT INTO pictures VALUES (?, ?, ?)", (outcome.sha256, self._end, len(picture)))
@@ -103,13 +85,13 @@ class Ledger:
 
     def forget(self, statuses: Iterable[str]) -> int:
         """Drop the outcomes of these statuses, so that their urls are tried again; says how many."""
-        with self._transaction():
+        with transaction(self._db):
             return sum(self._db.execute("DELETE FROM outcomes WHERE status = ?", (s,)).rowcount for s in statuses)
 
     def forget_pictures(self, sha256s: Iterable[str]) -> None:
         """Drop pictures that turned out damaged or gone, with the outcomes that rely on them."""
         rows = [(sha256,) for sha256 in sha256s]
-        with self._transaction():
+        with transaction(self._db):
             self._db.executemany("DELETE FROM outcomes WHERE sha256 = ?", rows)
             self._db.executemany("DELETE FROM pictures WHERE sha256 = ?", rows)
 
@@ -133,7 +115,7 @@ class Ledger:
 
     def end_swap(self, kept: Iterable[str]) -> None:
         """The new shards are in place and hold exactly the pictures `kept`: empty the spool, forget all others."""
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("CREATE TEMP TABLE kept (sha256 TEXT PRIMARY KEY)")
             self._db.executemany("INSERT INTO kept VALUES (?)", ((sha256,) for sha256 in kept))
             self._db.execute("DELETE FROM outcomes WHERE sha256 NOT IN (SELECT sha256 FROM kept)")
@@ -147,32 +129,9 @@ class Ledger:
     def _query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, values).fetchall()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-@contextmanager
-def _telling_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error)
-        raise DiskError(
-            "no space left" if full else f"cannot be written: {error}",
-            where=path,
-            fix="Make room and run the build again; what was fetched is kept.",
-        ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder.atomic import replacing
+from builder.progress import Progress
 from builder.recipe import Recipe
 from builder.resolve.tables import image_urls
 from sqid_lib import schemas
@@ -18,20 +21,31 @@ from sqid_lib.tables import read_parquet
 _KEY = pa.schema([("product_id", pa.string()), ("product_locale", pa.string())])
 
 
-def resolve(recipe: Recipe, work: Path) -> None:
+def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     """Find the image url of every sampled product and write WORK/resolve/urls.parquet.
 
-    The first source that knows an url for a product wins; what no source knows is `missing`, with a null url.
+    The first source that knows an url for a product wins: the tables in the recipe's order, then, if
+    `[resolve.pages]` states a permission, the products' pages. What no source knows is `missing`, with a null url;
+    a page that could not be read leaves `blocked` or `error`. Visited pages are kept: killed and run again, only the
+    page in flight is asked for again.
 
     Args:
-        recipe: `[resolve]` names the sources; see `builder.resolve.tables` for the files that can be read.
+        recipe: `[resolve]` names the sources; see `builder.resolve.tables` for the files that can be read. Pages are
+            visited under the hosts, ports and times of `[fetch]`.
         work: reads sample/products.parquet and sample/supp.parquet, writes resolve/urls.parquet
             (`schemas.RESOLVED_SCHEMA`, main rows then supp rows, each in the order of sample).
+        retry: statuses of pages to visit again: missing, blocked or error.
 
     Raises:
         SourceError: a table is missing, no table at all, or lacks a column.
         DuplicateKeyError: a table gives a product two urls.
+        RecipeError: pages are permitted without a contact.
+        FetchError: the visit to the pages had to stop.
     """
+    if recipe.resolve.pages.permission:
+        from builder.resolve.pages import check_permission  # needs aiohttp, which tables do without
+
+        check_permission(recipe.resolve.pages)
     products = _sampled(work)
     urls = pa.nulls(len(products), pa.string())
     sources = pa.nulls(len(products), pa.string())
@@ -40,9 +54,44 @@ def resolve(recipe: Recipe, work: Path) -> None:
         new = pc.and_(pc.is_null(urls), pc.is_valid(found))
         urls = pc.if_else(new, found, urls)
         sources = pc.if_else(new, table.rstrip("/").rpartition("/")[2], sources)
-    columns = [products["part"], products["product_locale"], products["product_id"], urls, image_status(urls), sources]
+    status = image_status(urls)
+    if recipe.resolve.pages.permission:
+        urls, status, sources = _from_pages(recipe, work, retry, products, urls, status, sources)
+    columns = [products["part"], products["product_locale"], products["product_id"], urls, status, sources]
     with replacing(work / "resolve" / "urls.parquet") as path:
         pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA), path)
+
+
+def _from_pages(
+    recipe: Recipe,
+    work: Path,
+    retry: Sequence[str],
+    products: pa.Table,
+    urls: pa.Array,
+    status: pa.Array,
+    sources: pa.Array,
+) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """The three columns with what the pages of products without an url show."""
+    from builder.resolve.pages import SOURCE, PageLedger, page_url, visit
+
+    settings = recipe.resolve.pages
+    keys = zip(products["product_id"].to_pylist(), products["product_locale"].to_pylist(), strict=True)
+    wanted = [
+        page_url(settings, product, locale) if url is None else None
+        for (product, locale), url in zip(keys, urls.to_pylist(), strict=True)
+    ]
+    with PageLedger(work / "resolve" / "pages.sqlite") as ledger:
+        ledger.forget_statuses(retry)
+        pages = list(dict.fromkeys(url for url in wanted if url))
+        todo = [url for url in pages if ledger.get(url) is None]
+        if todo:
+            with Progress("pages", len(pages), len(pages) - len(todo), unit="page") as progress:
+                asyncio.run(visit(todo, settings, recipe.fetch, ledger, progress))
+        shown = [ledger.get(url) if url else None for url in wanted]
+    found = pa.array([page and page.image_url for page in shown], pa.string())
+    told = pa.array([page and page.status for page in shown], pa.string())
+    from_page = pa.array([SOURCE if page and page.image_url else None for page in shown], pa.string())
+    return pc.coalesce(found, urls), pc.coalesce(told, status), pc.coalesce(from_page, sources)
 
 
 def _sampled(work: Path) -> pa.Table:

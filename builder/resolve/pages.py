@@ -1,0 +1,314 @@
+"""Product pages as a source of image urls: one honest, slow visitor that keeps to the rules and stops when told."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+
+from builder.ledger import open_ledger, telling_disk, transaction
+from builder.net import ACCEPT_PAGES, REDIRECTS, Answer, Client, join_url, mirrored
+from builder.progress import Progress
+from builder.recipe import Fetch, Pages
+from builder.resolve.page_pictures import is_captcha, main_picture
+from sqid_lib import schemas
+from sqid_lib.errors import FetchError, RecipeError, missing_extra
+from sqid_lib.image_status import image_status
+
+if TYPE_CHECKING:
+    from protego import Protego
+
+ROBOT = "sqid"  # the name robots.txt rules can address
+SOURCE = "page"  # in the table of resolved urls
+
+_MAX_PAGE = 8_000_000  # bytes
+_MAX_ROBOTS = 512 * 1024  # bytes that are read as rules (RFC 9309 asks for 500 KiB)
+_ROBOTS_AGE = 24 * 3600.0  # seconds until robots.txt is read again (RFC 9309, 2.4)
+_TRIES = 4
+_BACKOFF = 5.0  # delays before the first retry, doubled each time
+_LONGEST_WAIT = 3600.0  # seconds
+_FORBIDDEN_RUN = 5  # 403s in a row
+_FAILING_RUN = 20  # failures in a row
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS pages (
+    url TEXT PRIMARY KEY, status TEXT NOT NULL, image_url TEXT, http_status INTEGER, detail TEXT
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """How one page ended: status ok, placeholder or generic with an image url; missing, blocked or error without."""
+
+    url: str
+    status: str
+    image_url: str | None = None
+    http_status: int | None = None
+    detail: str | None = None
+
+
+class PageLedger:
+    """Pages by url, committed one by one. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._db = open_ledger(path, _TABLES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+
+    def get(self, url: str) -> Page | None:
+        row = self._db.execute("SELECT * FROM pages WHERE url = ?", (url,)).fetchone()
+        return Page(*row) if row else None
+
+    def record(self, page: Page) -> None:
+        with telling_disk(self.path), transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO pages VALUES (?, ?, ?, ?, ?)", dataclasses.astuple(page))
+
+    def forget(self, urls: Sequence[str]) -> None:
+        with transaction(self._db):
+            self._db.executemany("DELETE FROM pages WHERE url = ?", ((url,) for url in urls))
+
+    def forget_statuses(self, statuses: Sequence[str]) -> None:
+        with transaction(self._db):
+            self._db.executemany("DELETE FROM pages WHERE status = ?", ((status,) for status in statuses))
+
+
+def check_permission(pages: Pages) -> None:
+    """Raise RecipeError unless the person behind the recipe can be reached and the address is usable."""
+    if "@" not in pages.contact and not pages.contact.startswith(("http://", "https://")):
+        raise RecipeError(
+            "product pages need a contact",
+            where="resolve.pages.contact",
+            expected="an e-mail address or a web page of yours, which servers are told",
+            got=repr(pages.contact),
+        )
+    if not pages.contact.isprintable():
+        raise RecipeError("not one line of text", where="resolve.pages.contact", got=repr(pages.contact))
+    page_url(pages, "B000000000", schemas.CLASSIC_LOCALE)
+
+
+def page_url(pages: Pages, product_id: str, product_locale: str) -> str:
+    """The page of a product."""
+    try:
+        url = pages.url.format(product_id=quote(product_id, safe=""), product_locale=quote(product_locale, safe=""))
+    except (KeyError, IndexError, ValueError) as error:
+        raise RecipeError(
+            "unknown name in braces", where="resolve.pages.url", expected="{product_id}", got=str(error)
+        ) from error
+    if "{product_id}" not in pages.url:
+        raise RecipeError("the product is not in it", where="resolve.pages.url", expected="{product_id}", got=url)
+    return url
+
+
+async def visit(urls: Sequence[str], pages: Pages, limits: Fetch, ledger: PageLedger, progress: Progress) -> None:
+    """Visit pages one after another and record what each shows.
+
+    Raises:
+        FetchError: a captcha, a run of 403s or failures, a request to stay away, or a robots.txt that cannot be read.
+            What was visited is kept.
+    """
+    limits = dataclasses.replace(limits, max_bytes=min(limits.max_bytes, _MAX_PAGE))
+    async with Client(limits, accept=ACCEPT_PAGES, contact=pages.contact) as client:
+        await _Visitor(pages, limits, ledger, client, progress).run(urls)
+
+
+class _UnreachableError(Exception):
+    """robots.txt could not be read, so nothing may be requested."""
+
+
+@dataclass
+class _Host:
+    """What is known of a host: its rules, and when the next request may be made."""
+
+    rules: Protego | None = None  # None: nothing is allowed
+    read_at: float | None = None
+    delay: float = 0.0
+    not_before: float = 0.0
+
+
+class _Visitor:
+    def __init__(self, pages: Pages, limits: Fetch, ledger: PageLedger, client: Client, progress: Progress) -> None:
+        self._pages, self._limits, self._ledger, self._client = pages, limits, ledger, client
+        self._progress = progress
+        self._hosts: dict[str, _Host] = {}
+        self._forbidden: list[str] = []
+        self._failing: list[str] = []
+
+    async def run(self, urls: Sequence[str]) -> None:
+        for url in urls:
+            page = await self._visit(url)
+            self._ledger.record(page)
+            self._progress.step()
+            self._stop_if_unwelcome(page)
+
+    async def _visit(self, url: str) -> Page:
+        first = at = mirrored(url, self._limits.mirrors)
+        for _ in range(self._limits.max_redirects + 1):
+            try:
+                if not await self._allowed(at):
+                    return Page(url, "blocked", detail=f"robots.txt forbids {at}")
+            except _UnreachableError as error:
+                if at == first:
+                    raise FetchError(
+                        "robots.txt cannot be read, so no page may be", where=_origin(at), got=str(error), fix=_LATER
+                    ) from None
+                return Page(url, "error", detail=f"robots.txt of {_origin(at)} cannot be read")
+            answer = await self._get(at)
+            target = answer.headers.get("Location") if answer.http_status in REDIRECTS else None
+            if target is None:
+                return self._judge(url, at, answer)
+            at = join_url(at, target)
+        return Page(url, "error", http_status=answer.http_status, detail="too many redirects")
+
+    def _judge(self, url: str, at: str, answer: Answer) -> Page:
+        body = _read(answer)
+        picture = main_picture(body, at, _charset(answer)) if answer.http_status == 200 else None
+        if is_captcha(body, answer.headers, picture=picture):
+            raise FetchError(
+                "the server asks for proof of a person (captcha)",
+                where=at,
+                fix="It does not want to be read by a program. Ask its owner, or use tables.",
+            )
+        code = answer.http_status
+        if code in (401, 403):
+            return Page(url, "blocked", http_status=code, detail=answer.detail)
+        if code in (404, 410):
+            return Page(url, "missing", http_status=code, detail=answer.detail)
+        if code != 200 or (answer.status not in ("ok", "empty")):
+            return Page(url, "error", http_status=code, detail=f"{answer.status}: {answer.detail}")
+        if picture is None:
+            return Page(url, "missing", http_status=code, detail="no picture on the page")
+        return Page(url, image_status(pa.array([picture]))[0].as_py(), picture, code)
+
+    def _stop_if_unwelcome(self, page: Page) -> None:
+        """Ends the run on a row of refusals; the next run asks for these pages again."""
+        if page.http_status is None and page.status == "blocked":
+            return  # by robots.txt, without a request
+        self._forbidden = [*self._forbidden, page.url] if page.status == "blocked" else []
+        self._failing = [*self._failing, page.url] if page.status == "error" else []
+        if len(self._forbidden) >= _FORBIDDEN_RUN:
+            self._ledger.forget(self._forbidden)
+            raise FetchError(
+                f"the server refused {_FORBIDDEN_RUN} pages in a row",
+                where=page.url,
+                got=page.detail,
+                fix="It does not want these requests. Ask its owner, or use tables.",
+            )
+        if len(self._failing) >= _FAILING_RUN:
+            self._ledger.forget(self._failing)
+            raise FetchError(f"{_FAILING_RUN} pages failed in a row", where=page.url, got=page.detail, fix=_LATER)
+
+    # -- one request ------------------------------------------------------------------------------------------
+
+    async def _get(self, url: str) -> Answer:
+        """One page, without redirects; slower and slower while the server asks for it."""
+        for attempt in range(_TRIES):
+            answer = await self._spaced(url)
+            if not answer.again:
+                return answer
+            self._judge(url, url, answer)  # a captcha may come with 503
+            if attempt == _TRIES - 1:
+                break
+            host = self._hosts[_origin(url)]
+            wait = max(answer.retry_after or 0.0, max(host.delay, self._pages.delay) * _BACKOFF * 2**attempt)
+            self._refuse_long_wait(url, wait)
+            host.not_before = max(host.not_before, _now() + wait * random.uniform(1.0, 1.2))
+        if answer.http_status in (429, 503):
+            raise FetchError("the server keeps asking to slow down", where=url, got=answer.detail, fix=_LATER)
+        return answer
+
+    def _refuse_long_wait(self, url: str, wait: float) -> None:
+        if wait > _LONGEST_WAIT:
+            raise FetchError(f"the server asks to be left alone for {wait:.0f} s", where=url, fix=_LATER)
+
+    async def _spaced(self, url: str) -> Answer:
+        """A request, after the pause its host is due; pauses count from the end of the last answer."""
+        host = self._hosts.setdefault(_origin(url), _Host())
+        await asyncio.sleep(max(0.0, host.not_before - _now()))
+        try:
+            return await self._client.get(url, redirects=0, every_body=True)
+        finally:
+            pause = max(self._pages.delay, host.delay) * random.uniform(1.0, 1.5)
+            host.not_before = _now() + pause
+
+    # -- robots.txt -------------------------------------------------------------------------------------------
+
+    async def _allowed(self, url: str) -> bool:
+        host = self._hosts.setdefault(_origin(url), _Host())
+        if host.read_at is None or _now() - host.read_at > _ROBOTS_AGE:
+            host.rules = await self._read_rules(f"{_origin(url)}/robots.txt")
+            host.read_at = _now()
+            host.delay = _crawl_delay(host.rules)
+        return host.rules is not None and bool(host.rules.can_fetch(url, ROBOT))
+
+    async def _read_rules(self, url: str) -> Protego | None:
+        """The rules of a host: none at all where it has no robots.txt, None where even that is forbidden."""
+        try:
+            from protego import Protego
+        except ImportError:
+            raise missing_extra("protego", "build", "to obey robots.txt") from None
+
+        at = url
+        for _ in range(self._limits.max_redirects + 1):
+            answer = await self._get(at)
+            target = answer.headers.get("Location") if answer.http_status in REDIRECTS else None
+            if target is None:
+                break
+            at = join_url(at, target)
+        code = answer.http_status
+        if code in (401, 403):
+            return None
+        if code is not None and (400 <= code < 500 and code != 429):
+            return Protego.parse("")
+        if code != 200 or answer.status not in ("ok", "empty"):
+            raise _UnreachableError(f"{answer.status}: {answer.detail}")
+        return Protego.parse(_read(answer)[:_MAX_ROBOTS].decode("utf-8", "replace"))
+
+
+_LATER = "Build again later; what was visited is kept."
+
+
+def _crawl_delay(rules: Protego | None) -> float:
+    """Seconds between two requests that robots.txt asks for."""
+    if rules is None:
+        return 0.0
+    rate = rules.request_rate(ROBOT)
+    return max(float(rules.crawl_delay(ROBOT) or 0.0), rate.seconds / rate.requests if rate and rate.requests else 0.0)
+
+
+def _read(answer: Answer) -> bytes:
+    if answer.body is None:
+        return b""
+    with answer.body as body:
+        answer.body = None
+        return body.read()
+
+
+def _charset(answer: Answer) -> str:
+    _, _, charset = answer.headers.get("Content-Type", "").lower().partition("charset=")
+    return charset.split(";")[0].strip("\"' ") or "utf-8"
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
