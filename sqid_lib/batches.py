@@ -28,6 +28,10 @@ class Batch:
         """The same batch in page-locked memory; DataLoader(pin_memory=True) calls this."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        send = self.__dict__.pop("_send", None)  # of a batch that lies in shared memory
+        return send() if send else (type(self), tuple(self.__dict__[f.name] for f in dataclasses.fields(self)))  # type: ignore[arg-type]
+
     def _each(self, change: Any) -> Self:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         return type(self)(**{field.name: change(getattr(self, field.name)) for field in fields})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
-import sys
-import threading
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar, cast
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from sqid_lib.batches import Arrays, Batch, Gather, Layout, Rows
 from sqid_lib.errors import StoreError, UsageError, missing_extra
 
 B = TypeVar("B", bound=Batch)
+T = TypeVar("T")
 _ALIGN = 64  # bytes; a cache line
 
 
@@ -132,31 +133,27 @@ class Stream(Generic[B]):
     def _batches(self, epoch: int, start: int) -> Iterator[B]:
         units = self.order.units(epoch, self.gather.units)
         size = self.order.batch_size
-        worker, workers = self._worker()
+        worker, workers, in_worker = self._worker()
         # batch k is worker k % workers's, so DataLoader, which asks them in turn, gives the order of one process
         mine = (k for k in range(start, len(self)) if k % workers == worker)
-        buffers = self._buffers()
+        memory: Memory = self._memory()
 
         def make(k: int) -> B:
-            return self._make(units[k * size : (k + 1) * size], (self.order.seed, epoch, self.order.rank, k), buffers)
+            chosen = units[k * size : (k + 1) * size]
+            layout = self.gather.layout(chosen)
+            buffer = memory.take(max(stop for _, stop, _, _ in place(layout).values()))
+            self.gather.fill(chosen, carve(buffer.bytes, layout), (self.order.seed, epoch, self.order.rank, k))
+            return cast(B, memory.batch(self.gather.kind, buffer, layout))
 
-        for k, batch in _ahead(make, mine, 0 if workers > 1 or worker else self.prefetch):
+        for k, batch in _ahead(make, mine, 0 if in_worker else self.prefetch):
             self._at = (epoch, k + 1)
-            yield self._deliver(batch)
+            yield batch
 
-    def _make(self, units: Rows, draw: tuple[int, ...], buffers: Any) -> B:
-        layout = self.gather.layout(units)
-        arrays = carve(buffers.take(size_of(layout)), layout)
-        self.gather.fill(units, arrays, draw)
-        return cast(B, self.gather.kind(**arrays))
+    def _worker(self) -> tuple[int, int, bool]:
+        """Which of how many workers this is, and whether it is one."""
+        return 0, 1, False
 
-    def _deliver(self, batch: B) -> B:
-        return batch
-
-    def _worker(self) -> tuple[int, int]:
-        return 0, 1
-
-    def _buffers(self) -> Any:
+    def _memory(self) -> Memory:
         return Recycler()
 
 
@@ -218,76 +215,96 @@ def make_stream(
     return TorchStream(gather, Order(**order), name=name, prefetch=prefetch, pin_memory=pin_memory, device=device)
 
 
-def _ahead(make: Any, keys: Iterator[int], depth: int) -> Iterator[tuple[int, Any]]:
+def _ahead(make: Callable[[int], T], keys: Iterator[int], depth: int) -> Iterator[tuple[int, T]]:
     """(key, make(key)) in order, with `depth` of them made ahead by threads: gathering releases the GIL."""
     if not depth:
         for key in keys:
             yield key, make(key)
         return
     pool = ThreadPoolExecutor(min(depth, os.cpu_count() or 1), thread_name_prefix="sqid-gather")
-    waiting: deque[tuple[int, Future[Any]]] = deque()
+    waiting: deque[tuple[int, Future[T]]] = deque()
     try:
         for key in keys:
             waiting.append((key, pool.submit(make, key)))
             if len(waiting) > depth:
-                first, future = waiting.popleft()
-                yield first, future.result()
-                del future  # or the batch lives on here while the next one is made
+                yield _first(waiting)
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-            del future
+            yield _first(waiting)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _first(waiting: deque[tuple[int, Future[T]]]) -> tuple[int, T]:
+    key, future = waiting.popleft()
+    return key, future.result()
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def size_of(layout: Layout) -> int:
-    """Bytes of a buffer that holds all fields, each at a cache line."""
-    return sum(_bytes(dtype, shape) for dtype, shape in layout.values())
+def place(layout: Layout) -> dict[str, tuple[int, int, np.dtype[Any], tuple[int, ...]]]:
+    """Where each field lies in one buffer: start and stop in bytes, dtype, shape; each starts at a cache line."""
+    places, start = {}, 0
+    for name, (dtype, shape) in layout.items():
+        stop = start + math.prod(shape) * dtype.itemsize
+        places[name] = (start, stop, dtype, shape)
+        start = -(-stop // _ALIGN) * _ALIGN
+    return places
 
 
 def carve(buffer: npt.NDArray[np.uint8], layout: Layout) -> Arrays:
     """The fields as views of one buffer."""
-    arrays, start = {}, 0
-    for name, (dtype, shape) in layout.items():
-        bytes_ = int(np.prod(shape)) * dtype.itemsize
-        arrays[name] = buffer[start : start + bytes_].view(dtype).reshape(shape)
-        start += _bytes(dtype, shape)
-    return arrays
+    return {
+        name: buffer[start:stop].view(dtype).reshape(shape)
+        for name, (start, stop, dtype, shape) in place(layout).items()
+    }
 
 
-def _bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
-    return -(-int(np.prod(shape)) * dtype.itemsize // _ALIGN) * _ALIGN
+class Memory(Protocol):
+    """Where batches are gathered into, and what is made of them there."""
+
+    def take(self, size: int) -> Buffer: ...
+
+    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Some bytes to gather into, and what they belong to."""
+
+    bytes: npt.NDArray[np.uint8]
+    owner: Any = None
 
 
 class Recycler:
     """Hands out buffers, and again those that nothing refers to any more: fresh pages cost more than the gather.
 
-    Every view of a buffer, numpy or torch, holds a reference to it, so a batch that is kept is never written over.
+    Every view of a buffer, numpy or torch, keeps its lease alive, so a batch that is kept is never written over.
     """
 
     def __init__(self, keep: int = 8) -> None:
-        self._keep = keep
-        self._lock = threading.Lock()
-        self._buffers = [np.empty(1, dtype=np.uint8)]
-        self._unused = self._references(0)
-        # without a GIL, counts are not to be relied upon
-        self._sure = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+        self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=keep)
 
-    def take(self, size: int) -> npt.NDArray[np.uint8]:
-        """[size] bytes of any content."""
-        with self._lock:
-            for index in range(len(self._buffers)):
-                if self._sure and len(self._buffers[index]) >= size and self._references(index) == self._unused:
-                    return self._buffers[index][:size]
-            if len(self._buffers) == self._keep:  # let go of the smallest; whoever has it keeps it
-                self._buffers.sort(key=len)
-                del self._buffers[0]
-            self._buffers.append(np.empty(size, dtype=np.uint8))
-            return self._buffers[-1][:size]
+    def take(self, size: int) -> Buffer:
+        """`size` bytes of any content."""
+        for _ in range(len(self._free)):
+            try:
+                whole = self._free.popleft()
+            except IndexError:  # another thread was quicker
+                break
+            if len(whole) >= size:  # a smaller one is let go
+                return Buffer(lease(whole, size, self._free.append, whole))
+        whole = np.empty(size, dtype=np.uint8)
+        return Buffer(lease(whole, size, self._free.append, whole))
 
-    def _references(self, index: int) -> int:
-        return sys.getrefcount(self._buffers[index])
+    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
+        """A batch of numpy arrays."""
+        return kind(**carve(buffer.bytes, layout))
+
+
+def lease(whole: npt.NDArray[np.uint8], size: int, ended: Callable[..., object], *args: Any) -> npt.NDArray[np.uint8]:
+    """The first `size` bytes as an array of its own: `ended(*args)` is called once no view of it is left."""
+    owner: Any = memoryview(cast(Any, whole))  # so that views refer to the array made here, not to `whole`
+    array = np.frombuffer(owner, dtype=np.uint8, count=size)
+    weakref.finalize(array, ended, *args).atexit = False
+    return array

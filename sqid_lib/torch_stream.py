@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sqid_lib.batches import Batch, Gather
-from sqid_lib.streaming import Order, Stream
+from sqid_lib.batches import Batch, Gather, Layout
+from sqid_lib.errors import UsageError
+from sqid_lib.streaming import Buffer, Memory, Order, Recycler, Stream, lease, place
 
 B = TypeVar("B", bound=Batch)
 
@@ -27,10 +32,10 @@ class TorchStream(Stream[B], IterableDataset):  # type: ignore[type-arg]
         device: Any = None,
     ) -> None:
         super().__init__(gather, order, name=name, prefetch=prefetch)
-        # in shared memory, so that set_epoch reaches workers that live on
-        self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self.device = None if device is None else torch.device(device)
         self.pin_memory = pin_memory or (self.device is not None and self.device.type == "cuda")
+        # in shared memory, so that set_epoch reaches workers that live on
+        self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def epoch(self) -> int:
@@ -41,9 +46,140 @@ class TorchStream(Stream[B], IterableDataset):  # type: ignore[type-arg]
         super()._go_to(epoch, batch)
         self._shared_epoch.fill_(epoch)
 
-    def _worker(self) -> tuple[int, int]:
+    def _worker(self) -> tuple[int, int, bool]:
         info = get_worker_info()
-        return (info.id, info.num_workers) if info else (0, 1)
+        return (info.id, info.num_workers, True) if info else (0, 1, False)
 
-    def _deliver(self, batch: B) -> B:
-        return batch._each(torch.from_numpy)
+    def _memory(self) -> Memory:
+        if get_worker_info() is None:
+            return _Pinned(self.device) if self.pin_memory else _Heap(self.device)
+        if self.pin_memory or self.device is not None:
+            fix = "Use DataLoader(pin_memory=True) and batch.to(device), or no workers."
+            raise UsageError("pin_memory and device are not for the workers of a DataLoader", where="stream", fix=fix)
+        return _Slots()
+
+
+def _views(kind: type[Any], flat: torch.Tensor, layout: Layout) -> Any:
+    """A batch whose fields are views of one flat tensor of bytes."""
+    fields = {}
+    for name, (start, stop, dtype, shape) in place(layout).items():
+        torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+        fields[name] = flat[start:stop].view(torch_dtype).view(shape)
+    return kind(**fields)
+
+
+class _Heap(Recycler):
+    """Ordinary memory, and a copy on another device if one is wanted."""
+
+    def __init__(self, device: torch.device | None) -> None:
+        super().__init__()
+        self.device = device
+
+    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
+        return _views(kind, torch.from_numpy(buffer.bytes).to(self.device), layout)
+
+
+class _Pinned:
+    """Page-locked memory, which torch's own allocator recycles: it knows which copies to a GPU still read it."""
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device = device
+        on_gpu = device is not None and device.type == "cuda"
+        self.copies: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def take(self, size: int) -> Buffer:
+        flat = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return Buffer(flat.numpy(), flat)
+
+    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
+        if self.copies is None:
+            return _views(kind, buffer.owner.to(self.device), layout)
+        with torch.cuda.stream(self.copies):
+            flat = buffer.owner.to(self.device, non_blocking=True)
+        self.copies.synchronize()  # this is the thread that gathers ahead: the one that trains does not wait
+        return _views(kind, flat, layout)
+
+
+class _Slots:
+    """In a worker of a DataLoader: shared memory that goes to the training process without a copy and comes back."""
+
+    def __init__(self) -> None:
+        self._slots: list[_Slot] = []
+
+    def take(self, size: int) -> Buffer:
+        for slot in self._slots:
+            if slot.free and slot.size >= size:
+                break
+        else:
+            self._slots = [slot for slot in self._slots if not slot.free]  # those were too small
+            slot = _Slot(size)
+            self._slots.append(slot)
+        return Buffer(slot.lease(size), slot)
+
+    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
+        batch = _views(kind, torch.from_numpy(buffer.bytes), layout)
+        batch.__dict__["_send"] = buffer.owner.sender(kind, layout, len(buffer.bytes))
+        return batch
+
+
+class _Slot:
+    """Shared bytes behind a header: byte 0 is 1 while the training process uses the batch in them, byte 1 once that
+    process keeps them mapped, so that from then on a name is enough: handing memory over costs a handshake.
+    """
+
+    HEADER = 64
+    _numbers = itertools.count()
+
+    def __init__(self, size: int) -> None:
+        self.name = (os.getpid(), next(self._numbers))
+        self.size = size
+        self.shared = torch.zeros(self.HEADER + size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self.whole = self.shared.numpy()
+        self.leased = False
+
+    @property
+    def free(self) -> bool:
+        return not self.leased and self.whole[0] == 0
+
+    def lease(self, size: int) -> Any:
+        self.leased = True
+        return lease(self.whole[self.HEADER :], size, self._returned)
+
+    def _returned(self) -> None:
+        self.leased = False
+
+    def sender(self, kind: type[Any], layout: Layout, size: int) -> Callable[[], tuple[Any, ...]]:
+        """What pickles a batch that lies here: the memory itself is handed over, not its content."""
+
+        def send() -> tuple[Any, ...]:
+            self.whole[0] = 1
+            return _receive, (self.name, None if self.whole[1] else self.shared, kind, layout, size)
+
+        return send
+
+
+_mapped: dict[tuple[int, int], Any] = {}  # in the training process: slots of living workers
+
+
+def _receive(name: tuple[int, int], shared: torch.Tensor | None, kind: type[Any], layout: Layout, size: int) -> Any:
+    """In the training process: the batch in a slot, which is given back once no view of the batch is left."""
+    if shared is not None:
+        _forget_dead_workers()
+        _mapped[name] = shared.numpy()
+        _mapped[name][1] = 1
+    whole = _mapped[name]
+
+    def ended() -> None:
+        whole[0] = 0
+        _forget_dead_workers()
+
+    return _views(kind, torch.from_numpy(lease(whole[_Slot.HEADER :], size, ended)), layout)
+
+
+def _forget_dead_workers() -> None:
+    for pid in {pid for pid, _ in _mapped}:
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            for name in [name for name in _mapped if name[0] == pid]:
+                _mapped.pop(name, None)
