@@ -215,9 +215,9 @@ def _commit(
             also=(_CONFLICT,),
         )
     except RefusedError as error:
-        if error.status != _STALE:
-            raise
         head = calls.run("looking at the repository", calls.api.dataset_info, repo).sha
+        if head == parent and error.status != _STALE:
+            raise
         if not differences(release, local, tree(calls, repo, head)):
             return str(head)  # our own commit, whose answer was lost
         raise HubError(

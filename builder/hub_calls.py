@@ -112,8 +112,11 @@ class Calls:
         return refused
 
     def _clean(self, error: Exception) -> str:
-        said = next((m for e in _chain(error) if (m := getattr(e, "server_message", None))), None) or str(error)
-        line = " ".join(said.split())[:300] or type(error).__name__
+        """One line without the token: what the server said, or the error and what caused it."""
+        chain = list(_chain(error))
+        said = next((m for e in chain if (m := getattr(e, "server_message", None))), None)
+        causes = dict.fromkeys(str(e) or type(e).__name__ for e in (chain[0], chain[-1]))
+        line = " ".join((said or ": ".join(causes)).split())[:300]
         return line.replace(self.token, "<token>") if self.token else line
 
 
@@ -139,11 +142,12 @@ def _asked_to_wait(error: BaseException) -> float | None:
 
 
 def _is_network(error: BaseException) -> bool:
-    """Whether a call broke on the way: a lost connection, a timeout, a web page where JSON should be, Xet in trouble."""
-    return any(
-        isinstance(e, ConnectionError | TimeoutError | json.JSONDecodeError | RuntimeError)
+    """Whether a call broke on the way: a lost connection, a timeout, a web page for JSON, Xet in trouble."""
+    chain = list(_chain(error))
+    return type(chain[-1]) is RuntimeError or any(
+        isinstance(e, ConnectionError | TimeoutError | json.JSONDecodeError)
         or type(e).__module__.partition(".")[0] in _NETWORK_MODULES
-        for e in _chain(error)
+        for e in chain
     )
 
 

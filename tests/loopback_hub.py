@@ -129,7 +129,8 @@ class LoopbackHub:
     """A Hub under `root` (its objects, and the clients' caches). Use as a context manager.
 
     Attributes: `endpoint` and `storage` (the two origins), `repos`, `requests` (the log), `hooks` (endpoint → called
-    with the hub before that endpoint answers), `page_size` (entries per page of a tree).
+    with the hub before that endpoint answers), `page_size` (entries per page of a tree),
+    `retry_after` (header of injected statuses).
     """
 
     def __init__(self, root: Path) -> None:
@@ -138,6 +139,7 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.hooks: dict[str, Callable[[LoopbackHub], None]] = {}
         self.page_size = 1000
+        self.retry_after = ""
         self.endpoint = self.storage = ""
         self._faults: dict[str, _Fault] = {}
         self._lock = threading.RLock()
@@ -290,7 +292,9 @@ class LoopbackHub:
                 threading.Event().wait(5)
                 raise _Cut
             if isinstance(fault.kind, int):
-                return _error(fault.kind, f"injected {fault.kind}")
+                answer = _error(fault.kind, f"injected {fault.kind}")
+                answer.headers |= {"Retry-After": self.retry_after} if self.retry_after else {}
+                return answer
         else:
             fault = None
         with self._lock:
@@ -390,6 +394,8 @@ class LoopbackHub:
             kind, value = line["key"], line["value"]
             if kind == "header":
                 header = value
+                if header.get("parentCommit") not in (None, repo.branches["main"]):
+                    return _error(412, "A commit has happened since. Please refresh and try again.")
             elif kind == "file":
                 tree[value["path"]] = self.store(base64.b64decode(value["content"]))
             elif kind == "lfsFile":
@@ -401,8 +407,6 @@ class LoopbackHub:
                     return _error(404, "A file with this name doesn't exist", "EntryNotFound")
             elif kind == "deletedFolder":
                 tree = {p: b for p, b in tree.items() if not p.startswith(value["path"].rstrip("/") + "/")}
-        if header.get("parentCommit") not in (None, repo.branches["main"]):
-            return _error(412, "A commit has happened since. Please refresh and try again.")
         oid = self._record(repo, tree, header["summary"])
         return _json(
             {"success": True, "commitOid": oid, "commitUrl": f"{self.endpoint}/datasets/{match['id']}/commit/{oid}"}
