@@ -15,9 +15,11 @@ from builder.progress import Progress
 from builder.recipe import Recipe
 from builder.resolve.tables import image_urls
 from sqid_lib import schemas
+from sqid_lib.errors import UsageError
 from sqid_lib.image_status import image_status
 from sqid_lib.tables import read_parquet
 
+_RETRIABLE = ("missing", "blocked", "error")
 _KEY = pa.schema([("product_id", pa.string()), ("product_locale", pa.string())])
 
 
@@ -40,8 +42,14 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
         SourceError: a table is missing, no table at all, or lacks a column.
         DuplicateKeyError: a table gives a product two urls.
         RecipeError: pages are permitted without a contact.
+        UsageError: a status in `retry` is no failure of a page.
         FetchError: the visit to the pages had to stop.
     """
+    unknown = [status for status in retry if status not in _RETRIABLE]
+    if unknown:
+        raise UsageError(
+            "no such failure of a page", where="--retry", expected=", ".join(_RETRIABLE), got=", ".join(unknown)
+        )
     if recipe.resolve.pages.permission:
         from builder.resolve.pages import check_permission  # needs aiohttp, which tables do without
 
