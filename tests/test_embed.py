@@ -98,14 +98,17 @@ def read(work: Path, part: str) -> pa.Table:
 
 
 def contents(work: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((work / "embed").iterdir())}
+    folder = work / "embed"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_rows_are_clip(recipe: Recipe, clip: Path, tmp_path: Path) -> None:
     work = make_work(tmp_path)
     embed(recipe, work)
-    names = ["encoder.json", "products-00000.parquet", "products-00001.parquet", "products-00002.parquet"]
-    assert list(contents(work)) == [*names, "queries-00000.parquet"]
+    items = ["items/pictures-00000.parquet", "items/pictures-00001.parquet"]
+    items += ["items/texts-00000.parquet", "items/texts-00001.parquet"]
+    rows = ["products-00000.parquet", "products-00001.parquet", "products-00002.parquet", "queries-00000.parquet"]
+    assert list(contents(work)) == ["encoder.json", *items, *rows]
     products, queries, encoder = read(work, "products"), read(work, "queries"), load_encoder(str(clip))
     assert products["product_id"].to_pylist() == [f"P{row:03d}" for row in range(PRODUCTS)]
     assert products["image_status"].to_pylist() == FINAL
@@ -134,16 +137,42 @@ def test_only_what_is_not_finished_is_repeated(recipe: Recipe, tmp_path: Path) -
     work = make_work(tmp_path)
     embed(recipe, work)
     whole = contents(work)
-    times = {path.name: path.stat().st_mtime_ns for path in (work / "embed").iterdir()}
-    (work / "embed/products-00001.parquet").unlink()
-    damaged = work / "embed/products-00002.parquet"
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
-    (work / "embed/queries-00000.parquet").write_bytes(b"PAR1")
+    folder = work / "embed"
+    kept = ["items/texts-00000.parquet", "items/pictures-00001.parquet", "products-00000.parquet"]
+    times = [(folder / name).stat().st_mtime_ns for name in kept]
+    (folder / "items/texts-00001.parquet").unlink()
+    (folder / "products-00001.parquet").unlink()
+    for name in ("items/pictures-00000.parquet", "products-00002.parquet"):
+        flip_a_bit(folder / name)
+    (folder / "queries-00000.parquet").write_bytes(b"PAR1")
     embed(recipe, work)
     assert contents(work) == whole
-    assert (work / "embed/products-00000.parquet").stat().st_mtime_ns == times["products-00000.parquet"]
+    assert [(folder / name).stat().st_mtime_ns for name in kept] == times
+
+
+def test_finished_work_needs_no_model(clip: Path, recipe: Recipe, tmp_path: Path, monkeypatch: Any) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    whole = contents(work)
+    monkeypatch.setattr("builder.embed.Local", None)
+    embed(recipe, work)
+    assert contents(work) == whole
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", '{"versions": 1}'])
+def test_a_damaged_record_is_made_again(recipe: Recipe, tmp_path: Path, record: str) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    whole = contents(work)
+    (work / "embed/encoder.json").write_text(record)
+    embed(recipe, work)
+    assert contents(work) == whole
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
 
 
 def test_another_model_leaves_nothing_stale(recipe: Recipe, tmp_path: Path) -> None:
@@ -167,7 +196,7 @@ def test_supplementary_products_on_request(recipe: Recipe, tmp_path: Path) -> No
 def test_progress_is_logged(recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="builder.embed"):
         embed(recipe, make_work(tmp_path))
-    assert "products-00002.parquet" in caplog.text
+    assert "pictures-00001.parquet" in caplog.text
 
 
 def test_a_picture_that_fetch_did_not_store(recipe: Recipe, tmp_path: Path) -> None:

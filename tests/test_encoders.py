@@ -36,7 +36,8 @@ def row_by_row(clip: Path, texts: list[str], images: list[Any]) -> tuple[np.ndar
     model, processor = CLIPModel.from_pretrained(clip), CLIPProcessor.from_pretrained(clip)
 
     def vector(out: Any) -> np.ndarray:
-        return np.asarray(out if isinstance(out, torch.Tensor) else out.pooler_output)[0]
+        row: np.ndarray = (out if isinstance(out, torch.Tensor) else out.pooler_output)[0].numpy()
+        return row
 
     with torch.inference_mode():
         text = [

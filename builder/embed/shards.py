@@ -6,7 +6,8 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +17,84 @@ import pyarrow.parquet as pq
 from builder.atomic import replacing
 from sqid_lib.errors import DiskError
 
-PRODUCTS, SUPP, QUERIES = "products", "supp", "queries"
-_NAME = re.compile(rf"({PRODUCTS}|{SUPP}|{QUERIES})-\d{{5}}\.parquet")
+_NAME = re.compile(r"[a-z]+-\d{5}\.parquet")
 _STAMP = b"sqid.stamp"
 
 
-def shard_schema(part: str, width: int) -> pa.Schema:
-    """Columns of WORK/embed/<part>-*.parquet: ids, final image_status, vectors float32[width] (image: null if none)."""
-    vector = pa.list_(pa.float32(), width)
-    if part == QUERIES:
-        return pa.schema([("query_id", pa.int64()), ("clip_text_features", vector)])
-    return pa.schema(
-        [
-            *((name, pa.string()) for name in ("product_locale", "product_id", "image_status")),
-            ("clip_text_features", vector),
-            ("clip_image_features", vector),
-        ]
-    )
+@dataclass(frozen=True)
+class Shard:
+    """One file to be: rows `start` to `stop` of `kind` ("texts", "pictures", "products", "queries", "supp")."""
+
+    path: Path
+    kind: str
+    start: int
+    stop: int
+    stamp: str
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return self.stop - self.start
 
 
-def stamp(identity: dict[str, Any], inputs: pa.Table) -> str:
-    """sha256 over what makes the vectors and what they are made of."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, inputs.schema) as writer:
-        writer.write_table(inputs.combine_chunks())
-    digest.update(sink.getvalue())
+def stamp(*things: Any) -> str:
+    """sha256 over tables and plain values."""
+    digest = hashlib.sha256()
+    for thing in things:
+        if isinstance(thing, pa.Table):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, thing.schema) as writer:
+                writer.write_table(thing.combine_chunks())
+            digest.update(sink.getvalue())
+        else:
+            digest.update(json.dumps(thing, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def is_finished(path: Path, stamp: str, rows: int) -> bool:
-    """Whether the file is whole, readable and made of the same things."""
+def is_finished(shard: Shard) -> bool:
+    """Whether the file is there, whole, readable and made of the same things."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            metadata = file.schema_arrow.metadata or {}
-            return metadata.get(_STAMP) == stamp.encode() and file.read().num_rows == rows
-    except (OSError, pa.ArrowException):
+        return bool(read(shard).num_rows == shard.rows)
+    except (OSError, pa.ArrowException, ValueError):
         return False
 
 
-def write(path: Path, table: pa.Table, stamp: str) -> None:
+def read(shard: Shard, columns: list[str] | None = None) -> pa.Table:
+    """Read a shard back.
+
+    Raises:
+        OSError, pa.ArrowException: it cannot be read, or a page does not match its checksum.
+        ValueError: it is another shard.
+    """
+    with pq.ParquetFile(shard.path, page_checksum_verification=True) as file:
+        if (file.schema_arrow.metadata or {}).get(_STAMP) != shard.stamp.encode():
+            raise ValueError(f"{shard.path} was made of other things")
+        return file.read(columns=columns)
+
+
+def write(shard: Shard, table: pa.Table) -> None:
     """Write one shard; it appears whole or not at all.
 
     Raises:
         DiskError: no space left, or the disk refused.
     """
-    table = table.replace_schema_metadata({_STAMP: stamp.encode()})
+    table = table.replace_schema_metadata({_STAMP: shard.stamp.encode()})
     try:
-        with replacing(path) as part:
+        with replacing(shard.path) as part:
             pq.write_table(table, part, compression="none", use_dictionary=False, write_page_checksum=True)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DiskError(
             "the disk is full" if full else f"the disk refused: {error}",
-            where=path,
-            expected=f"room for {table.nbytes / 1e6:.0f} MB",
+            where=shard.path,
+            expected=f"room for {table.nbytes / 1e6:.1f} MB",
             fix="Free some space and run again: finished shards are kept." if full else None,
         ) from error
 
 
-def remove_others(folder: Path, keep: Collection[Path]) -> None:
+def remove_others(folders: Iterable[Path], keep: Collection[Path]) -> None:
     """Remove shards of an earlier run with more rows, which readers would take for this run's."""
-    for path in folder.glob("*.parquet"):
-        if _NAME.fullmatch(path.name) and path not in keep:
-            path.unlink()
+    for folder in folders:
+        for path in folder.glob("*.parquet"):
+            if _NAME.fullmatch(path.name) and path not in keep:
+                path.unlink()

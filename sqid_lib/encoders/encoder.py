@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sqid_lib.encoders.pixels import Inputs, Pixels, from_table
 from sqid_lib.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
-Inputs = dict[str, NDArray[Any]]  # what one picture is to the network, without the batch axis
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,20 @@ class Encoder:
         dtype: str,
         linear: str,
     ) -> None:
+        import torch
+
         self.model_id, self.revision, self.device, self.dtype = model_id, revision, str(device), dtype
         self.text_limit = rule.limit
         self.linear = linear
-        self._network, self._tokenizer, self._processor, self._rule = network, tokenizer, processor, rule
+        self._network, self._tokenizer, self._pixels, self._rule = network, tokenizer, Pixels(processor), rule
+        self._table = None if self._pixels.table is None else torch.from_numpy(self._pixels.table).to(device)
         self.width = int(self._forward_text(self._tokenize([""])).shape[1])
 
-    def encode_text(self, texts: Sequence[str], *, batch_size: int = 64) -> Floats:
+    def encode_text(self, texts: Sequence[str], *, batch_size: int | None = None) -> Floats:
         """Vectors of texts, projected and not normalised; float32 [N, D].
 
         Texts longer than `text_limit` tokens are truncated; equal texts are encoded once. Batches hold texts of like
-        length, and about as many tokens as `batch_size` texts of 16 tokens.
+        length, and as many tokens as `batch_size` texts of 16 tokens; by default what suits the device.
 
         Raises:
             UsageError: one string instead of a list of them, or something else than text.
@@ -82,8 +86,11 @@ class Encoder:
         distinct = list(dict.fromkeys(texts))
         tokens = self._tokenize(distinct)
         vectors = np.empty((len(distinct), self.width), np.float32)
-        for rows in _token_batches([len(t["input_ids"]) for t in tokens], batch_size * 16):
-            vectors[rows] = self._halving(self._forward_text, [tokens[row] for row in rows])
+        budget = 16 * (batch_size or (2048 if self.on_gpu else 64))
+        batches = list(_token_batches([len(t["input_ids"]) for t in tokens], budget))
+        outputs = (self._halving(self._forward_text, [tokens[row] for row in rows]) for rows in batches)
+        for rows, part in zip(batches, _one_behind(outputs), strict=True):
+            vectors[rows] = part
         place = {text: row for row, text in enumerate(distinct)}
         return vectors[[place[text] for text in texts]] if len(distinct) < len(texts) else vectors
 
@@ -91,9 +98,9 @@ class Encoder:
         self,
         images: Iterable[T],
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         decode: Callable[[T], Image.Image | None] | None = None,
-        threads: int = 2,
+        threads: int | None = None,
     ) -> Floats:
         """Vectors of pictures, projected and not normalised; float32 [N, D].
 
@@ -102,38 +109,47 @@ class Encoder:
 
         Args:
             images: PIL pictures of any mode, or what `decode` makes pictures of.
-            batch_size: pictures per forward pass; halved while they do not fit into memory.
+            batch_size: pictures per forward pass, by default what suits the device; halved while they do not fit into
+                memory.
             decode: called in the threads; a picture for which it returns None gets a row of NaN.
-            threads: how many.
+            threads: how many; by default one beside a CPU, all cores for a GPU.
 
         Raises:
             EncoderError: the model fails, or not even one picture fits into memory.
         """
 
+        size = batch_size or (128 if self.on_gpu else 8)
+        threads = threads or ((os.cpu_count() or 1) if self.on_gpu else 1)
+
         def prepare(item: T) -> Inputs | None:
             image: Any = item if decode is None else decode(item)
-            return None if image is None else self._preprocess(image)
+            return None if image is None else self._pixels.prepare(image)
 
-        parts: list[Floats] = []
-        for batch in _batches(_ahead(prepare, images, threads, 3 * batch_size), batch_size):
-            part = np.full((len(batch), self.width), np.nan, np.float32)
-            rows = [row for row, inputs in enumerate(batch) if inputs is not None]
-            if rows:
-                part[rows] = self._halving(self._forward_images, [inputs for inputs in batch if inputs is not None])
-            parts.append(part)
-        return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+        good: list[NDArray[np.bool_]] = []
+
+        def outputs() -> Iterator[torch.Tensor]:
+            for batch in _batches(_ahead(prepare, images, threads, 3 * size), size):
+                good.append(np.array([inputs is not None for inputs in batch]))
+                if good[-1].any():
+                    yield self._halving(self._forward_images, [inputs for inputs in batch if inputs is not None])
+
+        parts = list(_one_behind(outputs()))
+        mask = np.concatenate([np.empty(0, np.bool_), *good])
+        vectors = np.full((len(mask), self.width), np.nan, np.float32)
+        vectors[mask] = np.concatenate([np.empty((0, self.width), np.float32), *parts])
+        return vectors
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+        return not self.device.startswith("cpu")
 
     def _tokenize(self, texts: list[str]) -> list[dict[str, list[int]]]:
         padding = "max_length" if self._rule.fixed else False
         columns = self._tokenizer(texts, truncation=True, max_length=self._rule.limit, padding=padding) if texts else {}
         return [{name: column[row] for name, column in columns.items()} for row in range(len(texts))]
 
-    def _preprocess(self, image: Image.Image) -> Inputs:
-        if image.mode != "RGB" and not getattr(self._processor, "do_convert_rgb", False):
-            image = image.convert("RGB")  # ALIGN's processor takes nothing else
-        return {name: np.asarray(value)[0] for name, value in self._processor(image, return_tensors="np").items()}
-
-    def _forward_text(self, tokens: Sequence[dict[str, list[int]]]) -> Floats:
+    def _forward_text(self, tokens: Sequence[dict[str, list[int]]]) -> torch.Tensor:
         import torch
 
         length = max(len(row["input_ids"]) for row in tokens)
@@ -148,27 +164,28 @@ class Encoder:
             inputs[name] = torch.from_numpy(array)
         return self._features(self._network.get_text_features, inputs)
 
-    def _forward_images(self, pictures: Sequence[Inputs]) -> Floats:
+    def _forward_images(self, pictures: Sequence[Inputs]) -> torch.Tensor:
         import torch
 
         inputs = {name: torch.from_numpy(np.stack([p[name] for p in pictures])) for name in pictures[0]}
         return self._features(self._network.get_image_features, inputs)
 
-    def _features(self, method: Callable[..., Any], inputs: dict[str, torch.Tensor]) -> Floats:
+    def _features(self, method: Callable[..., Any], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         import torch
 
-        for name, tensor in inputs.items():
-            moved = tensor.pin_memory() if self.device.startswith("cuda") else tensor
-            kind = self._network.dtype if tensor.is_floating_point() else None
-            inputs[name] = moved.to(self.device, kind, non_blocking=True)
         with torch.inference_mode():
+            for name, tensor in inputs.items():
+                moved = tensor.pin_memory() if self.device.startswith("cuda") else tensor
+                moved = moved.to(self.device, non_blocking=True)
+                if moved.dtype == torch.uint8 and self._table is not None:
+                    moved = from_table(self._table, moved)
+                inputs[name] = moved.to(self._network.dtype) if moved.is_floating_point() else moved
             out = method(**inputs)
-        # transformers 5 returns an output whose pooler_output is the projected vector; before, the vector itself
-        vectors = out if isinstance(out, torch.Tensor) else out.pooler_output
-        array: Floats = vectors.float().cpu().numpy()
-        return array
+            # transformers 5 returns an output whose pooler_output is the projected vector; before, the vector itself
+            vectors: torch.Tensor = (out if isinstance(out, torch.Tensor) else out.pooler_output).float()
+            return vectors
 
-    def _halving(self, forward: Callable[[Sequence[Any]], Floats], batch: Sequence[Any]) -> Floats:
+    def _halving(self, forward: Callable[[Sequence[Any]], torch.Tensor], batch: Sequence[Any]) -> torch.Tensor:
         """`forward` on the batch, or on its halves while it does not fit into memory."""
         import torch
 
@@ -186,7 +203,7 @@ class Encoder:
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
         half = len(batch) // 2
-        return np.concatenate([self._halving(forward, batch[:half]), self._halving(forward, batch[half:])])
+        return torch.cat([self._halving(forward, batch[:half]), self._halving(forward, batch[half:])])
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -202,6 +219,17 @@ def _token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         size = max(1, budget // max(1, lengths[order[0]]))
         yield order[:size]
         order = order[size:]
+
+
+def _one_behind(outputs: Iterable[torch.Tensor]) -> Iterator[Floats]:
+    """Each output as an array, taken from the device only when the next is under way there."""
+    last = None
+    for output in outputs:
+        if last is not None:
+            yield last.cpu().numpy()
+        last = output
+    if last is not None:
+        yield last.cpu().numpy()
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -64,16 +64,19 @@ def load_encoder(
         )
         processor = _image_processor(directory)
     _check_weights(network, info, model)
+    network = network.eval().requires_grad_(False).to(place)
+    from sqid_lib.encoders.linear import choose  # here, for it needs torch to be imported at all
+
     return Encoder(
         model_id=model,
         revision=commit,
-        network=network.eval().requires_grad_(False).to(place),
+        network=network,
         tokenizer=tokenizer,
         processor=processor,
         rule=_text_rule(config, tokenizer, network.config),
         device=place,
         dtype=dtype,
-        linear=linear,
+        linear=choose(network, linear),
     )
 
 

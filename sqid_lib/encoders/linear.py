@@ -1,0 +1,98 @@
+"""Linear layers on oneDNN's packed kernels, where they give the same numbers: torch's own float32 path on a CPU is MKL.
+
+The operators are those that torch's own compiler emits for frozen weights. They are used after a parity check, and only
+if they are not clearly slower: a choice that hangs on noise would give other last bits on the next run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+PACKED, PLAIN = "packed", "plain"
+_PARITY = 1e-5  # largest difference allowed, relative to the largest output
+_ROWS = 128  # tokens in the probe
+_SMALL = 256  # below this many features there is nothing to win
+_CLEARLY = 2.0
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` with its weight in oneDNN's blocked layout; float32, inference only."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The plain weight, for models that look at it."""
+        dense: torch.Tensor = self._packed.to_dense()
+        return dense
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
+        return out
+
+
+def choose(network: nn.Module, wanted: str = "auto") -> str:
+    """Give `network` the fastest linear layers that are exact, in place; returns "packed" or "plain".
+
+    Args:
+        network: in eval mode, on its device.
+        wanted: "auto" probes; "packed" skips the clock but not the parity check; "plain" changes nothing.
+    """
+    if wanted == PLAIN or not _possible(network):
+        return PLAIN
+    samples = {(linear.in_features, linear.out_features): linear for _, _, linear in _linears(network)}
+    if not samples or (wanted == "auto" and max(max(shape) for shape in samples) < _SMALL):
+        return PLAIN
+    with torch.inference_mode():
+        if not all(_agrees(linear, timed=wanted == "auto") for linear in samples.values()):
+            return PLAIN
+        for parent, name, linear in list(_linears(network)):
+            setattr(parent, name, PackedLinear(linear))
+    return PACKED
+
+
+def _possible(network: nn.Module) -> bool:
+    parameter = next(network.parameters())
+    return (
+        parameter.device.type == "cpu"
+        and parameter.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def _linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    for parent in network.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:  # a subclass has a reason, such as nn.MultiheadAttention's output
+                yield parent, name, child
+
+
+def _agrees(linear: nn.Linear, *, timed: bool) -> bool:
+    inputs = torch.randn(_ROWS, linear.in_features, generator=torch.Generator().manual_seed(0))
+    try:
+        packed = PackedLinear(linear)
+        expected, got = linear(inputs), packed(inputs)
+    except (RuntimeError, AttributeError):  # another build of torch, another signature
+        return False
+    if not (got - expected).abs().max() <= _PARITY * expected.abs().max():
+        return False
+    return not timed or _seconds(packed, inputs) <= _CLEARLY * _seconds(linear, inputs)
+
+
+def _seconds(module: Any, inputs: torch.Tensor) -> float:
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        module(inputs)
+        best = min(best, time.perf_counter() - start)
+    return best
