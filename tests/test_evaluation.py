@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,26 @@ def test_fusion_chooses_the_better_side() -> None:
     assert result.sweeps["noise+good"].ndcg.argmax() == 0
 
 
+def test_scores_on_another_scale_are_standardised_before_they_are_added() -> None:
+    store = random_store(9, queries=40)
+    mine = 1e6 * np.random.default_rng(0).normal(size=store.judgments.num_rows) + 1e7
+    mine[3] = -np.inf
+    result = evaluation.compare(store, ["clip_text+mine:0.5", "clip_text"], scores={"mine": mine}, resamples=100)
+    text, other = result.scores["clip_text"], result.scores["mine"]
+    there = np.isfinite(other)
+    expected = 0.5 * (text - text.mean()) / text.std() + 0.5 * (other - other[there].mean()) / other[there].std()
+    np.testing.assert_allclose(result.scores["clip_text+mine:0.5"], expected)
+    assert "mine: 1 judged pairs are not retrieved" in str(result)
+
+
+def test_the_chosen_weights_are_in_the_rows() -> None:
+    result = evaluation.compare(random_store(9), ["clip_text", "fusion"], folds=3, resamples=100)
+    assert result.rows[1]["weights"] == list(result.sweeps["fusion"].chosen)
+    assert len(result.rows[1]["weights"]) == 3
+    line = list(csv.DictReader(io.StringIO(result.to_csv())))[1]
+    assert [float(weight) for weight in line["weights"].split()] == result.rows[1]["weights"]
+
+
 def test_reciprocal_rank_fusion_by_hand() -> None:
     store = memory_store([[(0, "E"), (1, "S"), (2, "I")]], 3)
     result = evaluation.compare(store, ["rrf", "clip_text", "clip_image"], resamples=100)
@@ -298,6 +319,19 @@ def test_a_real_store_from_a_release(tmp_path: Path) -> None:
     assert again.to_json() == result.to_json()
 
 
+def test_half_precision_and_classic_files(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", queries=20, products=80, per_query=12, classic=True)
+    full, half = (
+        EmbeddingStore.open(release, cache_dir=tmp_path / "cache", dtype=dtype) for dtype in ("float32", "float16")
+    )
+    for judge in (evaluation.compare, evaluation.retrieve):
+        one, two = (judge(store, ["clip_image"], resamples=100).rows[0]["ndcg"] for store in (full, half))
+        assert one == pytest.approx(two, abs=0.02)
+    shutil.rmtree(release / "data")
+    with pytest.raises(EvaluationError, match=r"nothing to judge.*classic files alone"):
+        evaluation.compare(EmbeddingStore.open(release, cache_dir=tmp_path / "cache"))
+
+
 def test_table_is_aligned() -> None:
     table = str(evaluation.compare(random_store(14), resamples=100)).split("\n\n")[0].splitlines()
     assert table[0].split()[:2] == ["method", "nDCG"]
@@ -344,6 +378,13 @@ def test_wrong_usage(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as failure:
         evaluation.compare(random_store(16), **options)
     assert "\n" not in str(failure.value)
+
+
+def test_scores_may_not_go_by_the_name_of_a_method() -> None:
+    store = memory_store([[(0, "E"), (1, "S")]], 2)
+    for name in ("random", "clip_text", "sbert:mine"):
+        with pytest.raises(UsageError, match="name of a method"):
+            evaluation.compare(store, scores={name: [1, 2]})
 
 
 def test_scores_that_cannot_be_ranked_name_the_pair() -> None:

@@ -192,7 +192,9 @@ def test_features_equal_to_the_stores_own_score_the_same(tmp_path: Path) -> None
 def test_products_without_features_score_zero_and_unknown_ones_are_ignored(tmp_path: Path) -> None:
     store = memory_store([[(0, "E"), (1, "S"), (2, "I")]], 3, width=2)
     method = write_features(tmp_path / "f.parquet", ["P001", "OTHER", "P002"], [[1, 2], [3, 4], None])
-    scores = evaluation.compare(store, [method], resamples=100).scores[method]
+    result = evaluation.compare(store, [method], resamples=100)
+    assert "2 judged products have no vector and score 0" in str(result)
+    scores = result.scores[method]
     assert scores[0] == scores[2] == 0 != scores[1]
 
 

@@ -5,7 +5,8 @@ Methods, by name:
 - ``random``: the expected value of a random order, in closed form; ``random_draw``: one seeded draw.
 - ``clip_text``, ``clip_image``: cosine of the query's CLIP vector and the product's.
 - ``A+B``: a·A + (1-a)·B of any two methods, with the weight chosen by cross-validation over queries; ``A+B:0.25``: with
-  weight 0.25 of A. ``fusion`` and ``fusion:0.1`` are short for ``clip_text+clip_image``.
+  weight 0.25 of A. Cosines are added as they are; where one is on another scale both are standardised first.
+  ``fusion`` and ``fusion:0.1`` are short for ``clip_text+clip_image`` and ``clip_text+clip_image:0.1``.
 - ``rrf``: reciprocal rank fusion of clip_text and clip_image.
 - ``run:FILE``: a TREC run file; ``features:FILE``: cosine with the product vectors of a parquet file (``FILE#COLUMN``
   where there are several), or of a directory with product_features.parquet and query_features.parquet.

@@ -16,7 +16,7 @@ from sqid_lib.evaluation import metrics as measures
 from sqid_lib.evaluation import report, retrieval, runs
 from sqid_lib.evaluation.fusion import Sweep
 from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store, judged_lists
-from sqid_lib.evaluation.methods import DEFAULT_METHODS, Scorer
+from sqid_lib.evaluation.methods import DEFAULT_METHODS, Scorer, is_method
 from sqid_lib.evaluation.summary import Summary
 
 RETRIEVAL_METHODS = ("clip_text", "clip_image", "fusion")
@@ -33,7 +33,7 @@ class Comparison:
     Attributes:
         rows: dicts with method, every metric with its _low and _high (95 % bootstrap interval over queries), queries,
             baseline; delta, delta_low, delta_high and p_value (of nDCG) but for the baseline; gains and missing;
-            published where the data is the official.
+            weights chosen for each fold, for a fusion; published where the data is the official.
         metrics: what was measured, nDCG first.
         query_ids: int64 [Q].
         per_query: method → float64 [Q, metrics].
@@ -114,7 +114,8 @@ def compare(
         baseline: the method the others are compared with; None means the first.
         slices: any of "source", "images" (share of the list with an image) and "length" (of the list).
         folds: of queries, for choosing fusion weights.
-        resamples: of the bootstrap; the randomisation test uses five times as many.
+        resamples: of the bootstrap; the randomisation test uses five times as many. Its p is of one comparison: with
+            many methods, correct it.
         seed: of the random draw, the folds, the bootstrap and the test.
         engine: "fast", or "ir-measures" for trec_eval itself.
 
@@ -130,6 +131,9 @@ def compare(
     given = {name: _given_scores(name, values, lists, store) for name, values in (scores or {}).items()}
     names = list(dict.fromkeys([*(DEFAULT_METHODS if methods is None and not given else methods or ()), *given]))
     _check(names, baseline, resamples)
+    clash = [name for name in given if is_method(name)]
+    if clash:
+        raise UsageError("scores go by the name of a method", got=repr(clash[0]), fix="Name them otherwise.")
     scorer = Scorer(store, lists, missing, folds, seed, given)
     judge = measures.per_query if engine == "fast" else measures.per_query_trec_eval
     per_query = {
@@ -232,8 +236,11 @@ def _conclude(
 ) -> Comparison:
     store, lists = scorer.store, scorer.lists
     rows = [row | context for row in summary.rows()]
-    for row in rows if official else ():
-        row["published"] = PUBLISHED_NDCG.get(row["method"])
+    for row in rows:
+        if row["method"] in scorer.sweeps:
+            row["weights"] = list(scorer.sweeps[row["method"]].chosen)
+        if official:
+            row["published"] = PUBLISHED_NDCG.get(row["method"])
     return Comparison(
         rows=rows,
         metrics=summary.metrics,
@@ -265,6 +272,10 @@ def _notes(scorer: Scorer, context: dict[str, Any], official: bool) -> list[str]
     for method, sweep in scorer.sweeps.items():
         chosen = " ".join(f"{weight:.2f}" for weight in sweep.chosen)
         notes.append(f"{method}: weight of {sweep.first} chosen on the other folds: {chosen}")
+    for method, scores in scorer.known.items():
+        if lost := int(np.isneginf(scores).sum()):
+            notes.append(f"{method}: {lost:,} judged pairs are not retrieved and gain nothing")
+    notes += scorer.notes
     if official:
         notes.append("published: Table 2 of arXiv 2405.15190 (its fine-tuned cross-encoder: 0.8562)")
     return notes

@@ -41,6 +41,15 @@ def weighted(first: Floats, second: Floats, weight: Floats | float) -> Floats:
     return np.where(lost, -np.inf, mixed)
 
 
+def standardised(scores: Floats) -> Floats:
+    """Mean 0 and spread 1 over the pairs retrieved; so that scores on any scale can be added."""
+    there = ~np.isneginf(scores)
+    if not there.any():
+        return scores
+    spread = float(scores[there].std())
+    return (scores - float(scores[there].mean())) / (spread if spread > 0 else 1.0)
+
+
 def cross_validated(
     lists: JudgedLists, first: Floats, second: Floats, names: tuple[str, str], folds: int, seed: int
 ) -> tuple[Floats, Sweep]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ KNOWN = (
     "random, random_draw, clip_text, clip_image, fusion[:WEIGHT], rrf, sbert[:MODEL], cross-encoder[:MODEL], run:FILE, "
     "features:FILE, A+B[:WEIGHT]"
 )
-_NAMES = ("random_draw", "clip_text", "clip_image", "fusion", "rrf", "sbert", "cross-encoder", "run", "features")
+_NAMES = {re.split(r"[\[:]", form)[0] for form in KNOWN.split(", ")}
+_COSINES = {"clip_text", "clip_image", "sbert", "features"}
 SBERT = "sentence-transformers/all-MiniLM-L12-v2"
 CROSS_ENCODER = "cross-encoder/ms-marco-MiniLM-L-12-v2"
 _BLOCK = 8_192
@@ -32,8 +34,10 @@ class Scorer:
     """Scores of the judged lists by method name, each computed once.
 
     Attributes:
+        known: scores by name, as they are computed.
         given: scores by name that come from elsewhere (run files, features, the caller), float64 [J] as in `lists`.
         sweeps: filled as fusions choose their weights.
+        notes: lines to read with the results, filled likewise.
     """
 
     store: Store
@@ -43,11 +47,12 @@ class Scorer:
     seed: int = 0
     given: dict[str, Floats] = field(default_factory=dict)
     sweeps: dict[str, fusion.Sweep] = field(default_factory=dict)
-    _known: dict[str, Floats] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    known: dict[str, Floats] = field(default_factory=dict)
 
     def scores(self, method: str) -> Floats:
         """float64 [J]; raises UsageError for an unknown method, EvaluationError for scores that are not numbers."""
-        if method not in self._known:
+        if method not in self.known:
             scores = self.given[method] if method in self.given else self._compute(method)
             bad = np.flatnonzero(np.isnan(scores) | np.isposinf(scores))
             if len(bad):
@@ -57,8 +62,8 @@ class Scorer:
                     expected="a number",
                     got=scores[bad[0]],
                 )
-            self._known[method] = scores
-        return self._known[method]
+            self.known[method] = scores
+        return self.known[method]
 
     def _pair(self, judgment: int) -> str:
         query = self.store.queries["query_id"][int(self.lists.query_index[self.lists.query[judgment]])]
@@ -66,16 +71,22 @@ class Scorer:
 
     def _compute(self, method: str) -> Floats:
         head, _, argument = method.partition(":")
-        first, plus, rest = method.partition("+")
-        if plus and self._is_known(first) and self._is_known(rest):
-            second, _, last = rest.rpartition(":")
-            return self._fuse(method, first, second, last) if _is_number(last) else self._fuse(method, first, rest, "")
+        first, _, second = method.partition("+")
+        if second and self._is_known(first):
+            unweighted, _, weight = second.rpartition(":")
+            if _is_number(weight) and self._is_known(unweighted):
+                return self._fuse(method, first, unweighted, weight)
+            if self._is_known(second):
+                return self._fuse(method, first, second, "")
         if head == "fusion":
             return self._fuse(method, "clip_text", "clip_image", argument)
         if head == "run" and argument:
             return judged_scores(Path(argument), self.store, self.lists)
         if head == "features" and argument:
             features = read_features(argument, self.store)
+            absent = int((~features.present[np.unique(self.lists.product)]).sum())
+            if absent:
+                self.notes.append(f"{method}: {absent:,} judged products have no vector and score 0")
             return judged_cosine(self.lists, features.queries, features.products)
         if head == "sbert":
             rows, product = np.unique(self.lists.product, return_inverse=True)
@@ -94,10 +105,12 @@ class Scorer:
         return plain[method]()
 
     def _is_known(self, method: str) -> bool:
-        return method in self.given or method.partition(":")[0] in _NAMES
+        return method in self.given or is_method(method)
 
     def _fuse(self, method: str, first: str, second: str, weight: str) -> Floats:
         a, b = self.scores(first), self.scores(second)
+        if not {first.partition(":")[0], second.partition(":")[0]} <= _COSINES:
+            a, b = fusion.standardised(a), fusion.standardised(b)
         if weight:
             return fusion.weighted(a, b, parse_weight(weight, method))
         scores, self.sweeps[method] = fusion.cross_validated(self.lists, a, b, (first, second), self.folds, self.seed)
@@ -112,6 +125,11 @@ class Scorer:
         if self.missing != "text" or has_image.all() or not has_image.any():
             return np.where(has_image, scores, 0.0)
         return np.where(has_image, scores, rescaled(self.scores("clip_text"), scores, has_image))
+
+
+def is_method(name: str) -> bool:
+    """Whether the name, or what stands before its colon, is one of a method."""
+    return name.partition(":")[0] in _NAMES
 
 
 def parse_weight(text: str, method: str) -> float:

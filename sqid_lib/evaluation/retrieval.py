@@ -36,7 +36,7 @@ class Search:
 
 
 def rank_all(scorer: Scorer, method: str, top: int, backend: str = "auto") -> runs.Ranking:
-    """The `top` products of the whole store for every judged query; ties by ascending product_id.
+    """The `top` products of the whole store, of any locale, for every judged query; ties by ascending product_id.
 
     Args:
         scorer: the store and its judged lists; a fusion without weight takes the weights chosen there.
