@@ -1,6 +1,6 @@
 """A release's parquet files, turned once into flat matrices that can be memory-mapped.
 
-A converted directory holds `.npy` matrices, Arrow tables and store.json, which is written last. Its name is a digest of
+A converted directory holds flat matrices, Arrow tables and store.json, which is written last. Its name is a digest of
 the contents of the source files, so equal releases share one conversion wherever they lie.
 """
 
@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from sqid_lib.errors import (
     LabelError,
     SchemaError,
 )
-from sqid_lib.parquet import open_parquet, read_vectors, row_groups, vector_width
+from sqid_lib.parquet import read_vectors
+from sqid_lib.store_sources import Source
 
 FORMAT = 1  # of a converted directory; a change makes every older conversion stale
 STORE = "store.json"
@@ -53,21 +54,8 @@ _COLUMNS = {
 _OPTIONAL = frozenset({"product_locale", "product_title", "image_url", "image_status", "query", "source"})
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The files a store is made of, each with its split; `judgments` may be empty (classic files alone)."""
-
-    features: tuple[Path, ...]
-    queries: tuple[Path, ...]
-    judgments: tuple[tuple[str, Path], ...]
-    sums: dict[Path, str]  # sha256 that the release states, where it does
-
-    def files(self) -> list[Path]:
-        return [*self.features, *self.queries, *(path for _, path in self.judgments)]
-
-
-def convert(sources: Sources, cache: Path, dtype: str = "float32", progress: bool = True) -> Path:
-    """The converted directory for `sources` under `cache`, made now if it is not there yet and whole.
+def convert(source: Source, cache: Path, dtype: str = "float32", progress: bool = True) -> Path:
+    """The converted directory for `source` under `cache`, made now if it is not there yet and whole.
 
     Raises:
         CorruptFileError: a file is truncated, or is not what SHA256SUMS says.
@@ -75,8 +63,8 @@ def convert(sources: Sources, cache: Path, dtype: str = "float32", progress: boo
         DiskError: there is not room for the matrices.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    digests = [(path.name, _digest(path, cache / "digests", sources.sums.get(path))) for path in sources.files()]
-    key = hashlib.sha256(json.dumps([FORMAT, dtype, digests]).encode()).hexdigest()[:32]
+    digests = [(path.name, _digest(path, cache / "digests", stated)) for path, stated in source.files.items()]
+    key = hashlib.sha256(json.dumps([FORMAT, dtype, source.settings, digests]).encode()).hexdigest()[:32]
     target = cache / key
     if is_whole(target):
         return target
@@ -87,7 +75,7 @@ def convert(sources: Sources, cache: Path, dtype: str = "float32", progress: boo
             shutil.rmtree(stale, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
         try:
-            _write(sources, partial, np.dtype(dtype), progress)
+            _write(source, partial, np.dtype(dtype), progress)
             partial.replace(target)
         except OSError as error:
             raise DiskError("the converted store cannot be written", where=partial, got=error) from error
@@ -140,21 +128,15 @@ def write_atomically(path: Path, text: str) -> None:
 # -- the conversion itself ------------------------------------------------------------------------------------------
 
 
-def _write(sources: Sources, directory: Path, dtype: np.dtype[Any], progress: bool) -> None:
-    paths = {schemas.FEATURES: sources.features, schemas.QUERIES: sources.queries}
-    rows = {config: sum(open_parquet(path).metadata.num_rows for path in found) for config, found in paths.items()}
-    for config, count in rows.items():
-        if not count:
-            raise EmptyFileError(f"{config} has no rows", where=paths[config][0])
-    width = vector_width(sources.features[0])
+def _write(source: Source, directory: Path, dtype: np.dtype[Any], progress: bool) -> None:
+    width = source.width()
+    rows = {config: source.rows(config) for config in (schemas.FEATURES, schemas.QUERIES)}
     _check_disk(directory, (2 * rows[schemas.FEATURES] + rows[schemas.QUERIES]) * width * dtype.itemsize)
     # on a terminal only, unless it is asked for silence
     quiet = None if progress else True
-    with tqdm(total=sum(rows.values()), unit="row", desc="Converting to a store", disable=quiet) as bar:
-        products, queries = (
-            _write_part(directory, config, paths[config], (rows[config], width), dtype, bar.update) for config in paths
-        )
-    judgments = _read_judgments(sources.judgments)
+    with tqdm(total=sum(rows.values()) or None, unit="row", desc="Converting to a store", disable=quiet) as bar:
+        products, queries = (_write_part(source, directory, config, width, dtype, bar.update) for config in rows)
+    judgments = _read_judgments(source)
     _write_judgments(directory, judgments, products, queries)
     for name, table in (("products", products), ("queries", queries), ("judgments", judgments)):
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -168,50 +150,72 @@ def _finish(directory: Path, dtype: np.dtype[Any], width: int) -> None:
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     sizes = {path.name: path.stat().st_size for path in files}
-    stated = {"format": FORMAT, "dtype": dtype.name, "width": width, "files": sizes}
+    stated = {"format": FORMAT, "dtype": dtype.name, "width": width, "files": sizes}  # the flat files have no header
     write_atomically(directory / STORE, json.dumps(stated, indent=1))
 
 
 def _write_part(
+    source: Source,
     directory: Path,
     config: str,
-    paths: tuple[Path, ...],
-    shape: tuple[int, int],
+    width: int,
     dtype: np.dtype[Any],
     advance: Callable[[int], object],
 ) -> pa.Table:
-    """Write the matrices of one config row group by row group; return its other columns."""
-    named = {name: column for name, (part, column) in MATRICES.items() if part == config}
-    matrices = {
-        name: np.lib.format.open_memmap(directory / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-        for name in named
-    }
-    has_image = np.ones(shape[0], dtype=np.bool_)
-    rest, start = [], 0
-    for table, where in row_groups(paths, (*_COLUMNS[config], "has_image", *named.values())):
-        stop = start + table.num_rows
-        for name, column in named.items():
-            vectors, valid = read_vectors(table, column, shape[1], where)
-            if name == "image_features":
-                has_image[start:stop] = valid
-            elif not valid.all():
-                raise ContractError("a row has no vector", where=f"{where}: {column}", got=f"row {valid.argmin()}")
-            matrices[name][start:stop] = vectors
-            if not np.isfinite(matrices[name][start:stop]).all():
-                raise ContractError(f"a value is not finite in {dtype}", where=f"{where}: {column}")
-        if config == schemas.FEATURES and "has_image" in table.column_names:
-            has_image[start:stop] &= table["has_image"].to_numpy()
-        rest.append(_tidy(table, config))
-        start = stop
-        advance(table.num_rows)
-    for matrix in matrices.values():
-        matrix.flush()
+    """Append the vectors of one config to flat files, row group by row group; return its other columns."""
+    columns = {name: column for name, (part, column) in MATRICES.items() if part == config}
+    rest, has_image = [], []
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((directory / f"{name}.bin").open("wb")) for name in columns}
+        for table, where in _new_rows(source, config):
+            shown = np.ones(len(table), dtype=np.bool_)
+            if "has_image" in table.column_names:
+                shown &= table["has_image"].to_numpy()
+            for name, column in columns.items():
+                vectors, valid = read_vectors(table, column, width, where)
+                if name == "image_features":
+                    shown &= valid
+                elif not valid.all():
+                    raise ContractError("a row has no vector", where=f"{where}: {column}", got=f"row {valid.argmin()}")
+                with np.errstate(over="ignore"):  # told below
+                    vectors = np.ascontiguousarray(vectors, dtype=dtype)
+                if not np.isfinite(vectors).all():
+                    raise ContractError(f"a value is not finite in {dtype}", where=f"{where}: {column}")
+                files[name].write(vectors.data)
+            has_image.append(shown)
+            rest.append(_tidy(table, config, where))
+            advance(len(table))
+    if not rest:
+        raise EmptyFileError(f"{config} has no rows", where=next(iter(source.files)))
     if config == schemas.FEATURES:
-        np.save(directory / "has_image.npy", has_image)
+        np.save(directory / "has_image.npy", np.concatenate(has_image))
     return pa.concat_tables(rest).combine_chunks()
 
 
-def _tidy(table: pa.Table, config: str) -> pa.Table:
+def _new_rows(source: Source, config: str) -> Iterator[tuple[pa.Table, str]]:
+    """The tables of a config without the rows that an earlier split had: a product may be judged in both."""
+    now, before = "", pa.array([], pa.string())
+    these: list[pa.Array] = []
+    for split, table, where in source.tables(config):
+        if split != now:
+            before, now, these = pa.concat_arrays([before, *these]), split, []
+        keys = _keys(table, config)
+        these.append(keys)
+        fresh = table.filter(pc.invert(pc.is_in(keys, value_set=before))) if len(before) else table
+        if len(fresh):
+            yield fresh, where
+
+
+def _keys(table: pa.Table, config: str) -> pa.Array:
+    """One string per row for what must be unique: a query_id, or locale and product_id."""
+    if config == schemas.QUERIES:
+        return table["query_id"].cast(pa.string()).combine_chunks()
+    if "product_locale" not in table.column_names:
+        return pc.binary_join_element_wise(schemas.CLASSIC_LOCALE, table["product_id"], "/").combine_chunks()
+    return pc.binary_join_element_wise(table["product_locale"], table["product_id"], "/").combine_chunks()
+
+
+def _tidy(table: pa.Table, config: str, where: str) -> pa.Table:
     """The columns that are not vectors, in the declared types; absent optional ones become null."""
     schema = schemas.config_schema(config)
     columns = {}
@@ -223,22 +227,20 @@ def _tidy(table: pa.Table, config: str) -> pa.Table:
         elif name in _OPTIONAL:
             columns[name] = pa.nulls(table.num_rows, schema.field(name).type)
         else:
-            raise SchemaError("a column is missing", where=config, expected=name, got=table.column_names)
+            raise SchemaError("a column is missing", where=where, expected=name, got=table.column_names)
     return pa.table(columns)
 
 
 # -- judgments ------------------------------------------------------------------------------------------------------
 
 
-def _read_judgments(files: tuple[tuple[str, Path], ...]) -> pa.Table:
+def _read_judgments(source: Source) -> pa.Table:
     schema = schemas.config_schema(schemas.JUDGMENTS)
     empty = {name: pa.array([], schema.field(name).type) for name in _COLUMNS[schemas.JUDGMENTS]}
     tables = [pa.table({**empty, "split": pa.array([], pa.string())})]
-    for split, path in files:
-        for table, _ in row_groups([path], (*_COLUMNS[schemas.JUDGMENTS], "split")):
-            tidy = _tidy(table, schemas.JUDGMENTS)
-            splits = table["split"] if "split" in table.column_names else pa.array([split] * len(table), pa.string())
-            tables.append(tidy.append_column("split", splits))
+    for split, table, where in source.tables(schemas.JUDGMENTS):
+        tidy = _tidy(table, schemas.JUDGMENTS, where)
+        tables.append(tidy.append_column("split", pa.repeat(split, len(table)).cast(pa.string())))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -248,20 +250,15 @@ def _write_judgments(directory: Path, judgments: pa.Table, products: pa.Table, q
     if unknown:
         raise LabelError("unknown label", where="judgments", expected=" ".join(schemas.LABELS), got=unknown)
     rows = {
-        "query": _find(judgments["query_id"], queries["query_id"], "query_id"),
-        "product": _find(product_keys(judgments), product_keys(products), "product"),
+        "query": _find(_keys(judgments, schemas.QUERIES), _keys(queries, schemas.QUERIES), "query_id"),
+        "product": _find(_keys(judgments, schemas.FEATURES), _keys(products, schemas.FEATURES), "product"),
     }
     for name, index in rows.items():
         np.save(directory / f"judgment_{name}_index.npy", index)
     np.save(directory / "gain.npy", judgments["gain"].to_numpy().astype(np.float32))
 
 
-def product_keys(table: pa.Table) -> pa.ChunkedArray:
-    """One string per row for (locale, id), which together are a product's key."""
-    return pc.binary_join_element_wise(table["product_locale"], table["product_id"], "/")
-
-
-def _find(wanted: pa.ChunkedArray, known: pa.ChunkedArray, name: str) -> npt.NDArray[np.int64]:
+def _find(wanted: pa.Array, known: pa.Array, name: str) -> npt.NDArray[np.int64]:
     if len(pc.unique(known)) < len(known):
         counts = pc.value_counts(known)
         twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]

@@ -60,7 +60,13 @@ def read_vectors(
     if column not in table.column_names:
         raise SchemaError("a column is missing", where=where, expected=column, got=table.column_names)
     lists = table[column].combine_chunks()
-    if not pa.types.is_fixed_size_list(lists.type) and not pa.types.is_list(lists.type):
+    if pa.types.is_null(lists.type):  # not one vector in the file
+        return np.zeros((len(lists), width), np.float32), np.zeros(len(lists), np.bool_)
+    if (
+        not pa.types.is_fixed_size_list(lists.type)
+        and not pa.types.is_list(lists.type)
+        and not pa.types.is_large_list(lists.type)
+    ):
         raise SchemaError(
             "not a column of lists", where=f"{where}: {column}", expected="lists of float", got=lists.type
         )

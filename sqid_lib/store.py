@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sqid_lib import convert, schemas
+from sqid_lib import convert, schemas, store_sources
 from sqid_lib.batches import Judged, ListBatch, Lists, NegativeBatch, Negatives, PairBatch, Pairs
-from sqid_lib.errors import CorruptFileError, DownloadError, MissingFileError, StoreError, UsageError
+from sqid_lib.errors import StoreError, UsageError
+from sqid_lib.selection import Selection
 from sqid_lib.streaming import Stream, StreamOptions, make_stream
 
 Floats = npt.NDArray[np.floating[Any]]
 DTYPES = ("float32", "float16")
-_REPO = re.compile(r"(hf://datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
-_SHARD = re.compile(r"(?P<split>.+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet$")
 
 
 class EmbeddingStore:
@@ -48,9 +47,11 @@ class EmbeddingStore:
         if not convert.is_whole(path):
             raise StoreError("not a whole converted store", where=path, fix="Open the release it was made from again.")
         self.path = path
-        self.text_features: Floats = _map(path / "text_features.npy")
-        self.image_features: Floats = _map(path / "image_features.npy")
-        self.query_features: Floats = _map(path / "query_features.npy")
+        stated = json.loads((path / convert.STORE).read_text())
+        self.width = int(stated["width"])
+        self.text_features, self.image_features, self.query_features = (
+            _map_vectors(path / f"{name}.bin", stated["dtype"], self.width) for name in convert.MATRICES
+        )
         self.has_image: npt.NDArray[np.bool_] = _map(path / "has_image.npy")
         self.judgment_query_index: npt.NDArray[np.int64] = _map(path / "judgment_query_index.npy")
         self.judgment_product_index: npt.NDArray[np.int64] = _map(path / "judgment_product_index.npy")
@@ -58,7 +59,6 @@ class EmbeddingStore:
         self.products = _table(path / "products.arrow")
         self.queries = _table(path / "queries.arrow")
         self.judgments = _table(path / "judgments.arrow")
-        self.width = int(self.text_features.shape[1])
 
     @classmethod
     def open(
@@ -68,6 +68,8 @@ class EmbeddingStore:
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         dtype: str = "float32",
+        esci: str | os.PathLike[str] | None = None,
+        selection: Selection | None = None,
         progress: bool = True,
     ) -> EmbeddingStore:
         """Open a release: a directory, or a Hub dataset repo at `revision`. It is converted once, then only mapped.
@@ -77,23 +79,23 @@ class EmbeddingStore:
             revision: branch, tag or commit of the repo; pinned to its commit before anything is read.
             cache_dir: where conversions are kept; default $SQID_CACHE, else $HF_HOME/sqid or ~/.cache/sqid.
             dtype: "float32", or "float16" for half the disk and memory.
+            esci: directory with the official ESCI files, to join the classic files with; without it they make a store
+                of vectors alone, without titles, query texts, image status and judgments.
+            selection: the cut of ESCI to join; default the published one.
             progress: show a bar on a terminal while converting.
 
         Raises:
             MissingFileError, DownloadError: the release is not there or cannot be fetched.
             SourceError, ContractError: a file is damaged, or the files contradict each other.
             DiskError: there is not room for the conversion.
-            UsageError: `dtype` is unknown, or `revision` is given for a directory.
+            UsageError: `dtype` is unknown, `revision` goes with a directory, or `esci` with a release.
         """
         if dtype not in DTYPES:
             raise UsageError("unknown dtype", where="dtype", expected=" or ".join(DTYPES), got=dtype)
         cache = Path(cache_dir) if cache_dir is not None else default_cache()
-        directory = Path(dir_or_repo)
-        if not directory.exists():
-            directory = _download(str(dir_or_repo), revision, None if cache_dir is None else cache / "hub")
-        elif revision is not None:
-            raise UsageError("revision is for Hub repos", where=directory, got=revision)
-        return cls(convert.convert(find_sources(directory), cache, dtype, progress))
+        hub_cache = None if cache_dir is None else cache / "hub"
+        source = store_sources.find(dir_or_repo, revision, hub_cache, esci, selection)
+        return cls(convert.convert(source, cache, dtype, progress))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (EmbeddingStore, (self.path,))
@@ -245,81 +247,10 @@ def _map(path: Path) -> Any:
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
+def _map_vectors(path: Path, dtype: str, width: int) -> Floats:
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r")).reshape(-1, width)
+
+
 def _table(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
-
-
-# -- where the files are ----------------------------------------------------------------------------------------------
-
-
-def find_sources(directory: Path) -> convert.Sources:
-    """The files of a release, or the classic ones, in a directory."""
-    sums = _stated_sums(directory)
-    features = _shards(directory, schemas.FEATURES)
-    if features:
-        queries, judgments = _shards(directory, schemas.QUERIES), _shards(directory, schemas.JUDGMENTS)
-        for config, found in ((schemas.QUERIES, queries), (schemas.JUDGMENTS, judgments)):
-            if not found:
-                raise MissingFileError("the release lacks a part", where=directory, expected=f"data/{config}/*.parquet")
-        return convert.Sources(_paths(features), _paths(queries), tuple(judgments), sums)
-    for folder in (directory, directory / "data"):
-        classic = [folder / name for name in (schemas.PRODUCT_FEATURES, schemas.QUERY_FEATURES)]
-        if all(path.is_file() for path in classic):
-            return convert.Sources((classic[0],), (classic[1],), (), sums)
-    expected = f"data/{schemas.FEATURES}/*.parquet, or {schemas.PRODUCT_FEATURES} and {schemas.QUERY_FEATURES}"
-    raise MissingFileError("neither a release nor the classic files", where=directory, expected=expected)
-
-
-def _paths(shards: Iterable[tuple[str, Path]]) -> tuple[Path, ...]:
-    return tuple(path for _, path in shards)
-
-
-def _shards(directory: Path, config: str) -> list[tuple[str, Path]]:
-    """(split, path) of a config's files in order; a gap in their numbers is an error."""
-    found = []
-    missing: dict[str, set[int]] = {}
-    for path in sorted((directory / "data" / config).glob("*.parquet")):
-        if match := _SHARD.match(path.name):
-            split = match["split"]
-            missing.setdefault(split, set(range(int(match["shards"])))).discard(int(match["shard"]))
-        else:
-            split = path.stem
-        found.append((split, path))
-    gaps = {split: sorted(shards) for split, shards in missing.items() if shards}
-    if gaps:
-        fix = "Download or build the release again."
-        raise MissingFileError("shards are missing", where=directory / "data" / config, got=f"no {gaps}", fix=fix)
-    return found
-
-
-def _stated_sums(directory: Path) -> dict[Path, str]:
-    path = directory / schemas.SHA256SUMS
-    if not path.is_file():
-        return {}
-    pairs = (line.split("  ", 1) for line in path.read_text().splitlines() if line.strip())
-    try:
-        return {directory / name.strip(): digest for digest, name in pairs}
-    except ValueError as error:
-        raise CorruptFileError("not a list of checksums", where=path, expected="sha256  path") from error
-
-
-def _download(repo: str, revision: str | None, cache: Path | None) -> Path:
-    """The release's parquet files from the Hub, all at one commit."""
-    match = _REPO.match(repo)
-    if not match:
-        raise MissingFileError("no such directory", where=repo, expected="a directory or a Hub repo ORG/name")
-    from huggingface_hub import snapshot_download
-
-    configs = (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)
-    patterns = [schemas.SHA256SUMS, *(f"data/{config}/*.parquet" for config in configs)]
-    for name in (schemas.PRODUCT_FEATURES, schemas.QUERY_FEATURES):
-        patterns += [name, f"data/{name}"]
-    wanted = revision or match["revision"]
-    try:
-        snapshot = snapshot_download(
-            match["repo"], repo_type="dataset", revision=wanted, cache_dir=cache, allow_patterns=patterns
-        )
-    except (OSError, ValueError) as error:  # the Hub's errors and httpx's are OSErrors or ValueErrors
-        raise DownloadError("the repo cannot be fetched", where=f"{repo}@{wanted or 'main'}", got=error) from error
-    return Path(snapshot)
