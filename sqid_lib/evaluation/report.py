@@ -144,7 +144,9 @@ def _draw_methods(axes: Any, comparison: Comparison) -> None:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     for place, row in enumerate(rows):
         axes.annotate(f"{row['ndcg']:.4f}", (row["ndcg"], place), (0, 6), textcoords="offset points", ha="center")
-    axes.set_xlabel("nDCG over the judged list, 95 % bootstrap interval")
+    top, swapped = rows[0].get("top"), "" if rows[0]["gains"] == "esci" else " (S and C swapped)"
+    over = f"the best {top} of all products" if top else "the judged list"
+    axes.set_xlabel(f"nDCG{swapped} over {over}, 95 % bootstrap interval")
     axes.set_title(f"{len(comparison.query_ids):,} queries")
     axes.grid(axis="x", alpha=0.3)
 
