@@ -19,7 +19,7 @@ from builder.recipe import Recipe
 from sqid_lib import joins, schemas, selection, sources
 from sqid_lib.errors import MissingFileError, ReleaseError
 from sqid_lib.tables import read_parquet
-from sqid_lib.vectors import Vectors
+from sqid_lib.vectors import Vectors, present
 
 SUPP_VECTORS_SPLIT = "supp"  # split of product_features when supplementary products are embedded too
 _BATCH_ROWS = 4_096
@@ -208,16 +208,16 @@ class _Writer:
         for begin in range(0, keys.num_rows, _BATCH_ROWS):
             part = keys.slice(begin, _BATCH_ROWS)
             taken = vectors.take(rows[begin : begin + _BATCH_ROWS])
-            for c, name in enumerate(vectors.columns):
-                part = part.append_column(name, _lists_or_null(taken[:, c]))
+            for name, matrix in zip(vectors.columns, taken, strict=True):
+                part = part.append_column(name, _lists_or_null(matrix))
             yield part
 
 
 def _lists_or_null(matrix: np.ndarray) -> pa.ListArray:
-    present = matrix.any(axis=1)
-    offsets = np.concatenate([[0], np.cumsum(present * matrix.shape[1])]).astype(np.int32)
-    values = pa.array(matrix[present].reshape(-1), pa.float32())
-    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~present))
+    there = present(matrix)
+    offsets = np.concatenate([[0], np.cumsum(there * matrix.shape[1])]).astype(np.int32)
+    values = pa.array(matrix[there].reshape(-1), pa.float32())
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~there))
 
 
 def _keys(table: pa.Table) -> pa.Table:

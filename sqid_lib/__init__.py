@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqid_lib import evaluation
     from sqid_lib.encoders import load_encoder
-    from sqid_lib.store import EmbeddingStore
     from sqid_lib.hub_stream import stream_pairs
+    from sqid_lib.store import EmbeddingStore
 
 __all__ = ["EmbeddingStore", "evaluation", "load_encoder", "stream_pairs"]
 

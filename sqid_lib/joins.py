@@ -16,7 +16,7 @@ from sqid_lib import schemas
 from sqid_lib.image_status import image_status
 from sqid_lib.selection import check_unique, key_strings
 from sqid_lib.tables import column_names, conform, read_table
-from sqid_lib.vectors import Vectors, fixed_lists
+from sqid_lib.vectors import Vectors, fixed_lists, present
 
 _VECTOR_ROWS = 2_048  # 12 MB of 2 × 768 float32
 
@@ -98,11 +98,11 @@ def product_features(
         joined = _with_urls(table, image_urls, known)
         for begin in range(0, joined.num_rows, _VECTOR_ROWS):
             part = joined.slice(begin, _VECTOR_ROWS)
-            both = vectors.take(rows[at : at + part.num_rows])
+            text, image = vectors.take(rows[at : at + part.num_rows])
             at += part.num_rows
-            part = part.append_column("has_image", pa.array(both[:, 1].any(axis=1)))
-            for c, name in enumerate(schemas.VECTOR_COLUMNS):
-                part = part.append_column(name, fixed_lists(both[:, c]))
+            part = part.append_column("has_image", pa.array(present(image)))
+            for name, matrix in zip(schemas.VECTOR_COLUMNS, (text, image), strict=True):
+                part = part.append_column(name, fixed_lists(matrix))
             yield conform(part, schema, schemas.FEATURES)
 
 
@@ -111,7 +111,7 @@ def query_features(queries: pa.Table, vectors: Vectors, rows: np.ndarray) -> Ite
     schema = schemas.config_schema(schemas.QUERIES, vectors.width)
     for begin in range(0, queries.num_rows, _VECTOR_ROWS):
         part = queries.slice(begin, _VECTOR_ROWS)
-        text = vectors.take(rows[begin : begin + part.num_rows])[:, 0]
+        (text,) = vectors.take(rows[begin : begin + part.num_rows])
         yield conform(part.append_column("clip_text_features", fixed_lists(text)), schema, schemas.QUERIES)
 
 

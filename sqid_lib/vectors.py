@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sqid_lib.errors import CorruptFileError, DiskError, SchemaError
+from sqid_lib.errors import CorruptFileError, DiskError
+from sqid_lib.parquet import read_vectors
 from sqid_lib.selection import check_unique
 from sqid_lib.tables import column_names, conform, first_line, open_parquet, telling
 
 _BATCH_ROWS = 2_048
 _DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few of its rows
+
+
+_Mapped: TypeAlias = "np.memmap[Any, np.dtype[np.float32]]"
 
 
 class Vectors:
@@ -68,8 +72,8 @@ class Vectors:
             for g in range(file.metadata.num_row_groups)
         ]
         self._starts = np.cumsum([0, *(rows for _, _, rows in self._groups)])
-        self._decoded: tuple[int, np.ndarray] | None = None
-        self._spilled: np.memmap[Any, np.dtype[np.float32]] | None = None
+        self._decoded: tuple[int, list[np.ndarray]] | None = None
+        self._spilled: list[_Mapped] | None = None
 
     def prepare(self, rows: np.ndarray) -> None:
         """Choose how to read, given every row that will be taken, in that order (int64, -1 for none)."""
@@ -80,22 +84,30 @@ class Vectors:
         if self._spilled is None and (decodes > 2 * len(self._groups) or largest > _DIRECT_GROUP_ROWS):
             self._spilled = self._spill()
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors of `rows` (int64 [n], -1 for none): float32 [n, columns, width], zeros where there is none."""
-        out = np.zeros((len(rows), len(self.columns), self.width), np.float32)
-        present = np.flatnonzero(rows >= 0)
-        if self._spilled is not None:
-            out[present] = self._spilled[rows[present]]
+    def take(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Vectors of `rows` (int64 [n], -1 for none): float32 [n, width] for each column, zeros where there is none."""
+        absent = rows < 0
+        if self._spilled is None:
+            return self._take_decoded(rows, np.flatnonzero(~absent))
+        taken = []
+        for spilled in self._spilled:
+            matrix = np.take(spilled, rows, axis=0, mode="clip")
+            matrix[absent] = 0
+            taken.append(matrix)
             # the pages stay in the system's cache; only this process lets go of them
-            cast(Any, self._spilled)._mmap.madvise(mmap.MADV_DONTNEED)
-            return out
+            cast(Any, spilled)._mmap.madvise(mmap.MADV_DONTNEED)
+        return taken
+
+    def _take_decoded(self, rows: np.ndarray, present: np.ndarray) -> list[np.ndarray]:
+        taken = [np.zeros((len(rows), self.width), np.float32) for _ in self.columns]
         groups = np.searchsorted(self._starts, rows[present], side="right") - 1
         for group in np.unique(groups):
             chosen = present[groups == group]
-            out[chosen] = self._group(int(group))[rows[chosen] - self._starts[group]]
-        return out
+            for matrix, decoded in zip(taken, self._group(int(group)), strict=True):
+                matrix[chosen] = decoded[rows[chosen] - self._starts[group]]
+        return taken
 
-    def _group(self, group: int) -> np.ndarray:
+    def _group(self, group: int) -> list[np.ndarray]:
         if self._decoded is None or self._decoded[0] != group:
             file, number, _ = self._groups[group]
             with telling(self._where[file]):
@@ -103,28 +115,9 @@ class Vectors:
             self._decoded = (group, self._dense(table, self._where[file]))
         return self._decoded[1]
 
-    def _dense(self, table: pa.Table, where: str) -> np.ndarray:
-        """float32 [rows, columns, width], zeros for null."""
-        out = np.zeros((table.num_rows, len(self.columns), self.width), np.float32)
-        for c, name in enumerate(self.columns):
-            lists = table.column(name).combine_chunks()
-            if pa.types.is_null(lists.type):
-                continue
-            valid = pc.is_valid(lists).to_numpy(zero_copy_only=False)
-            lengths = pc.unique(pc.drop_null(pc.list_value_length(lists))).to_pylist()
-            if any(length != self.width for length in lengths):
-                raise SchemaError(
-                    f"vectors of {name!r} differ in width",
-                    where=where,
-                    expected=f"{self.width} floats in every row",
-                    got=", ".join(map(str, sorted(lengths))),
-                    fix="All vectors must come from one model.",
-                )
-            values = lists.flatten()
-            if values.null_count:
-                raise SchemaError(f"null inside a vector of {name!r}", where=where, expected="float32 only")
-            out[valid, c] = values.cast(pa.float32()).to_numpy().reshape(-1, self.width)
-        return out
+    def _dense(self, table: pa.Table, where: str) -> list[np.ndarray]:
+        """For each column float32 [rows, width], zeros for null."""
+        return [read_vectors(table, name, self.width, where)[0] for name in self.columns]
 
     def _find_width(self) -> int:
         for file, where in zip(self._files, self._where, strict=True):
@@ -139,27 +132,30 @@ class Vectors:
                             return int(pc.list_value_length(pc.drop_null(column))[0].as_py())
         raise CorruptFileError("there is not one vector in the file", where=self._where[0], fix="Fetch it again.")
 
-    def _spill(self) -> np.memmap[Any, np.dtype[np.float32]]:
-        shape = (self.keys.num_rows, len(self.columns), self.width)
+    def _spill(self) -> list[_Mapped]:
+        shape = (self.keys.num_rows, self.width)
         if self._scratch:
             self._scratch.mkdir(parents=True, exist_ok=True)
         try:
-            with tempfile.TemporaryFile(dir=self._scratch) as stream:  # unnamed: gone with the process, however it ends
+            with contextlib.ExitStack() as stack:  # unnamed files: gone with the process, however it ends
+                streams = [stack.enter_context(tempfile.TemporaryFile(dir=self._scratch)) for _ in self.columns]
                 for block in self._blocks():
-                    stream.write(block.data)
-                stream.flush()
-                return np.memmap(stream, np.float32, "r", shape=shape)
+                    for stream, matrix in zip(streams, block, strict=True):
+                        stream.write(np.ascontiguousarray(matrix).data)
+                for stream in streams:
+                    stream.flush()
+                return [np.memmap(stream, np.float32, "r", shape=shape) for stream in streams]
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise DiskError(
                 f"no space for a temporary copy of the vectors: {first_line(error)}",
                 where=self._scratch or tempfile.gettempdir(),
-                expected=f"{int(np.prod(shape)) * 4 / 1e9:.1f} GB free",
+                expected=f"{int(np.prod(shape)) * 4 * len(self.columns) / 1e9:.1f} GB free",
                 fix="Free some space, or name another cache_dir.",
             ) from error
 
-    def _blocks(self) -> Iterator[np.ndarray]:
+    def _blocks(self) -> Iterator[list[np.ndarray]]:
         for file, where in zip(self._files, self._where, strict=True):
             batches = file.iter_batches(_BATCH_ROWS, columns=list(self.columns))
             while True:
@@ -182,6 +178,9 @@ def fixed_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 
 
-def scratch_dir(cache_dir: str | os.PathLike[str]) -> Path:
-    """Where temporary copies go: beside the cache, not on a /tmp that may be memory."""
-    return Path(cache_dir) / "sqid-scratch"
+def present(matrix: np.ndarray) -> np.ndarray:
+    """Which of the vectors [n, width] are not all zeros: bool [n]."""
+    found: np.ndarray = matrix[:, 0] != 0
+    doubtful = np.flatnonzero(~found)
+    found[doubtful] = matrix[doubtful].any(axis=1)
+    return found
