@@ -105,7 +105,8 @@ def counts(release: Path) -> dict[str, int]:
     for name, (config, keys) in COUNTED.items():
         paths = sorted((release / "data" / config).glob("*.parquet"))
         try:
-            found[name] = distinct(pa.concat_tables([pq.read_table(path, columns=list(keys)) for path in paths]))
+            tables = [pq.read_table(path, columns=list(keys)) for path in paths]
+            found[name] = distinct(pa.concat_tables(tables)) if tables else 0
         except (pa.ArrowException, OSError, KeyError) as error:
             where = release / "data" / config
             raise CorruptFileError(f"not parquet files of ours ({error})", where=where) from error
