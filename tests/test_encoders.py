@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from encoder_families import FAMILIES, write_family
 from encoder_fixtures import ODD_PICTURES, ODD_TEXTS, write_clip
 
 from sqid_lib.encoders import Encoder, load_encoder
@@ -142,3 +143,179 @@ def test_unknown_dtype_and_device(clip: Path) -> None:
         load_encoder(str(clip), dtype="int8")
     with pytest.raises(UsageError, match="no such device"):
         load_encoder(str(clip), device="toaster")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_equal_row_by_row(tmp_path: Path, family: str) -> None:
+    import torch
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    folder = write_family(tmp_path, family)
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    encoder = load_encoder(str(folder), device="cpu")
+    limit = encoder.text_limit
+    padding = "max_length" if family.startswith("siglip") else False
+    texts, images = [], []
+    with torch.inference_mode():
+        for text in ODD_TEXTS:
+            tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
+            texts.append(model.get_text_features(**tokens).pooler_output[0].numpy())
+        for image in ODD_PICTURES.values():
+            pixels = processor(image.convert("RGB"), return_tensors="pt")
+            images.append(model.get_image_features(**pixels).pooler_output[0].numpy())
+    assert encoder.width == {"chinese_clip": 24}.get(family, 32)
+    assert limit == {"chinese_clip": 40, "align": 64}.get(family, 16)
+    assert relative(encoder.encode_text(ODD_TEXTS, batch_size=2), np.stack(texts)) < 1e-5
+    opaque = [image.convert("RGB") for image in ODD_PICTURES.values()]
+    assert relative(encoder.encode_images(opaque, batch_size=2), np.stack(images)) < 1e-5
+    assert np.stack(texts).std(axis=0).max() > 0.001
+    assert np.stack(images).std(axis=0).max() > 0.001
+
+
+def test_towers_of_different_width_are_refused(tmp_path: Path) -> None:
+    folder = write_family(tmp_path, "align")
+    config = json.loads((folder / "config.json").read_text())
+    encoder = load_encoder(str(folder), device="cpu")
+    encoder.width = config["projection_dim"] + 1
+    with pytest.raises(EncoderError, match="differ in width"):
+        encoder.encode_images([ODD_PICTURES["tall"]])
+
+
+# -- fast paths that must change nothing --------------------------------------------------------------------------
+
+
+def test_packed_linears_equal_plain_ones(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path, hidden=256)
+    plain, packed = (load_encoder(str(folder), device="cpu", linear=linear) for linear in ("plain", "packed"))
+    assert (plain.linear, packed.linear) == ("plain", "packed")
+    assert relative(packed.encode_text(ODD_TEXTS), plain.encode_text(ODD_TEXTS)) < 1e-5
+    images = list(ODD_PICTURES.values())
+    assert relative(packed.encode_images(images), plain.encode_images(images)) < 1e-5
+
+
+def test_packed_linears_that_differ_are_not_used(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqid_lib.encoders import linear
+
+    forward = linear.PackedLinear.forward
+    monkeypatch.setattr(linear.PackedLinear, "forward", lambda self, x: forward(self, x) * 1.001)
+    assert load_encoder(str(clip), device="cpu", linear="packed").linear == "plain"
+
+
+def test_packed_linears_that_fail_are_not_used(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqid_lib.encoders import linear
+
+    def fail(self: object, linear: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(linear.PackedLinear, "__init__", fail)
+    assert load_encoder(str(clip), device="cpu", linear="packed").linear == "plain"
+
+
+@pytest.mark.parametrize("name", ["CLIPImageProcessor", "SiglipImageProcessor", "ChineseCLIPImageProcessor"])
+def test_byte_tables_give_the_processors_own_numbers(name: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoImageProcessor
+
+    from sqid_lib.encoders.pixels import Pixels, from_table
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": name}))
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    pixels = Pixels(processor)
+    assert pixels.table is not None
+    for image in ODD_PICTURES.values():
+        prepared = pixels.prepare(image)["pixel_values"]
+        assert prepared.dtype == np.uint8
+        ours = from_table(torch.from_numpy(pixels.table), torch.from_numpy(prepared[None]))
+        assert np.array_equal(ours.numpy(), processor(image, return_tensors="np")["pixel_values"])
+
+
+def test_a_processor_that_does_more_is_asked_itself(tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    from sqid_lib.encoders.pixels import Pixels
+
+    config = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 20}}
+    config |= {"crop_size": {"height": 32, "width": 32}}  # the crop pads
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    ours = Pixels(processor).prepare(ODD_PICTURES["tall"])["pixel_values"]
+    assert np.array_equal(ours, processor(ODD_PICTURES["tall"], return_tensors="np")["pixel_values"][0])
+
+
+# -- out of memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_out_of_memory_halves_the_batch(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    images = list(ODD_PICTURES.values())
+    expected = encoder.encode_text(ODD_TEXTS), encoder.encode_images(images)
+    sizes: list[int] = []
+    features = encoder._features
+
+    def scarce(method: Any, inputs: dict[str, Any]) -> Any:
+        count = len(next(iter(inputs.values())))
+        if count > fits:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried"
+            )
+        sizes.append(count)
+        return features(method, inputs)
+
+    monkeypatch.setattr(encoder, "_features", scarce)
+    assert relative(encoder.encode_text(ODD_TEXTS), expected[0]) < 1e-5
+    assert relative(encoder.encode_images(images), expected[1]) < 1e-5
+    assert max(sizes) <= fits
+
+
+def test_not_even_one_fits(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(method: Any, inputs: dict[str, Any]) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(encoder, "_features", scarce)
+    with pytest.raises(EncoderError, match="not even one input fits"):
+        encoder.encode_text(["a", "b c d"])
+
+
+def test_a_failing_model_is_told(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(method: Any, inputs: dict[str, Any]) -> Any:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(encoder, "_features", broken)
+    with pytest.raises(EncoderError, match="shapes cannot be multiplied"):
+        encoder.encode_text(["a"])
+
+
+def test_pictures_are_read_only_a_few_batches_ahead(encoder: Encoder) -> None:
+    read, done = [0], [0]
+    furthest = [0]
+    features = encoder._features
+
+    def pictures() -> Any:
+        for _ in range(40):
+            read[0] += 1
+            furthest[0] = max(furthest[0], read[0] - done[0])
+            yield ODD_PICTURES["exact"]
+
+    def counting(method: Any, inputs: dict[str, Any]) -> Any:
+        done[0] += len(next(iter(inputs.values())))
+        return features(method, inputs)
+
+    encoder.__dict__["_features"] = counting
+    try:
+        assert len(encoder.encode_images(pictures(), batch_size=2)) == 40
+    finally:
+        del encoder.__dict__["_features"]
+    assert furthest[0] <= 4 * 2 + 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_float32_near_the_truth(clip: Path, encoder: Encoder, dtype: str) -> None:
+    half = load_encoder(str(clip), device="cpu", dtype=dtype)
+    images = list(ODD_PICTURES.values())
+    for ours, truth in (
+        (half.encode_text(ODD_TEXTS), encoder.encode_text(ODD_TEXTS)),
+        (half.encode_images(images), encoder.encode_images(images)),
+    ):
+        assert ours.dtype == np.float32
+        assert 1e-5 < relative(ours, truth) < 0.05

@@ -64,10 +64,8 @@ def _map(vectors: Callable[[Sequence[str]], Floats], items: Sequence[str], width
     import datasets
 
     def batch_vectors(batch: dict[str, list[str]]) -> pa.Table:
-        matrix = vectors(batch["item"])
-        if matrix.shape[1] != width:
-            raise EncoderError("texts and pictures differ in width", expected=width, got=matrix.shape[1])
-        return pa.table({"vector": fixed_lists(matrix)})  # as python lists they would be written 20 times slower
+        # as python lists they would be written 20 times slower
+        return pa.table({"vector": fixed_lists(vectors(batch["item"]))})
 
     fixed_list = getattr(datasets, "List", None) or datasets.Sequence  # datasets 3.x has no List
     with _quiet_datasets():

@@ -134,6 +134,13 @@ class Encoder:
                     yield self._halving(self._forward_images, [inputs for inputs in batch if inputs is not None])
 
         parts = list(_one_behind(outputs()))
+        if any(part.shape[1] != self.width for part in parts):
+            raise EncoderError(
+                "text and image vectors differ in width",
+                where=self.model_id,
+                expected=self.width,
+                got=parts[0].shape[1],
+            )
         mask = np.concatenate([np.empty(0, np.bool_), *good])
         vectors = np.full((len(mask), self.width), np.nan, np.float32)
         vectors[mask] = np.concatenate([np.empty((0, self.width), np.float32), *parts])
