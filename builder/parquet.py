@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ VECTOR_GROUP_ROWS = 2_048  # row groups of 1 to 5 thousand vector rows read fast
 TEXT_GROUP_ROWS = 16_384
 MAX_GROUP_BYTES = 64_000_000  # in memory; the Hub's viewer wants row groups under 100 MB
 MAX_SHARD_BYTES = 500_000_000
+_QUOTED = frozenset('",\r\n')
 _LOCALE = pa.field("product_locale", pa.string())
 
 
@@ -109,14 +109,19 @@ def write_urls(path: Path, tables: Iterable[pa.Table], *, located: bool = False)
     """
     rows = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
         schema = schemas.URLS_FILE_SCHEMA.insert(1, _LOCALE) if located else schemas.URLS_FILE_SCHEMA
-        writer.writerow(schema.names)
+        file.write(",".join(schema.names) + "\n")
         for table in tables:
             plain = _cast(table, schema, path.name)
-            writer.writerows(zip(*(column.to_pylist() for column in plain.columns), strict=True))
+            for row in zip(*(column.to_pylist() for column in plain.columns), strict=True):
+                file.write(",".join(map(_cell, row)) + "\n")
             rows += plain.num_rows
     return rows
+
+
+def _cell(text: str | None) -> str:
+    # not csv.writer: with "\n" line ends it leaves a carriage return bare, which readers take for a line end
+    return '"' + text.replace('"', '""') + '"' if text and not _QUOTED.isdisjoint(text) else text or ""
 
 
 class _Writer:
