@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sqid_lib.convert import write_atomically
 from sqid_lib.evaluation.comparison import ENGINES, RETRIEVAL_METRICS, Comparison, compare, retrieve
+from sqid_lib.evaluation.files import whole_file
 from sqid_lib.evaluation.judged import MISSING, RELEVANT
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, KNOWN
 from sqid_lib.evaluation.metrics import DEFAULT_METRICS
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(text + "\n")
     written = []
     if args.per_query:
-        write_atomically(Path(args.per_query), comparison.per_query_csv())
+        with whole_file(Path(args.per_query)) as file:
+            file.write(comparison.per_query_csv())
         written.append(args.per_query)
     if args.export:
         written.append(str(comparison.export(args.export)))

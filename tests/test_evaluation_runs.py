@@ -14,6 +14,7 @@ from evaluation_fixtures import MemoryStore, memory_store, random_store
 
 from sqid_lib import evaluation, schemas
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError, SqidError
+from sqid_lib.evaluation.files import whole_file
 
 METRICS = "ndcg ndcg@3 ndcg@10 p@1 p@5 mrr recall@2 recall@10"
 MEASURES = ["nDCG", "nDCG@3", "nDCG@10", "P(rel=100)@1", "P(rel=100)@5", "RR(rel=100)", "R(rel=100)@2", "R(rel=100)@10"]
@@ -129,6 +130,13 @@ def test_what_a_run_leaves_out_gains_nothing(tmp_path: Path) -> None:
     result = evaluation.compare(store, [run], metrics="recall@10", resamples=100)
     assert result.per_query[run][:, 1].tolist() == [0.5, 0]
     assert result.per_query[run][0, 0] == pytest.approx(1 / (1 + 1 / np.log2(3)))
+
+
+def test_a_run_may_hold_judgments_that_were_dropped(tmp_path: Path) -> None:
+    store = memory_store([[(0, "E"), (1, "S"), (2, "I")]], 3, without_image=(0,))
+    run = run_of(tmp_path, "10 Q0 P000 1 3 x\n10 Q0 P002 2 2 x\n10 Q0 P001 3 1 x\n")
+    result = evaluation.compare(store, [run], missing="drop", resamples=100)
+    assert result.rankings[run].product.tolist() == [2, 1]
 
 
 def test_a_run_can_be_fused(tmp_path: Path) -> None:
@@ -295,3 +303,14 @@ def test_bad_features_are_told_in_one_line(
     with pytest.raises(SqidError, match=message) as failure:
         evaluation.compare(store, [write(store, tmp_path / "f.parquet")])
     assert "\n" not in str(failure.value)
+
+
+def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "f.run"
+    with whole_file(path) as file:
+        file.write("old\n")
+    with pytest.raises(RuntimeError), whole_file(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old\n"
+    assert [p.name for p in path.parent.iterdir()] == ["f.run"]

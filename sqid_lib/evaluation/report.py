@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqid_lib.errors import UsageError, missing_extra
+from sqid_lib.evaluation.files import whole_file
 
 if TYPE_CHECKING:
     from sqid_lib.evaluation.comparison import Comparison
@@ -125,13 +124,8 @@ def plot(comparison: Comparison, path: Path) -> Path:
     _draw_methods(axes[0], comparison)
     if comparison.sweeps:
         _draw_sweeps(axes[1], comparison)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    with os.fdopen(handle, "wb") as file:
+    with whole_file(path, "wb") as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
     return path
 
 

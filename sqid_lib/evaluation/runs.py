@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sqid_lib.convert import write_atomically
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError
-from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store, product_order
+from sqid_lib.evaluation.files import whole_file
+from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store, judged_lists, product_order
 from sqid_lib.evaluation.metrics import whole_gains
 
 RUN_LINE = "query_id Q0 product_id rank score tag"
@@ -147,17 +147,18 @@ def judged_scores(path: Path, store: Store, lists: JudgedLists) -> Floats:
         EvaluationError: as `read_run`, or a pair is not judged.
     """
     found = read_run(path, store)
-    place, judgment = find_judged(store, lists, found)
-    if len(place) < len(found.query):
-        other = int(np.setdiff1d(np.arange(len(found.query)), place)[0])
+    known, _ = find_judged(store, judged_lists(store), found)  # `lists` may have dropped some
+    if len(known) < len(found.query):
+        other = int(np.setdiff1d(np.arange(len(found.query)), known)[0])
         query_id = store.queries["query_id"][int(found.query[other])]
         product_id = store.products["product_id"][int(found.product[other])]
         raise EvaluationError(
             "the run ranks pairs that are not judged",
             where=path,
-            got=f"{len(found.query) - len(place):,} pairs, first query_id {query_id}, product_id {product_id}",
+            got=f"{len(found.query) - len(known):,} pairs, first query_id {query_id}, product_id {product_id}",
             fix="Judge it as retrieval over all products: --retrieve.",
         )
+    place, judgment = find_judged(store, lists, found)
     scores = np.full(len(lists.row), -np.inf)
     scores[judgment] = found.score[place]
     return scores
@@ -206,8 +207,8 @@ def _json(row: Mapping[str, str]) -> str:
 
 
 def _write(path: Path, lines: Iterator[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(f"{line}\n" for line in lines))
+    with whole_file(path) as file:
+        file.writelines(f"{line}\n" for line in lines)
     return path
 
 
