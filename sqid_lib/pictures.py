@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqid_lib.errors import missing_extra
+from sqid_lib.errors import MissingExtraError, missing_extra
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -62,6 +64,31 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         PictureError: empty, of another format, too large, truncated or damaged.
         MissingExtraError: Pillow is not installed.
     """
+    with _telling(data):
+        return _to_rgb(_open(data, max_pixels))
+
+
+def check(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Whether `decode` would succeed, for half its time and memory: reads the whole picture, keeps none of it.
+
+    Of a JPEG every coefficient is read, which is where damage shows, and only an eighth of the pixels computed.
+
+    Returns:
+        Width and height in pixels.
+
+    Raises:
+        PictureError, MissingExtraError: as `decode`.
+    """
+    with _telling(data):
+        picture = _open(data, max_pixels)
+        size = picture.size
+        picture.draft(None, (1, 1))  # for other formats than JPEG this does nothing
+        _to_rgb(picture)
+        return size
+
+
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """A picture whose header is read and whose pixels are not."""
     try:
         from PIL import Image
     except ImportError:
@@ -74,15 +101,22 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise PictureError("not_image", f"no JPEG, PNG, GIF or WEBP; starts with {data[:12]!r}")
     try:
         picture = Image.open(io.BytesIO(data), formats=[picture_format])
-        if picture.width * picture.height > max_pixels:
-            raise PictureError("too_many_pixels", f"{picture.width} × {picture.height} pixels")
-        return _to_rgb(picture)
-    except PictureError:
-        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError("too_many_pixels", _one_line(error)) from None
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise PictureError("corrupt", f"{picture_format}: {_one_line(error)}") from None
+    if picture.width * picture.height > max_pixels:
+        raise PictureError("too_many_pixels", f"{picture.width} × {picture.height} pixels")
+    return picture
+
+
+@contextmanager
+def _telling(data: bytes) -> Iterator[None]:
+    """Turns whatever a decoder raises on damaged bytes, which is nearly anything, into PictureError."""
+    try:
+        yield
+    except (PictureError, MissingExtraError):
+        raise
+    except Exception as error:
+        raise PictureError("corrupt", f"{sniff(data)}: {_one_line(error)}") from None
 
 
 def _to_rgb(picture: ImageFile.ImageFile) -> Image.Image:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sqid_lib.pictures import PictureError, decode, sniff
+from sqid_lib.pictures import PictureError, check, decode, sniff
 
 
 def encoded(picture: Image.Image, picture_format: str, **options: Any) -> bytes:
@@ -151,7 +151,26 @@ def test_damaged_bytes_give_a_picture_or_a_status_and_nothing_else(name: str, at
     data = bytearray(PICTURES[name]())
     at %= len(data)
     data[at : at + len(junk)] = junk
+    assert verdict(check, bytes(data)) == verdict(lambda *a: decode(*a).size, bytes(data))
+
+
+def verdict(judge: Callable[[bytes, int], tuple[int, int]], data: bytes) -> tuple[int, int] | str:
     try:
-        assert decode(bytes(data), max_pixels=100_000).mode == "RGB"
+        return judge(data, 100_000)
     except PictureError as error:
         assert error.status in {"not_image", "corrupt", "too_many_pixels"}
+        return error.status
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_check_gives_the_size_that_decode_gives(name: str) -> None:
+    data = PICTURES[name]()
+    assert check(data) == decode(data).size
+
+
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_check_finds_truncated_jpegs(part: float, progressive: bool) -> None:
+    data = encoded(noise("RGB", (300, 200)), "JPEG", progressive=progressive)
+    with pytest.raises(PictureError, match="corrupt"):
+        check(data[: int(len(data) * part)])
