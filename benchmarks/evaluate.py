@@ -163,10 +163,11 @@ def made_up(folder: Path, products: int, queries: int, width: int = schemas.PUBL
 
 
 def timed(title: str, work: Callable[[], object]) -> None:
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     work()
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{title}: {time.perf_counter() - start:.1f} s; peak resident so far {peak:.2f} GiB, mapped pages included")
+    print(f"{title}: {wall:.1f} s, {cpu:.1f} s of CPU; peak resident so far {peak:.2f} GiB, mapped pages included")
 
 
 def official(products: int, queries: int, backend: str, methods: list[str]) -> None:

@@ -14,7 +14,6 @@ from sqid_lib import evaluation
 from sqid_lib.errors import EvaluationError, MissingExtraError
 
 pytest.importorskip("sentence_transformers")
-pytestmark = pytest.mark.filterwarnings("ignore:.*swigvarlink.*:DeprecationWarning")
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "title", "query", *map(str, range(100))]
 
@@ -110,7 +109,7 @@ def test_pickled_weights_are_refused(encoder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["sbert", "cross-encoder"])
 def test_without_sentence_transformers(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingExtraError, match=r"sentence-transformers.*sqid\[eval\]"):
+    with pytest.raises(MissingExtraError, match=r"sentence-transformers.*sqid\[sbert\]"):
         evaluation.compare(memory_store([[(0, "E")]], 1), [method])
 
 

@@ -141,10 +141,7 @@ def compare(
         for name in names
     }
     ranked = {name: scorer.scores(name) for name in names if name != "random"}
-    rankings = {
-        name: runs.ranking(store, lists.query_index[lists.query], lists.product, values)
-        for name, values in ranked.items()
-    }
+    rankings = {name: runs.judged_ranking(lists, values) for name, values in ranked.items()}
     summary = Summary(wanted, per_query, baseline or names[0], resamples, seed)
     context = {"gains": gains, "missing": missing, "relevant": relevant}
     official = gains == "esci" and missing == "zero" and _is_official(store, lists)

@@ -192,7 +192,7 @@ def sbert_vectors(store: Store, query_rows: Ints, product_rows: Ints, model: str
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise missing_extra("sentence-transformers", "eval", f"to rank with {model}") from None
+        raise missing_extra("sentence-transformers", "sbert", f"to rank with {model}") from None
     encoder = _load(SentenceTransformer, model)
     texts = [_query(store, int(row)) for row in query_rows], [_title(store, int(row)) for row in product_rows]
     queries, titles = (
@@ -206,7 +206,7 @@ def cross_encoder_scores(store: Store, lists: JudgedLists, model: str) -> Floats
     try:
         from sentence_transformers import CrossEncoder
     except ImportError:
-        raise missing_extra("sentence-transformers", "eval", f"to rank with {model}") from None
+        raise missing_extra("sentence-transformers", "sbert", f"to rank with {model}") from None
     encoder = _load(CrossEncoder, model)
     texts = [_query(store, int(row)) for row in lists.query_index]
     pairs = [(texts[q], _title(store, int(p))) for q, p in zip(lists.query, lists.product, strict=True)]

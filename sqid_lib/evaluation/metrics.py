@@ -154,7 +154,7 @@ def whole_gains(lists: JudgedLists) -> Ints:
 
 
 def per_query_trec_eval(lists: JudgedLists, scores: Floats, metrics: Sequence[Metric]) -> Floats:
-    """As `per_query`, by trec_eval through ir-measures (extra "eval"): the reference, some fifty times slower."""
+    """As `per_query`, by trec_eval through ir-measures (extra "eval"): the reference, and slower."""
     try:
         import ir_measures
     except ImportError:

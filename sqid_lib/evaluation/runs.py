@@ -53,6 +53,13 @@ def ranking(store: Store, query: Ints, product: Ints, score: Floats) -> Ranking:
     return Ranking(query[order], product[order], score[order])
 
 
+def judged_ranking(lists: JudgedLists, scores: Floats) -> Ranking:
+    """The judged lists in the order of `scores` [J]."""
+    order = lists.order(scores)
+    order = order[~np.isneginf(scores[order])]
+    return Ranking(lists.query_index[lists.query[order]], lists.product[order], scores[order])
+
+
 def find_judged(store: Store, lists: JudgedLists, found: Ranking) -> tuple[Ints, Ints]:
     """Which pairs are judged: places in `found`, and for each the place in the [J] arrays of `lists`."""
     products = store.products.num_rows

@@ -72,8 +72,8 @@ def slice_queries(store: Store, lists: JudgedLists, by: str) -> dict[str, Bools]
         return {str(name): sources == name for name in np.unique(sources)}
     if by == "images":
         share = lists.sums(np.asarray(store.has_image)[lists.product].astype(np.float64)) / lists.lengths
-        bins = {"under half": share < 0.5, "half to 90 %": (share >= 0.5) & (share < 0.9)}
-        bins |= {"90 % to all but one": (share >= 0.9) & (share < 1), "all": share == 1}
+        bins = {"under 50 %": share < 0.5, "50 % to 90 %": (share >= 0.5) & (share < 0.9)}
+        bins |= {"90 % and more": (share >= 0.9) & (share < 1), "100 %": share == 1}
     elif by == "length":
         n = lists.lengths
         bins = {"1–10": n <= 10, "11–20": (n > 10) & (n <= 20), "21–40": (n > 20) & (n <= 40), "over 40": n > 40}
