@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from builder.atomic import replacing
 from builder.embed import shards
@@ -21,11 +21,9 @@ from builder.embed.encode import PICTURES, TEXTS, Backend, encode
 from builder.embed.inputs import Inputs, Part, read_inputs
 from builder.embed.local import Local, devices, versions
 from builder.embed.shards import Shard
+from builder.progress import Progress
 from builder.recipe import Recipe
-from sqid_lib.errors import UsageError, missing_extra
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from sqid_lib.errors import UsageError
 
 __all__ = ["embed"]
 
@@ -55,15 +53,15 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     if engine != "local":
         raise UsageError("unknown engine", where="--engine", expected="local", got=engine)
     folder = work / "embed"
-    inputs = read_inputs(recipe, work)
-    places = devices(recipe.encoder.device)
+    remote = recipe.encoder.backend == "replicate"
+    inputs = read_inputs(recipe, work, pictures="image_url" if remote else "sha256")
+    places = ["remote"] if remote else devices(recipe.encoder.device)
     backend: Backend | None = None
     record = _recorded(folder / RECORD, recipe, places)
     if record is None:
         # a process that has touched a GPU cannot fork: with several, each is opened by its own process
-        local = Local(recipe, work, places[0] if len(places) == 1 else "cpu")
-        backend = local if len(places) == 1 else None
-        record = _request(recipe, places) | local.record
+        backend = _open(recipe, work, places[0] if len(places) == 1 else "cpu")
+        record = _request(recipe, places) | backend.record
     items, rows = _plan(folder, inputs, recipe, record)
     shards.remove_others([folder, folder / "items"], [s.path for s in [*_all(items), *(s for s, _ in rows)]])
     missing = [(shard, part) for shard, part in rows if not shards.is_finished(shard)]
@@ -72,7 +70,7 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
         pending = [shard for shard in _all(items) if not shards.is_finished(shard)]
         log.info("embed: %d of %d shards to encode", len(pending), len(_all(items)))
         if pending and len(places) == 1:
-            _encode_here(pending, inputs, backend or Local(recipe, work, places[0], record), record, _all(items))
+            _encode_here(pending, inputs, backend or _open(recipe, work, places[0], record), record, _all(items))
         elif pending:
             _encode_on_all(pending, inputs, recipe, work, places, record)
         vectors = Vectors(items, recipe.encoder.shard_rows, record["width"])
@@ -126,10 +124,10 @@ def _encode_here(
     pending: list[Shard], inputs: Inputs, backend: Backend, record: dict[str, Any], every: list[Shard]
 ) -> None:
     """Encode shard after shard in this process."""
-    done = sum(shard.rows for shard in every) - sum(shard.rows for shard in pending)
-    with _progress(done + sum(shard.rows for shard in pending), done) as bar:
+    total, todo = (sum(shard.rows for shard in some) for some in (every, pending))
+    with Progress("embed", total, total - todo, unit="input") as progress:
         for shard in pending:
-            encode(shard, _names(shard, inputs), backend, record["width"], bar.update)
+            encode(shard, _names(shard, inputs), backend, record["width"], progress.step)
             log.info("embed: wrote %s", shard.path.name)
 
 
@@ -139,14 +137,14 @@ def _encode_on_all(
     """Encode with a process per device; each opens its device once, and writes its shards as it goes."""
     import datasets
 
-    opened: dict[int, Local] = {}
+    opened: dict[int, Backend] = {}
 
     def encode_some(batch: dict[str, list[int]], rank: int) -> dict[str, list[int]]:
         if rank not in opened:
             import torch
 
             torch.set_num_threads(1)  # a forked process must not use its parent's OpenMP threads
-            opened[rank] = Local(recipe, work, places[rank], record)
+            opened[rank] = _open(recipe, work, places[rank], record)
         for number in batch["shard"]:
             encode(pending[number], _names(pending[number], inputs), opened[rank], record["width"], lambda _: None)
         return batch
@@ -174,29 +172,37 @@ def _request(recipe: Recipe, places: list[str]) -> dict[str, Any]:
     }
 
 
+def _open(recipe: Recipe, work: Path, place: str, recorded: dict[str, Any] | None = None) -> Backend:
+    if recipe.encoder.backend == "replicate":
+        from builder.replicate_backend import Replicate
+
+        return Replicate(recipe)
+    return Local(recipe, work, place, recorded)
+
+
+def _versions(recipe: Recipe) -> dict[str, str]:
+    if recipe.encoder.backend == "replicate":
+        from builder.replicate_backend import versions as remote_versions
+
+        return remote_versions()
+    return versions()
+
+
 def _recorded(path: Path, recipe: Recipe, places: list[str]) -> dict[str, Any] | None:
     """What encoder.json says, if this run would encode the same way: then a branch that moved on is not followed."""
     from sqid_lib.encoders.loading import content_revision
 
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        same = record["versions"] == versions() and record.items() >= _request(recipe, places).items()
+        same = record["versions"] == _versions(recipe) and record.items() >= _request(recipe, places).items()
         model = Path(recipe.encoder.model).expanduser()
-        if not same or (model.is_dir() and content_revision(model) != record["revision"]):
+        if not same or (places != ["remote"] and model.is_dir() and content_revision(model) != record["revision"]):
             return None
         return {"width": int(record["width"]), "linear": str(record["linear"]), **record}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, metadata.PackageNotFoundError):
         return None
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
     with replacing(path) as part:
         part.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _progress(total: int, done: int) -> tqdm[Any]:
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise missing_extra("tqdm", "build", "to show progress") from error
-    return tqdm(total=total, initial=done, desc="embed", unit="input", file=sys.stderr, disable=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,11 @@ TEXTS, PICTURES = "texts", "pictures"
 
 
 class Backend(Protocol):
-    """What turns texts and pictures into vectors: `local.Local`, or Replicate."""
+    """What turns texts and pictures into vectors: `local.Local`, or `replicate_backend.Replicate`."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """revision, width, linear, versions: what makes the vectors what they are."""
 
     def texts(self, texts: Sequence[str], tick: Tick) -> Floats:
         """float32 [N, D]; `tick` is called with the number of texts done."""
