@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +322,111 @@ def test_half_precision_gives_float32_near_the_truth(clip: Path, encoder: Encode
     ):
         assert ours.dtype == np.float32
         assert 1e-5 < relative(ours, truth) < 0.05
+
+
+# -- code that is not transformers --------------------------------------------------------------------------------
+
+TITLES = [
+    "Women's Running Shoes, Breathable Mesh Sneakers (Size 8.5) - Red/Black",
+    'Signature 12" Medium Firm Memory Foam Mattress, Queen',
+    "Désinfectant café_crème 2-Pack 100% coton, 3.5oz/100g 靴",
+    "red running shoes women lamp desk oak steel kettle blue cotton shirt " * 8,
+    "",
+]
+
+
+def test_equals_a_numpy_forward_written_from_the_paper(clip: Path, encoder: Encoder) -> None:
+    from numpy_clip import NumpyClip
+
+    independent = NumpyClip(clip)
+    assert relative(encoder.encode_text(TITLES), np.stack([independent.text(title) for title in TITLES])) < 1e-4
+    opaque = [image for name, image in ODD_PICTURES.items() if name != "alpha"]
+    assert relative(encoder.encode_images(opaque), np.stack([independent.image(image) for image in opaque])) < 1e-4
+
+
+def test_alpha_is_white(encoder: Encoder) -> None:
+    from PIL import Image
+
+    image = ODD_PICTURES["alpha"]
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    assert relative(encoder.encode_images([image]), encoder.encode_images([flat])) < 1e-6
+
+
+# -- a Hub ----------------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def model_hub(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A Hub on loopback with the model ORG/clip; yields the names of the files it was asked for."""
+    asked: list[str] = []
+    files = {path.name: path.read_bytes() for path in clip.iterdir()}
+    files |= dict.fromkeys(("pytorch_model.bin", "code.py", "model.fp16.safetensors", "onnx/config.json"), b"no")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            name = self.path.partition("?")[0].removeprefix(f"/ORG/clip/resolve/{COMMIT}/")
+            if self.path.startswith(("/api/models/ORG/clip/revision/main", f"/api/models/ORG/clip/revision/{COMMIT}")):
+                siblings = [{"rfilename": name} for name in files]
+                return self.reply(200, json.dumps({"id": "ORG/clip", "sha": COMMIT, "siblings": siblings}).encode())
+            if self.path.startswith(f"/api/models/ORG/clip/tree/{COMMIT}"):
+                rows = [{"type": "file", "path": n, "size": len(d), "oid": f"{n}"} for n, d in files.items()]
+                return self.reply(200, json.dumps(rows).encode())
+            if name in files:
+                asked.append(name)
+                return self.reply(200, files[name])
+            code = "RevisionNotFound" if self.path.startswith("/api/models/ORG/clip") else "RepoNotFound"
+            return self.reply(404, b"{}", code)
+
+        def reply(self, status: int, data: bytes, code: str = "") -> None:
+            self.send_response(status)
+            headers = {"Content-Length": str(len(data)), "ETag": f'"{hash(data)}"', "X-Repo-Commit": COMMIT}
+            for header, value in (headers | ({"X-Error-Code": code} if code else {})).items():
+                self.send_header(header, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_ENDPOINT, which is read when huggingface_hub is imported."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+def test_a_model_of_the_hub(model_hub: list[str], encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = load_encoder("ORG/clip", device="cpu")
+    assert ours.revision == COMMIT
+    assert np.array_equal(ours.encode_text(["red shoes"]), encoder.encode_text(["red shoes"]))
+    assert "model.safetensors" in model_hub
+    assert not set(model_hub) & {"pytorch_model.bin", "code.py", "model.fp16.safetensors", "onnx/config.json"}
+    # nobody there: the cache serves, and what it lacks is told
+    at("http://127.0.0.1:9", monkeypatch)
+    assert load_encoder("ORG/clip", device="cpu").revision == COMMIT
+    with pytest.raises(EncoderError, match=r"cannot be fetched, and is not in the cache.*directory that holds"):
+        load_encoder("ORG/other", device="cpu")
+
+
+def test_what_the_hub_does_not_have(model_hub: list[str]) -> None:
+    with pytest.raises(EncoderError, match="no such revision"):
+        load_encoder("ORG/clip", revision="v9", device="cpu")
+    with pytest.raises(EncoderError, match="no such model on the Hub"):
+        load_encoder("ORG/nothing", device="cpu")
