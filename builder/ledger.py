@@ -14,7 +14,7 @@ LOCK_SECONDS = 10.0  # how long a start waits for another build to end
 
 
 def open_ledger(path: Path, tables: str) -> sqlite3.Connection:
-    """A connection in autocommit mode, with the tables of the script `tables`.
+    """A connection in autocommit mode, with the tables of the script `tables`; one thread at a time may use it.
 
     Every commit is in the write-ahead log before it returns, which needs no sync to survive the death of the process;
     only a power cut can take the last ones.
@@ -23,7 +23,7 @@ def open_ledger(path: Path, tables: str) -> sqlite3.Connection:
         CorruptFileError: no database, damaged, or in use by another build.
     """
     try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS)
+        db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS, check_same_thread=False)
         db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two builds in one directory would spoil each other
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")

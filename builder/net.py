@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import io
+import re
 import socket
 import string
 import tempfile
@@ -32,7 +34,9 @@ ACCEPT_PICTURES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1
 ACCEPT_PAGES = "text/html, application/xhtml+xml;q=0.9, */*;q=0.1"
 
 _IN_MEMORY = 1 << 20  # bytes of a body kept in memory; more goes to a temporary file
-_VISIBLE_ASCII = "".join(c for c in string.printable if c > " ")
+_VISIBLE_ASCII = string.digits + string.ascii_letters + string.punctuation
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ON_THE_WIRE = re.compile(r"[!-~]*")  # visible ASCII
 REDIRECTS = (301, 302, 303, 307, 308)
 _RETRIED = (408, 429)  # and 5xx
 
@@ -48,24 +52,28 @@ def parse_url(url: str) -> URL:
         BadUrlError: not http or https, no host, a bad port, control characters, or a user name in it.
     """
     url = url.strip()
-    if any(ord(c) < 32 or ord(c) == 127 for c in url):
-        raise BadUrlError("control characters in the url")
     try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https"):
-            raise BadUrlError(f"scheme {parts.scheme!r} is not http or https")
-        ascii_host = (parts.hostname or "").isascii()  # another becomes punycode
-        parsed = URL(quote(url, safe=_VISIBLE_ASCII), encoded=True) if ascii_host else URL(url)
-        host, port = parsed.host, parsed.port
+        parsed = URL(url, encoded=True) if _ON_THE_WIRE.fullmatch(url) else _encoded(url)
+        host, port, scheme = parsed.raw_host, parsed.port, parsed.scheme
     except BadUrlError:
         raise
     except (ValueError, TypeError) as error:
         raise BadUrlError(f"not an url: {error}") from None
+    if scheme not in ("http", "https"):
+        raise BadUrlError(f"scheme {scheme!r} is not http or https")
     if not host or port is None:
         raise BadUrlError("no host in the url")
-    if parsed.user is not None or parsed.password is not None:
+    if parsed.raw_user is not None or parsed.raw_password is not None:
         raise BadUrlError("a user name in the url")
     return parsed
+
+
+def _encoded(url: str) -> URL:
+    if _CONTROL.search(url):
+        raise BadUrlError("control characters in the url")
+    if not (urlsplit(url).hostname or "").isascii():
+        return URL(url)  # the host becomes punycode
+    return URL(quote(url, safe=_VISIBLE_ASCII), encoded=True)
 
 
 @dataclass
@@ -218,6 +226,9 @@ class Client:
         if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
             return "http_error", f"content encoding {encoding[:40]!r} was not asked for"
         inflate = None if encoding in ("identity", "") else zlib.decompressobj(47)
+        if inflate is None and response.content_length and response.content_length <= _IN_MEMORY:
+            answer.body = io.BytesIO(await response.read())  # as nearly all are, and faster
+            return None
         body = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=self._spill)  # noqa: SIM115 - goes to the caller
         try:
             problem = await self._copy(response, body, inflate)
@@ -280,6 +291,8 @@ def join_url(base: str, target: str) -> str:
 
 def mirrored(url: str, mirrors: Mapping[str, str]) -> str:
     """The url that is requested in place of a published one: the longest matching prefix is replaced."""
+    if not mirrors:
+        return url
     prefix = max((p for p in mirrors if url.startswith(p)), key=len, default=None)
     return url if prefix is None else mirrors[prefix] + url[len(prefix) :]
 

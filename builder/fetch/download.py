@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
+import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
+from builder.fetch.keeper import Keeper
 from builder.fetch.ledger import Ledger, Outcome
 from builder.net import ACCEPT_PICTURES, Answer, Client, mirrored
 from builder.pictures import Checked, Decoders
@@ -20,26 +19,23 @@ from builder.progress import Progress
 from builder.recipe import Fetch
 from sqid_lib.errors import FetchError
 
-_WAITING = 4  # tasks per connection: so that a slow host does not keep the others' connections idle
+_WAITING = 4  # workers per connection: so that a host that asks for peace does not keep connections idle
 _LONGEST_WAIT = 600.0  # seconds; a host that asks for more is left alone for the rest of the run
 _BACKOFF = 0.5  # seconds before the first retry, doubled each time
+_AUTHORITY = re.compile(r"[a-zA-Z]+://([^/?#]*)")
 _NETWORK_DOWN = 500  # connections failed in a row
 
 
 @dataclass
-class _Gate:
-    """One host: how many requests at once, and until when it asked for peace."""
+class _Host:
+    """Until when a host asked for peace, and why nothing more is asked of it in this run."""
 
-    turns: asyncio.Semaphore
     not_before: float = 0.0
     closed: str | None = None
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        async with self.turns:
-            while (wait := self.not_before - asyncio.get_running_loop().time()) > 0:
-                await asyncio.sleep(wait)
-            yield
+    async def peace(self) -> None:
+        while (wait := self.not_before - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(wait)
 
 
 @dataclass
@@ -47,52 +43,54 @@ class Downloads:
     """One run over urls that have no outcome yet."""
 
     limits: Fetch
-    ledger: Ledger
+    keeper: Keeper
     client: Client
     decoders: Decoders | None
     progress: Progress
     failed_in_a_row: int = 0
-    gates: dict[str, _Gate] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gates = defaultdict(lambda: _Gate(asyncio.Semaphore(self.limits.per_host)))
         self.slots = asyncio.Semaphore(self.limits.concurrency)
         self.checking = asyncio.Semaphore(2 * self.decoders.processes if self.decoders else 4)
 
     async def run(self, urls: Iterable[str]) -> None:
-        """Give every url an outcome in the ledger."""
-        window = asyncio.Semaphore(self.limits.concurrency * _WAITING)
+        """Give every url an outcome in the ledger: each host has a few workers, the slots are shared by all."""
+        hosts: dict[str, list[str]] = defaultdict(list)
+        for url in urls:
+            hosts[_authority(mirrored(url, self.limits.mirrors))].append(url)
+        workers = asyncio.Semaphore(self.limits.concurrency * _WAITING)
 
-        async def one(url: str) -> None:
+        async def work(host: _Host, left: Iterator[str]) -> None:
             try:
-                await self._one(url)
+                for url in left:
+                    await self._one(host, url)
             finally:
-                window.release()
+                workers.release()
 
         async with asyncio.TaskGroup() as tasks:
-            for url in urls:
-                await window.acquire()
-                tasks.create_task(one(url))
+            for of_host in sorted(hosts.values(), key=len, reverse=True):
+                host, left = _Host(), iter(of_host)
+                for _ in range(min(self.limits.per_host, len(of_host))):
+                    await workers.acquire()
+                    tasks.create_task(work(host, left))
 
-    async def _one(self, url: str) -> None:
+    async def _one(self, host: _Host, url: str) -> None:
         request_url = mirrored(url, self.limits.mirrors)
-        gate = self.gates[_host(request_url)]
         for attempt in range(self.limits.retries + 1):
-            async with AsyncExitStack() as slot:  # held until the outcome is kept, so that a kill repeats few
-                async with gate.turn():
-                    await slot.enter_async_context(self.slots)
-                    answer = await self._ask(gate, request_url)
-                if not answer.again or gate.closed or attempt == self.limits.retries:
+            await host.peace()
+            async with self.slots:  # held until the outcome is kept, so that a kill repeats no more requests than slots
+                answer = await self._ask(host, request_url)
+                if not answer.again or host.closed or attempt == self.limits.retries:
                     await self._keep(url, answer)
                     return
             await asyncio.sleep(_BACKOFF * 2**attempt * random.uniform(0.5, 1.5))
 
-    async def _ask(self, gate: _Gate, request_url: str) -> Answer:
-        if gate.closed:
-            return Answer("http_error", request_url, detail=gate.closed)
+    async def _ask(self, host: _Host, request_url: str) -> Answer:
+        if host.closed:
+            return Answer("http_error", request_url, detail=host.closed)
         answer = await self.client.get(request_url)
         if answer.again and answer.retry_after is not None:
-            self._wait_as_asked(gate, answer.retry_after)
+            self._wait_as_asked(host, answer.retry_after)
         return answer
 
     async def _keep(self, url: str, answer: Answer) -> None:
@@ -103,23 +101,23 @@ class Downloads:
                 with answer.body as body:
                     outcome, data = await self._check(url, answer, body)
         self._count_failures(outcome)
-        self.ledger.record(outcome, data)
+        await self.keeper.keep(outcome, data)
         self.progress.step()
 
-    def _wait_as_asked(self, gate: _Gate, seconds: float) -> None:
+    def _wait_as_asked(self, host: _Host, seconds: float) -> None:
         if seconds > _LONGEST_WAIT:
-            gate.closed = f"the host asked to be left alone for {seconds:.0f} s"
+            host.closed = f"the host asked to be left alone for {seconds:.0f} s"
         else:
             until = asyncio.get_running_loop().time() + seconds + random.uniform(0, 1)
-            gate.not_before = max(gate.not_before, until)
+            host.not_before = max(host.not_before, until)
 
     async def _check(self, url: str, answer: Answer, body: IO[bytes]) -> tuple[Outcome, bytes | None]:
         data = body.read()
         checked = await self.decoders.check(data) if self.decoders else Checked("ok")
         if checked.status != "ok":
             return Outcome(url, checked.status, answer.http_status, len(data), detail=checked.detail), None
-        sha256 = hashlib.sha256(data).hexdigest()
-        return Outcome(url, "ok", answer.http_status, len(data), sha256, checked.width, checked.height), data
+        outcome = Outcome(url, "ok", answer.http_status, len(data), width=checked.width, height=checked.height)
+        return outcome, data
 
     def _count_failures(self, outcome: Outcome) -> None:
         self.failed_in_a_row = self.failed_in_a_row + 1 if outcome.status == "connection" else 0
@@ -147,18 +145,16 @@ async def download(
         DiskError: no space left.
     """
     try:
-        async with Client(limits, accept=ACCEPT_PICTURES, spill=spill) as client:
-            if not decode:
-                await Downloads(limits, ledger, client, None, progress).run(urls)
-                return
-            async with Decoders(max_pixels=limits.max_pixels) as decoders:
-                await Downloads(limits, ledger, client, decoders, progress).run(urls)
+        async with (
+            Client(limits, accept=ACCEPT_PICTURES, spill=spill) as client,
+            Keeper(ledger) as keeper,
+            Decoders(max_pixels=limits.max_pixels) as decoders,
+        ):
+            await Downloads(limits, keeper, client, decoders if decode else None, progress).run(urls)
     except BaseExceptionGroup as group:  # of the task group; the first failure ended the others
         raise group.exceptions[0] from None
 
 
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).netloc.lower()
-    except ValueError:
-        return ""
+def _authority(url: str) -> str:
+    match = _AUTHORITY.match(url)
+    return match[1].lower() if match else ""

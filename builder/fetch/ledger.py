@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +36,10 @@ class Outcome:
     width: int | None = None
     height: int | None = None
     detail: str | None = None
+
+
+_BEFORE_SHA256 = attrgetter("url", "status", "http_status", "bytes")
+_AFTER_SHA256 = attrgetter("width", "height", "detail")
 
 
 class Ledger:
@@ -70,18 +76,24 @@ class Ledger:
     def __getitem__(self, url: str) -> Outcome:
         return Outcome(*self._query("SELECT * FROM outcomes WHERE url = ?", url)[0])
 
-    def record(self, outcome: Outcome, picture: bytes | None = None) -> None:
-        """Keep an outcome, and its picture unless an equal one is kept already.
+    def record(self, results: Sequence[tuple[Outcome, bytes | None]]) -> None:
+        """Keep outcomes, with the sha256 of their pictures, and each picture unless an equal one is kept already.
 
         Raises:
             DiskError: no space left.
         """
+        # hashed before the transaction begins: the lock on the interpreter is free meanwhile
+        rows = [(outcome, data, data and hashlib.sha256(data).hexdigest()) for outcome, data in results]
         with telling_disk(self.spool), transaction(self._db):
-            if picture is not None and not self._query("SELECT 1 FROM pictures WHERE sha256 = ?", outcome.sha256):
-                _write_all(self._write, picture, self._end)
-                self._db.execute("INSERT INTO pictures VALUES (?, ?, ?)", (outcome.sha256, self._end, len(picture)))
-                self._end += len(picture)
-            self._db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(outcome))
+            for outcome, data, sha256 in rows:
+                if data is not None and not self._query("SELECT 1 FROM pictures WHERE sha256 = ?", sha256):
+                    _write_all(self._write, data, self._end)
+                    self._db.execute("INSERT INTO pictures VALUES (?, ?, ?)", (sha256, self._end, len(data)))
+                    self._end += len(data)
+                self._db.execute(
+                    "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (*_BEFORE_SHA256(outcome), sha256, *_AFTER_SHA256(outcome)),
+                )
 
     def forget(self, statuses: Iterable[str]) -> int:
         """Drop the outcomes of these statuses, so that their urls are tried again; says how many."""

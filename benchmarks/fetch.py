@@ -1,0 +1,209 @@
+"""How fast and how small the fetch stage is, against a bare aiohttp loop over the same connections.
+
+    python benchmarks/fetch.py [--pictures 5000] [--rounds 3]
+
+Serves JPEGs of about 70 KB from loopback (nginx where it is installed, else aiohttp in a process of its own) and prints
+pictures per second and peak memory, each measurement in a fresh process, rounds interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+CONNECTIONS = 32
+KINDS = ("bare aiohttp loop", "download and keep", "download, decode and keep", "whole stage, with shards")
+ENDLESS = "endless bodies"
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """JPEGs of about 70 KB, 640 × 640, no two alike: 40 drawn ones, told apart by a comment."""
+    from PIL import Image, ImageFilter
+
+    for number in range(count):
+        if number < 40:
+            noise = Image.merge("RGB", [Image.effect_noise((640, 640), 90 + number % 7) for _ in range(3)])
+            noise.filter(ImageFilter.GaussianBlur(1.3)).save(folder / f"{number}.jpg", quality=79)
+        else:
+            data = (folder / f"{number % 40}.jpg").read_bytes()
+            comment = f"{number:08}".encode()
+            (folder / f"{number}.jpg").write_bytes(data[:2] + b"\xff\xfe\x00\x0a" + comment + data[2:])
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[tuple[str, int]]:
+    """Name of the server and the loopback port it answers on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nginx = shutil.which("nginx")
+    if nginx:
+        conf = folder / "nginx.conf"
+        conf.write_text(
+            f"worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log stderr crit;\n"
+            f"events {{ worker_connections 512; }}\n"
+            f"http {{ access_log off; sendfile on; keepalive_requests 100000; client_body_temp_path {folder}/b;\n"
+            f"server {{ listen 127.0.0.1:{port} backlog=512; root {folder}; }} }}\n"
+        )
+        folder.chmod(0o755)
+        command = [nginx, "-c", str(conf), "-p", str(folder), "-g", f"user {os.environ.get('USER', 'root')};"]
+    else:
+        command = [sys.executable, __file__, "--serve", str(folder), str(port)]
+    server = subprocess.Popen(command)
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield ("nginx" if nginx else "aiohttp", port)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def serve_plainly(folder: str, port: int) -> None:
+    """Static files with aiohttp."""
+    from aiohttp import web
+
+    app = web.Application()
+    app.router.add_static("/", folder)
+    web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
+
+
+async def bare(urls: list[str]) -> None:
+    """The least a downloader can do: read every body and drop it."""
+    import aiohttp
+
+    left = iter(urls)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS)) as session:
+
+        async def work() -> None:
+            for url in left:
+                async with session.get(url) as response:
+                    await response.read()
+
+        await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
+
+
+def measure(kind: str, port: int, count: int) -> dict[str, float]:
+    """Pictures per second, and peak MiB of this process and of its largest child."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from builder.fetch import fetch
+    from builder.fetch.download import download
+    from builder.fetch.ledger import Ledger
+    from builder.progress import Progress
+    from builder.recipe import Esci, Fetch, Recipe
+    from sqid_lib import schemas
+
+    urls = [f"http://127.0.0.1:{port}/{number}.jpg" for number in range(count)]
+    limits = Fetch(concurrency=CONNECTIONS, per_host=CONNECTIONS, allow_hosts=(f"127.0.0.1:{port}",))
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        (work / "resolve").mkdir()
+        keys = [
+            {"part": "main", "product_locale": "us", "product_id": f"P{i:06}", "image_status": "ok"}
+            for i in range(count)
+        ]
+        rows = [{**key, "image_url": url} for key, url in zip(keys, urls, strict=True)]
+        pq.write_table(pa.Table.from_pylist(rows, schemas.RESOLVED_SCHEMA), work / "resolve" / "urls.parquet")
+        start = time.perf_counter()
+        if kind == KINDS[0]:
+            asyncio.run(bare(urls))
+        elif kind == KINDS[3]:
+            fetch(Recipe("bench", "1", Esci("."), fetch=limits), work)
+        else:
+            with Ledger(work / "fetch") as ledger, Progress("fetch", count) as progress:
+                decode = kind != KINDS[1]
+                asyncio.run(download(urls, limits, ledger, progress, spill=work / "fetch", decode=decode))
+                assert len(ledger.spooled()) == (0 if kind == ENDLESS else count)
+        seconds = time.perf_counter() - start
+    own, children = (
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return {"rate": count / seconds, "own": own, "child": children}
+
+
+async def _endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    with contextlib.suppress(ConnectionError):
+        while True:
+            writer.write(bytes(1 << 18))
+            await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def endless_server() -> AsyncIterator[int]:
+    """A port that never stops answering."""
+    server = await asyncio.start_server(_endless, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def endless() -> None:
+    """Peak memory of a process that fetches from a server that never stops."""
+    async with endless_server() as port:
+        command = [sys.executable, __file__, "--measure", ENDLESS, str(port), "200"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        out, _ = await process.communicate()
+    result = json.loads(out)
+    print(f"endless bodies, 200 urls: peak {result['own']:.0f} MiB")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve_plainly(args.serve[0], int(args.serve[1]))
+    elif args.measure:
+        kind, port, count = args.measure[0], int(args.measure[1]), int(args.measure[2])
+        print(json.dumps(measure(kind, port, count)))
+    else:
+        compare(args.pictures, args.rounds)
+
+
+def compare(count: int, rounds: int) -> None:
+    """The table of all kinds."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_pictures(folder, count)
+        size = sum(path.stat().st_size for path in folder.glob("*.jpg")) / count / 1000
+        with serving(folder) as (server, port):
+            print(f"{count} JPEGs of {size:.0f} KB, {server}, {CONNECTIONS} connections, {os.cpu_count()} CPUs")
+            results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+            for _ in range(rounds):
+                for kind in KINDS:
+                    command = [sys.executable, __file__, "--measure", kind, str(port), str(count)]
+                    done = subprocess.run(command, check=True, capture_output=True, text=True)
+                    results[kind].append(json.loads(done.stdout))
+    base = max(r["rate"] for r in results[KINDS[0]])
+    for kind, runs in results.items():
+        rates = " ".join(f"{r['rate']:.0f}" for r in runs)
+        best = max(r["rate"] for r in runs)
+        own, child = (max(r[k] for r in runs) for k in ("own", "child"))
+        ratio = f"{best:6.0f}/s  ×{best / base:.2f} of bare"
+        print(f"{kind:28} {ratio}  (rounds {rates})  RSS {own:.0f} MiB, each child {child:.0f} MiB")
+    asyncio.run(endless())
+
+
+if __name__ == "__main__":
+    main()
