@@ -370,7 +370,10 @@ def test_plot_writes_a_picture(tmp_path: Path) -> None:
         ({"relevant": "I"}, "unknown relevant"),
         ({"slices": ["brand"]}, "unknown slice"),
         ({"engine": "java"}, "unknown engine"),
-        ({"resamples": 1}, "too few resamples"),
+        ({"resamples": 1}, "resamples: too small.*>= 100"),
+        ({"folds": 1}, "folds: too small"),
+        ({"seed": -1}, "seed: too small"),
+        ({"engine": "ir-measures", "metrics": "mrr@5"}, "no mrr@K"),
         ({"metrics": "map"}, "unknown metric"),
     ],
 )

@@ -57,6 +57,19 @@ def test_ties_go_to_the_smaller_product_id_across_blocks_and_the_border(backend:
     np.testing.assert_array_equal(found.rankings["clip_text"].product.reshape(11, -1), expected)
 
 
+@pytest.mark.parametrize("near", [3, 1_024])
+def test_many_equal_vectors_at_the_border_are_bounded_and_in_order(monkeypatch: pytest.MonkeyPatch, near: int) -> None:
+    monkeypatch.setattr(retrieval, "_NEAR", near)
+    monkeypatch.setattr(retrieval, "_SPARE", 1)
+    store = random_store(7, queries=8, products=150, without_image=tuple(range(10, 150)))
+    found = evaluation.retrieve(store, ["clip_image"], top=12, metrics="ndcg", resamples=100)
+    scores = brute_force(store, 0)
+    for q, products in enumerate(found.rankings["clip_image"].product.reshape(8, 12)):
+        positive = np.flatnonzero(scores[q] > 0)
+        expected = [*positive[np.argsort(-scores[q][positive])], *range(10, 150)]  # then the zeros, by product_id
+        assert products.tolist() == expected[:12]
+
+
 def test_ties_follow_the_product_id_and_not_the_row() -> None:
     store = memory_store([[(0, "E"), (1, "S")]], 4)
     store.products = store.products.set_column(0, "product_id", [["D", "B", "C", "A"]])

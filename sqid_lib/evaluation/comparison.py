@@ -130,7 +130,7 @@ def compare(
     lists = judged_lists(store, gains, missing, relevant)
     given = {name: _given_scores(name, values, lists, store) for name, values in (scores or {}).items()}
     names = list(dict.fromkeys([*(DEFAULT_METHODS if methods is None and not given else methods or ()), *given]))
-    _check(names, baseline, resamples)
+    _check(names, baseline, resamples, folds, seed)
     clash = [name for name in given if is_method(name)]
     if clash:
         raise UsageError("scores go by the name of a method", got=repr(clash[0]), fix="Name them otherwise.")
@@ -179,7 +179,7 @@ def retrieve(
     if top < deepest:
         raise UsageError("metrics look deeper than the rankings go", where="top", expected=f">= {deepest}", got=top)
     names = list(dict.fromkeys(RETRIEVAL_METHODS if methods is None else methods))
-    _check(names, baseline, resamples)
+    _check(names, baseline, resamples, folds, seed)
     lists = judged_lists(store, gains, missing, relevant)
     scorer = Scorer(store, lists, missing, folds, seed)
     rankings = {name: retrieval.rank_all(scorer, name, top, backend) for name in names}
@@ -196,13 +196,14 @@ def _headline_first(metrics: str | Sequence[str]) -> list[measures.Metric]:
     return list(dict.fromkeys([measures.NDCG, *measures.parse_metrics(metrics)]))
 
 
-def _check(names: list[str], baseline: str | None, resamples: int) -> None:
+def _check(names: list[str], baseline: str | None, resamples: int, folds: int, seed: int) -> None:
     if not names:
         raise UsageError("no method to compare", expected="one at least")
     if baseline is not None and baseline not in names:
         raise UsageError("the baseline is not compared", expected=" or ".join(names), got=repr(baseline))
-    if resamples < 100:
-        raise UsageError("too few resamples for an interval", expected=">= 100", got=resamples)
+    for name, value, least in (("resamples", resamples, 100), ("folds", folds, 2), ("seed", seed, 0)):
+        if value < least:
+            raise UsageError("too small a number", where=name, expected=f">= {least}", got=value)
 
 
 def _given_scores(name: str, values: npt.ArrayLike, lists: JudgedLists, store: Store) -> Floats:

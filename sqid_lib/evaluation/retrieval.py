@@ -23,6 +23,7 @@ BACKENDS = ("auto", "torch", "numpy", "faiss")
 _PRODUCTS, _QUERIES = 16_384, 1_024  # rows scored at once: 64 MiB of scores
 _PAIRS = 8_192  # pairs scored again at once
 _SPARE = 28  # products beyond `top` that are scored again
+_NEAR = 1_024  # products scored again because they score as the last one does
 _ROUNDING = np.float32(4e-6)  # more than two float32 dot products of unit vectors err together
 
 
@@ -126,13 +127,11 @@ def search_top(search: Search, candidates: Ints, top: int, find: Top, name: str 
     """
     wide = min(top + _SPARE, len(candidates))
     best, place = _nearest(search, candidates, wide, find, name)
-    border = best[:, top - 1] - _ROUNDING
-    crowded = np.flatnonzero(best[:, -1] >= border) if wide < len(candidates) else np.empty(0, np.int64)
-    clear = np.setdiff1d(np.arange(len(best)), crowded)
-    query, place = np.repeat(clear, wide), place[clear].ravel()
-    if len(crowded):
-        more = _above(search, candidates, crowded, border[crowded])
-        query, place = np.concatenate([query, more[0]]), np.concatenate([place, more[1]])
+    border = best[:, top - 1]
+    crowded = np.flatnonzero(best[:, -1] >= border - _ROUNDING) if wide < len(candidates) else np.empty(0, np.int64)
+    near = _near_border(search, candidates, crowded, border[crowded], max(top, _NEAR))
+    pairs = np.union1d(np.repeat(np.arange(len(best)), wide) * len(candidates) + place.ravel(), near)
+    query, place = np.divmod(pairs, len(candidates))
     scores = np.empty(len(query))
     for start in range(0, len(query), _PAIRS):
         block = slice(start, start + _PAIRS)
@@ -162,17 +161,22 @@ def _nearest(search: Search, candidates: Ints, top: int, find: Top, name: str) -
     return best, place
 
 
-def _above(search: Search, candidates: Ints, queries: Ints, border: Float32s) -> tuple[Ints, Ints]:
-    """Query and place of every candidate that scores at least `border` [len(queries)]."""
-    found = []
-    for start in range(0, len(candidates), _PRODUCTS):
+def _near_border(search: Search, candidates: Ints, queries: Ints, border: Float32s, most: int) -> Ints:
+    """Pairs query · len(candidates) + place that score `border` [len(queries)] within rounding, `most` of each query.
+
+    More than that are equal vectors (no picture, or the same one), of which the first are kept anyway.
+    """
+    found, taken = [np.empty(0, np.int64)], np.zeros(len(queries), np.int64)
+    for start in range(0, len(candidates) if len(queries) else 0, _PRODUCTS):
         vectors = search.products(candidates[start : start + _PRODUCTS])
         for q in range(0, len(queries), _QUERIES):
             block = slice(q, q + _QUERIES)
-            row, column = np.nonzero(search.queries[queries[block]] @ vectors.T >= border[block, None])
-            found.append((queries[block][row], column + start))
-    query, place = (np.concatenate(part) for part in zip(*found, strict=True))
-    return query, place
+            distance = np.abs(search.queries[queries[block]] @ vectors.T - border[block, None])
+            row, column = np.nonzero(distance <= _ROUNDING)
+            wanted = taken[block][row] + np.arange(len(row)) - np.searchsorted(row, row) < most
+            taken[block] += np.bincount(row[wanted], minlength=len(distance))
+            found.append(queries[block][row[wanted]] * len(candidates) + column[wanted] + start)
+    return np.concatenate(found)
 
 
 def backend_top(backend: str) -> Top:
