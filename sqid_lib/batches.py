@@ -107,6 +107,19 @@ class NegativeBatch(Batch):
     in_batch_mask: Any
 
 
+class Products(Protocol):
+    """Vectors of products: a store, or a part of a release in memory."""
+
+    @property
+    def text_features(self) -> npt.NDArray[Any]: ...
+
+    @property
+    def image_features(self) -> npt.NDArray[Any]: ...
+
+    @property
+    def has_image(self) -> npt.NDArray[np.bool_]: ...
+
+
 class Gather(Protocol):
     """How the batches of one kind are made; `units` are what an epoch visits once each."""
 
@@ -136,15 +149,7 @@ class Pairs:
         return len(self.judgments)
 
     def layout(self, units: Rows) -> Layout:
-        rows = len(units)
-        vector = (self.dtype, (rows, self.store.width))
-        return {
-            **dict.fromkeys(("query_features", "text_features", "image_features"), vector),
-            "has_image": (np.dtype(np.bool_), (rows,)),
-            "gain": (np.dtype(np.float32), (rows,)),
-            "query_id": (np.dtype(np.int64), (rows,)),
-            "product_index": (np.dtype(np.int64), (rows,)),
-        }
+        return pair_layout(len(units), self.store.width, self.dtype)
 
     def fill(self, units: Rows, out: Arrays, _draw: tuple[int, ...], /) -> None:
         store, judgments = self.store, self.judgments[units]
@@ -234,6 +239,17 @@ class Negatives:
         np.logical_not(store.judged.has(queries[:, None], out["product_index"][None]), out=out["in_batch_mask"])
 
 
+def pair_layout(rows: int, width: int, dtype: np.dtype[Any]) -> Layout:
+    """Fields of a PairBatch."""
+    return {
+        **dict.fromkeys(("query_features", "text_features", "image_features"), (dtype, (rows, width))),
+        "has_image": (np.dtype(np.bool_), (rows,)),
+        "gain": (np.dtype(np.float32), (rows,)),
+        "query_id": (np.dtype(np.int64), (rows,)),
+        "product_index": (np.dtype(np.int64), (rows,)),
+    }
+
+
 def take(matrix: npt.NDArray[Any], rows: Rows, out: npt.NDArray[Any]) -> None:
     """out[...] = matrix[rows], without a copy between where the dtypes agree."""
     if matrix.dtype == out.dtype:
@@ -242,7 +258,7 @@ def take(matrix: npt.NDArray[Any], rows: Rows, out: npt.NDArray[Any]) -> None:
         out[...] = matrix[rows]
 
 
-def take_products(store: EmbeddingStore, rows: Rows, out: Arrays, prefix: str = "") -> None:
+def take_products(store: Products, rows: Rows, out: Arrays, prefix: str = "") -> None:
     """Write the vectors of products and whether they have an image."""
     take(store.text_features, rows, out[f"{prefix}text_features"])
     take(store.image_features, rows, out[f"{prefix}image_features"])

@@ -19,7 +19,7 @@ from sqid_lib import convert, schemas, store_sources
 from sqid_lib.batches import Judged, ListBatch, Lists, NegativeBatch, Negatives, PairBatch, Pairs
 from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.selection import Selection
-from sqid_lib.streaming import Stream, StreamOptions, make_stream
+from sqid_lib.streaming import StoreStream, StreamOptions, make_stream
 
 Floats = npt.NDArray[np.floating[Any]]
 DTYPES = ("float32", "float16")
@@ -121,7 +121,7 @@ class EmbeddingStore:
         queries: Iterable[int] | None = None,
         dtype: str | None = None,
         **options: Unpack[StreamOptions],
-    ) -> Stream[PairBatch]:
+    ) -> StoreStream[PairBatch]:
         """A stream of judgments in batches of `PairBatch`.
 
         Args:
@@ -146,7 +146,7 @@ class EmbeddingStore:
         queries: Iterable[int] | None = None,
         dtype: str | None = None,
         **options: Unpack[StreamOptions],
-    ) -> Stream[ListBatch]:
+    ) -> StoreStream[ListBatch]:
         """A stream of queries, each with all its judged products, in batches of `ListBatch`; as `pairs` otherwise."""
         judgments = self._select(labels, split, has_image, queries)
         by_query = self.judgment_query_index[judgments]
@@ -165,7 +165,7 @@ class EmbeddingStore:
         queries: Iterable[int] | None = None,
         dtype: str | None = None,
         **options: Unpack[StreamOptions],
-    ) -> Stream[NegativeBatch]:
+    ) -> StoreStream[NegativeBatch]:
         """A stream of positives, each with `count` products not judged for its query, in batches of `NegativeBatch`.
 
         They are drawn evenly from all products, seeded by `seed`, epoch and batch. The other products of the batch

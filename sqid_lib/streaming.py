@@ -63,17 +63,16 @@ class Order:
 
 
 class Stream(Generic[B]):
-    """Iterate for one epoch of batches of numpy arrays; `TorchStream` makes them tensors.
+    """Iterate for one epoch of batches. Iterating again repeats it: call `set_epoch` for another order."""
 
-    Iterating again repeats the same epoch: call `set_epoch` for another order. Batches are gathered ahead by threads.
-    """
+    _START: Any = 0  # a position is the number of the next batch
 
-    def __init__(self, gather: Gather, order: Order, *, name: str, prefetch: int = 2) -> None:
+    def __init__(self, order: Order, *, name: str, prefetch: int) -> None:
         """`name` tells the rows of one stream from those of another, for states."""
-        self.gather, self.order, self.name, self.prefetch = gather, order, name, prefetch
+        self.order, self.name, self.prefetch = order, name, prefetch
         self._epoch = 0
-        self._resume = 0  # where the next iteration starts
-        self._at = (0, 0)  # epoch and next batch of the latest iteration
+        self._resume: Any = self._START  # where the next iteration starts
+        self._at = (0, self._START)  # epoch and position of the latest iteration
 
     @property
     def epoch(self) -> int:
@@ -85,16 +84,12 @@ class Stream(Generic[B]):
         if epoch < 0:
             raise UsageError("epochs start at 0", where="set_epoch", got=epoch)
         if epoch != self.epoch:
-            self._go_to(epoch, 0)
-
-    def __len__(self) -> int:
-        """Batches of this rank in an epoch, over all its workers."""
-        return self.order.batches(self.gather.units)
+            self._go_to(epoch, self._START)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the latest iteration stands: plain values, the same for every rank, whatever was gathered ahead."""
-        epoch, batch = self._at
-        return {"epoch": epoch, "batch": batch, **self._settings()}
+        epoch, position = self._at
+        return {"epoch": epoch, "position": position, **self._settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on behind the last batch that was yielded when the state was taken.
@@ -108,29 +103,44 @@ class Stream(Generic[B]):
                 raise StoreError(
                     "the state is of another stream", where=key, expected=value, got=state.get(key), fix=fix
                 )
-        self._go_to(int(state["epoch"]), int(state["batch"]))
+        self._go_to(state["epoch"], state["position"])
 
     def __iter__(self) -> Iterator[B]:
-        start, self._resume = self._resume, 0
+        start, self._resume = self._resume, self._START
         self._at = (self.epoch, start)
         return self._batches(self.epoch, start)
 
-    def _go_to(self, epoch: int, batch: int) -> None:
-        self._epoch, self._resume, self._at = epoch, batch, (epoch, batch)
+    def _go_to(self, epoch: int, position: Any) -> None:
+        self._epoch, self._resume, self._at = epoch, position, (epoch, position)
 
     def _settings(self) -> dict[str, Any]:
         order = self.order
-        return {
-            "rows": self.name,
-            "units": self.gather.units,
-            "batch_size": order.batch_size,
-            "shuffle": order.shuffle,
-            "seed": order.seed,
-            "world_size": order.world_size,
-            "drop_last": order.drop_last,
-        }
+        names = ("batch_size", "shuffle", "seed", "world_size", "drop_last")
+        return {"rows": self.name, **{name: getattr(order, name) for name in names}}
 
-    def _batches(self, epoch: int, start: int) -> Iterator[B]:
+    def _batches(self, epoch: int, start: Any) -> Iterator[B]:
+        raise NotImplementedError
+
+    def _worker(self) -> tuple[int, int, bool]:
+        """Which of how many workers this is, and whether it is one."""
+        return 0, 1, False
+
+    def _memory(self) -> Memory:
+        return Recycler()
+
+
+class StoreStream(Stream[B]):
+    """Batches gathered from a store by threads, ahead of their use."""
+
+    def __init__(self, gather: Gather, order: Order, *, name: str, prefetch: int = 2) -> None:
+        super().__init__(order, name=name, prefetch=prefetch)
+        self.gather = gather
+
+    def __len__(self) -> int:
+        """Batches of this rank in an epoch, over all its workers."""
+        return self.order.batches(self.gather.units)
+
+    def _batches(self, epoch: int, start: Any) -> Iterator[B]:
         units = self.order.units(epoch, self.gather.units)
         size = self.order.batch_size
         worker, workers, in_worker = self._worker()
@@ -145,16 +155,9 @@ class Stream(Generic[B]):
             self.gather.fill(chosen, carve(buffer.bytes, layout), (self.order.seed, epoch, self.order.rank, k))
             return cast(B, memory.batch(self.gather.kind, buffer, layout))
 
-        for k, batch in _ahead(make, mine, 0 if in_worker else self.prefetch):
+        for k, batch in ahead(make, mine, 0 if in_worker else self.prefetch):
             self._at = (epoch, k + 1)
             yield batch
-
-    def _worker(self) -> tuple[int, int, bool]:
-        """Which of how many workers this is, and whether it is one."""
-        return 0, 1, False
-
-    def _memory(self) -> Memory:
-        return Recycler()
 
 
 class StreamOptions(TypedDict, total=False):
@@ -192,30 +195,38 @@ def make_stream(
     pin_memory: bool = False,
     device: Any = None,
     **order: Any,
-) -> Stream[Any]:
+) -> StoreStream[Any]:
     """A stream of numpy arrays or torch tensors; options as in StreamOptions.
 
     Raises:
         UsageError: an option has a wrong value.
         MissingExtraError: format is "torch", and torch is not installed.
     """
-    if format not in ("auto", "torch", "numpy"):
-        raise UsageError("unknown format", where="format", expected="auto, torch or numpy", got=format)
+    tensors = wants_tensors(format, pin_memory, device)
     if prefetch < 0:
         raise UsageError("prefetch cannot be negative", where="prefetch", got=prefetch)
-    installed = importlib.util.find_spec("torch") is not None
-    if format == "numpy" or (format == "auto" and not installed):
-        if pin_memory or device is not None:
-            raise UsageError("pin_memory and device need tensors", where="format", expected="torch", got="numpy")
-        return Stream(gather, Order(**order), name=name, prefetch=prefetch)
-    if not installed:
-        raise missing_extra("torch", "train", "to stream tensors")
+    if not tensors:
+        return StoreStream(gather, Order(**order), name=name, prefetch=prefetch)
     from sqid_lib.torch_stream import TorchStream
 
     return TorchStream(gather, Order(**order), name=name, prefetch=prefetch, pin_memory=pin_memory, device=device)
 
 
-def _ahead(make: Callable[[int], T], keys: Iterator[int], depth: int) -> Iterator[tuple[int, T]]:
+def wants_tensors(format: str, pin_memory: bool, device: Any) -> bool:
+    """Whether batches are torch tensors; errors as `make_stream`."""
+    if format not in ("auto", "torch", "numpy"):
+        raise UsageError("unknown format", where="format", expected="auto, torch or numpy", got=format)
+    installed = importlib.util.find_spec("torch") is not None
+    if format == "numpy" or (format == "auto" and not installed):
+        if pin_memory or device is not None:
+            raise UsageError("pin_memory and device need tensors", where="format", expected="torch", got="numpy")
+        return False
+    if not installed:
+        raise missing_extra("torch", "train", "to stream tensors")
+    return True
+
+
+def ahead(make: Callable[[int], T], keys: Iterator[int], depth: int) -> Iterator[tuple[int, T]]:
     """(key, make(key)) in order, with `depth` of them made ahead by threads: gathering releases the GIL."""
     if not depth:
         for key in keys:

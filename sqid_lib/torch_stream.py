@@ -11,27 +11,19 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sqid_lib.batches import Batch, Gather, Layout
+from sqid_lib.batches import Batch, Layout
 from sqid_lib.errors import UsageError
-from sqid_lib.streaming import Buffer, Memory, Order, Recycler, Stream, lease, place
+from sqid_lib.hub_stream import ReleaseStream
+from sqid_lib.streaming import Buffer, Memory, Recycler, StoreStream, lease, place
 
 B = TypeVar("B", bound=Batch)
 
 
-class TorchStream(Stream[B], IterableDataset):  # type: ignore[type-arg]
-    """As `Stream`, with tensors. Iterate it directly, or hand it to a DataLoader with batch_size=None."""
+class _Tensors:
+    """What a stream of tensors does otherwise than one of arrays; stands before it in the order of bases."""
 
-    def __init__(
-        self,
-        gather: Gather,
-        order: Order,
-        *,
-        name: str,
-        prefetch: int = 2,
-        pin_memory: bool = False,
-        device: Any = None,
-    ) -> None:
-        super().__init__(gather, order, name=name, prefetch=prefetch)
+    def __init__(self, *args: Any, pin_memory: bool = False, device: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.device = None if device is None else torch.device(device)
         self.pin_memory = pin_memory or (self.device is not None and self.device.type == "cuda")
         # in shared memory, so that set_epoch reaches workers that live on
@@ -42,8 +34,8 @@ class TorchStream(Stream[B], IterableDataset):  # type: ignore[type-arg]
         """The epoch that the next iteration visits."""
         return int(self._shared_epoch.item())
 
-    def _go_to(self, epoch: int, batch: int) -> None:
-        super()._go_to(epoch, batch)
+    def _go_to(self, epoch: int, position: Any) -> None:
+        super()._go_to(epoch, position)  # type: ignore[misc]
         self._shared_epoch.fill_(epoch)
 
     def _worker(self) -> tuple[int, int, bool]:
@@ -57,6 +49,14 @@ class TorchStream(Stream[B], IterableDataset):  # type: ignore[type-arg]
             fix = "Use DataLoader(pin_memory=True) and batch.to(device), or no workers."
             raise UsageError("pin_memory and device are not for the workers of a DataLoader", where="stream", fix=fix)
         return _Slots()
+
+
+class TorchStream(_Tensors, StoreStream[B], IterableDataset):  # type: ignore[type-arg]
+    """As `StoreStream`, with tensors. Iterate it directly, or hand it to a DataLoader with batch_size=None."""
+
+
+class TorchReleaseStream(_Tensors, ReleaseStream, IterableDataset):  # type: ignore[type-arg]
+    """As `ReleaseStream`, with tensors; workers of a DataLoader share the row groups out."""
 
 
 def _views(kind: type[Any], flat: torch.Tensor, layout: Layout) -> Any:

@@ -75,7 +75,7 @@ def test_holds_what_the_release_holds(release: Path, tmp_path: Path) -> None:
     )
     assert store.products == features.select(store.products.column_names)
     assert {"product_id", "product_locale", "product_title", "image_status"} <= set(store.products.column_names)
-    assert store.queries == queries.select(["query_id", "query", "source"])
+    assert store.queries == read(release, schemas.QUERIES).select(["query_id", "query", "source"])
     judgments = read(release, schemas.JUDGMENTS)
     assert store.judgments.drop_columns(["split"]) == judgments.drop_columns(["query"])
     assert store.judgments["split"].unique().to_pylist() == ["test"]
@@ -458,6 +458,6 @@ def test_import_needs_no_torch(release: Path, tmp_path: Path) -> None:
         "store = EmbeddingStore.open(sys.argv[1], cache_dir=sys.argv[2], progress=False)\n"
         "print(sum(len(b.gain) for b in store.pairs(format='numpy')))"
     )
-    arguments = [sys.executable, "-c", code, release, tmp_path / "cache"]
+    arguments = [sys.executable, "-c", code, str(release), str(tmp_path / "cache")]
     run = subprocess.run(arguments, capture_output=True, text=True, env=dict(os.environ), check=False)
     assert run.stdout.strip() == str(len(read(release, schemas.JUDGMENTS))), run.stderr

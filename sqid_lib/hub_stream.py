@@ -1,0 +1,207 @@
+"""Pairs straight from a release, here or on the Hub, without a copy on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from sqid_lib import schemas
+from sqid_lib.batches import PairBatch, Rows, pair_layout, take, take_products
+from sqid_lib.errors import UsageError
+from sqid_lib.parquet import read_vectors
+from sqid_lib.remote_release import Judged, Release, open_release, read_judged
+from sqid_lib.selection import key_strings
+from sqid_lib.streaming import Memory, Order, Stream, StreamOptions, ahead, carve, place, wants_tensors
+
+
+def stream_pairs(
+    dir_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    labels: Iterable[str] | None = None,
+    split: str | None = None,
+    has_image: bool | None = None,
+    queries: Iterable[int] | None = None,
+    dtype: str = "float32",
+    buffer: int = 8192,
+    **options: Unpack[StreamOptions],
+) -> Stream[PairBatch]:
+    """Stream the judgments of a release row group by row group, with the queries in memory and no copy on disk.
+
+    Ranks and workers share the row groups out. `shuffle` permutes the row groups, and the pairs within as many of them
+    as hold `buffer` products. The order depends on the number of workers; `EmbeddingStore.pairs` shuffles fully.
+
+    Args:
+        dir_or_repo: a release directory, or `ORG/name` on the Hub, read at the commit `revision` stands for now.
+        labels, split, has_image, queries, dtype, **options: as in `EmbeddingStore.pairs`; `prefetch` counts buffers.
+        buffer: products in memory at once, about 6 kB each at width 768; those being read ahead come on top.
+
+    Raises:
+        MissingFileError, DownloadError: the release is not there or cannot be reached, also in the middle of an epoch,
+            after every range was asked for four times.
+        SourceError, ContractError: a file is damaged, or the files contradict each other.
+        StoreError: no judgment is left by the filters. UsageError: an option has a wrong value.
+    """
+    if dtype not in ("float32", "float16"):
+        raise UsageError("unknown dtype", where="dtype", expected="float32 or float16", got=dtype)
+    if buffer < 1:
+        raise UsageError("buffer starts at 1", where="buffer", got=buffer)
+    release = open_release(dir_or_repo, revision)
+    judged = read_judged(release, labels, split, queries)
+    prefetch = options.pop("prefetch", 1)
+    kinds = {name: options.pop(name, default) for name, default in _KINDS.items()}  # type: ignore[misc]
+    settings: dict[str, Any] = {
+        "order": Order(**options),  # type: ignore[misc]
+        "judged": judged,
+        "has_image": has_image,
+        "dtype": np.dtype(dtype),
+        "buffer": buffer,
+        "prefetch": prefetch,
+    }
+    if not wants_tensors(kinds["format"], kinds["pin_memory"], kinds["device"]):
+        return ReleaseStream(release, **settings)
+    from sqid_lib.torch_stream import TorchReleaseStream
+
+    return TorchReleaseStream(release, **settings, pin_memory=kinds["pin_memory"], device=kinds["device"])
+
+
+_KINDS: dict[str, Any] = {"format": "auto", "pin_memory": False, "device": None}
+
+
+class ReleaseStream(Stream[PairBatch]):
+    """What `stream_pairs` gives. It has no length: how many pairs a row group holds is known once it is read."""
+
+    _START = (0, 0)  # a position is a block of row groups, and a pair of it
+
+    def __init__(
+        self,
+        release: Release,
+        *,
+        order: Order,
+        judged: Judged,
+        has_image: bool | None,
+        dtype: np.dtype[Any],
+        buffer: int,
+        prefetch: int,
+    ) -> None:
+        name = f"{release.name} {has_image} {dtype} {buffer} {judged.digest}"
+        super().__init__(order, name=name, prefetch=prefetch)
+        self.release, self.judged, self.dtype, self.buffer, self.wanted = release, judged, dtype, buffer, has_image
+
+    def _settings(self) -> dict[str, Any]:
+        # a position is in the row groups of one worker of one rank
+        worker, workers, _ = self._worker()
+        return {**super()._settings(), "rank": self.order.rank, "worker": worker, "workers": workers}
+
+    def _batches(self, epoch: int, start: Any) -> Iterator[PairBatch]:
+        worker, workers, _ = self._worker()
+        blocks = self._blocks(epoch, self.order.rank * workers + worker, self.order.world_size * workers)
+        memory: Memory = self._memory()
+        block_number, offset = start
+
+        def read(number: int) -> _Block:
+            return self._read(blocks[number], (self.order.seed, epoch, number, self.order.rank, worker, workers))
+
+        waiting: list[tuple[_Block, Rows]] = []  # pairs that no batch has yet
+        count = 0
+        for number, block in ahead(read, iter(range(block_number, len(blocks))), self.prefetch):
+            rows = np.arange(offset, len(block.judgments))
+            offset = 0
+            while count + len(rows) >= self.order.batch_size:
+                cut = self.order.batch_size - count
+                batch = self._batch([*waiting, (block, rows[:cut])], memory)
+                rows, waiting, count = rows[cut:], [], 0
+                self._at = (epoch, (number, len(block.judgments) - len(rows)))
+                yield batch
+            if len(rows):
+                waiting.append((block, rows))
+                count += len(rows)
+        if count and not self.order.drop_last:
+            self._at = (epoch, (len(blocks), 0))
+            yield self._batch(waiting, memory)
+
+    def _blocks(self, epoch: int, slot: int, slots: int) -> list[list[tuple[int, int]]]:
+        """This slot's row groups of an epoch, as (file, group), in blocks of `buffer` products."""
+        groups = [(f, g) for f, shard in enumerate(self.release.shards) for g in range(shard.metadata.num_row_groups)]
+        if self.order.shuffle:
+            order = np.random.default_rng([self.order.seed, epoch]).permutation(len(groups))
+            groups = [groups[i] for i in order]
+        blocks: list[list[tuple[int, int]]] = []
+        room = 0
+        for f, g in groups[slot::slots]:
+            rows = self.release.shards[f].metadata.row_group(g).num_rows
+            if rows > room or not blocks:
+                blocks.append([])
+                room = self.buffer
+            blocks[-1].append((f, g))
+            room -= rows
+        return blocks
+
+    def _read(self, groups: list[tuple[int, int]], draw: tuple[int, ...]) -> _Block:
+        parts = [self._read_group(f, g) for f, g in groups]
+        starts = np.cumsum([0, *(len(part.has_image) for part in parts)])
+        block = _Block(
+            np.concatenate([part.text_features for part in parts]),
+            np.concatenate([part.image_features for part in parts]),
+            np.concatenate([part.has_image for part in parts]),
+            np.concatenate([part.product_index for part in parts]),
+            np.concatenate([part.products + start for part, start in zip(parts, starts[:-1], strict=True)]),
+            np.concatenate([part.judgments for part in parts]),
+        )
+        return block.shuffled(np.random.default_rng(draw)) if self.order.shuffle else block
+
+    def _read_group(self, f: int, g: int) -> _Block:
+        shard = self.release.shards[f]
+        where = f"{shard.path}, row group {g}"
+        table = shard.read(g)
+        keys = key_strings(table)
+        text, _ = read_vectors(table, schemas.VECTOR_COLUMNS[0], self.judged.width, where)
+        image, _ = read_vectors(table, schemas.VECTOR_COLUMNS[1], self.judged.width, where)
+        has_image = table["has_image"].to_numpy()
+        rows, judgments = self.judged.of(keys, shard.split)
+        if self.wanted is not None:
+            kept = has_image[rows] == self.wanted
+            rows, judgments = rows[kept], judgments[kept]
+        some, products = np.unique(rows, return_inverse=True)  # the others need not stay in memory
+        first = shard.first_row + sum(shard.metadata.row_group(i).num_rows for i in range(g))
+        return _Block(text[some], image[some], has_image[some], first + some, products, judgments)
+
+    def _batch(self, parts: list[tuple[_Block, Rows]], memory: Memory) -> PairBatch:
+        rows = sum(len(chosen) for _, chosen in parts)
+        layout = pair_layout(rows, self.judged.width, self.dtype)
+        buffer = memory.take(max(stop for _, stop, _, _ in place(layout).values()))
+        out, start = carve(buffer.bytes, layout), 0
+        for block, chosen in parts:
+            here = {name: field[start : start + len(chosen)] for name, field in out.items()}
+            products, judgments = block.products[chosen], block.judgments[chosen]
+            take_products(block, products, here)
+            here["product_index"][...] = block.product_index[products]
+            queries = self.judged.query_rows[judgments]
+            take(self.judged.query_features, queries, here["query_features"])
+            here["query_id"][...] = self.judged.query_ids[queries]
+            here["gain"][...] = self.judged.gain[judgments]
+            start += len(chosen)
+        batch: PairBatch = memory.batch(PairBatch, buffer, layout)
+        return batch
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Products in memory, and the pairs they are in: `products` [N] rows of the former, `judgments` [N]."""
+
+    text_features: npt.NDArray[np.float32]
+    image_features: npt.NDArray[np.float32]
+    has_image: npt.NDArray[np.bool_]
+    product_index: Rows
+    products: Rows
+    judgments: Rows
+
+    def shuffled(self, rng: np.random.Generator) -> _Block:
+        order = rng.permutation(len(self.judgments))
+        fields = (self.text_features, self.image_features, self.has_image, self.product_index)
+        return _Block(*fields, self.products[order], self.judgments[order])
