@@ -1,8 +1,8 @@
 """How much of a release has to be uploaded again when a few rows change: `python benchmarks/growth.py [--rows N]`.
 
-Writes product_features and urls twice with the release's own writer, before and after a change, and cuts all files
-into chunks as Xet does (Gear hash, 8 to 128 KiB, 64 KiB on average; another random Gear table). What counts as sent are
-the chunks of the new files that the old files do not have. The same rows with zstd alone stand beside it.
+Writes product_features and urls twice with the release's own writer, before and after a change, and uploads both to an
+empty local store with hf_xet, the client that the Hub's uploads go through: what it calls new in the second upload is
+what would be sent, before its own compression. The same rows with zstd alone stand beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +25,25 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 WIDTH = schemas.PUBLISHED_WIDTH
 TOUCHED = 50
-_MIN, _MAX = 8 << 10, 128 << 10
-_MASK = np.uint64(0xFFFF_0000_0000_0000)  # 16 bits: a cut every 64 KiB on average
-_GEAR = np.random.default_rng(7).integers(0, 2**64, size=256, dtype=np.uint64)
-_WINDOW = 64  # bytes a 64-bit Gear hash remembers
-_BLOCK = 1 << 22
 
 
-def chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """(digest, size) of each content-defined chunk."""
-    view, found = np.frombuffer(data, np.uint8), [np.array([], int)]
-    for start in range(0, len(view), _BLOCK):
-        low = max(0, start - _WINDOW + 1)
-        hashes = _GEAR[view[low : start + _BLOCK]]
-        step = 1
-        while step < _WINDOW:  # h[i] = gear[i] + 2 h[i-1], for 2, 4, … 64 bytes at a time
-            shifted = np.zeros_like(hashes)
-            shifted[step:] = hashes[:-step] << np.uint64(step)
-            hashes = hashes + shifted
-            step *= 2
-        cuts = np.flatnonzero((hashes & _MASK) == 0) + low
-        found.append(cuts[cuts >= start])
-    cuts, position, memory = np.concatenate(found), 0, memoryview(data)
-    while position < len(data):
-        following = int(np.searchsorted(cuts, position + _MIN - 1))
-        end = min(len(data), position + _MAX)
-        if following < len(cuts):
-            end = min(end, int(cuts[following]) + 1)
-        yield hashlib.blake2b(memory[position:end], digest_size=16).digest(), end - position
-        position = end
+def sent(old: Path, new: Path, store: Path) -> tuple[int, int]:
+    """Bytes that the genuine Xet client finds new in `new` after it uploaded `old`, and all bytes of `new`."""
+    import hf_xet  # type: ignore[import-untyped]
 
-
-def sent(old: Path, new: Path) -> tuple[int, int]:
-    """Bytes of `new` that chunks of `old` do not cover, and all bytes of `new`."""
-    known = {digest for path in sorted(old.rglob("*.parquet")) for digest, _ in chunks(path.read_bytes())}
-    fresh: dict[bytes, int] = {}
-    total = 0
-    for path in sorted(new.rglob("*.parquet")):
-        total += path.stat().st_size
-        fresh |= {digest: size for digest, size in chunks(path.read_bytes()) if digest not in known}
-    return sum(fresh.values()), total
+    again = total = 0
+    for folder in (old, new):
+        again = total = 0
+        with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{store}") as commit:
+            files = [
+                commit.start_upload_file(str(path), sha256=hf_xet.COMPUTE_SHA256)
+                for path in sorted(folder.rglob("*.parquet"))
+            ]
+        for file in files:
+            metrics = file.result().dedup_metrics
+            again += metrics.new_bytes
+            total += metrics.total_bytes
+    return again, total
 
 
 def shop(rows: int) -> pa.Table:
@@ -145,10 +124,10 @@ def main() -> None:
     for change, after in versions.items():
         for name, write in writers.items():
             with tempfile.TemporaryDirectory() as scratch:
-                old, new = Path(scratch, "old"), Path(scratch, "new")
+                old, new, store = (Path(scratch, name) for name in ("old", "new", "store"))
                 write(old, before)
                 write(new, after)
-                again, total = sent(old, new)
+                again, total = sent(old, new, store)
             print(f"| {change} | {name} | {total / 1e6:.1f} | {again / 1e6:.2f} | {again / total:.1%} |", flush=True)
 
 
