@@ -155,7 +155,7 @@ def title(item: Goods, rng: Random) -> str:
         return f"{item.brand} {rng.choice(_COLLECTIONS)} No. {rng.randrange(2, 99)}, {item.material.title()}"
     colour = _misspelt(colour, rng) if rng.random() < 0.1 else colour
     pattern = _misspelt(pattern, rng) if rng.random() < 0.1 else pattern
-    shown_colour, shown_pattern = rng.random() < 0.55, rng.random() < 0.55
+    shown_colour, shown_pattern = rng.random() < 0.45, rng.random() < 0.45
     front = [pattern] if shown_pattern and pattern else []
     material = [item.material.title()] if rng.random() < 0.75 else []
     colour_first = rng.random() < 0.5

@@ -97,9 +97,9 @@ def _main_part(seed: int) -> tuple[list[Listing], list[Search]]:
     wishes = []
     for kind in KINDS:
         for look in rng.sample([x for x in looks() if x.kind == kind and held_out(x)], QUERIES_PER_KIND):
-            asked = rng.random()  # a third asks for something no picture shows
+            asked = rng.random()  # four in ten ask for something no picture shows
             brand = rng.choice(BRANDS) if asked < 0.2 else None
-            wishes.append(Wish(look, brand, rng.choice(materials(kind)) if 0.2 <= asked < 0.34 else None))
+            wishes.append(Wish(look, brand, rng.choice(materials(kind)) if asked > 0.8 else None))
     own = [[_listing(item, rng) for item in _made_for(wish, rng)] for wish in wishes]
     everything = [listing for listings in own for listing in listings]
     searches = []

@@ -81,7 +81,7 @@ def contrastive_loss(model: Any, images: torch.Tensor, tokens: Any) -> torch.Ten
     target = torch.arange(len(image))
     scale = model.logit_scale.exp().clamp(max=100)
     losses = []
-    for left, right, weight in ((image, query, 1.0), (image, name, 0.5), (query, name, 1.0)):
+    for left, right, weight in ((image, query, 1.0), (image, name, 0.5), (query, name, 0.3)):
         logits = scale * left @ right.T
         losses.append(weight * (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2)
     return torch.stack(losses).sum()
@@ -178,7 +178,7 @@ def _augmented(images: torch.Tensor) -> torch.Tensor:
 def _asked(item: Goods, rng: Random) -> Wish:
     """A query that this product answers: its look, and now and then its brand or material."""
     asked = rng.random()
-    return Wish(item.look, item.brand if asked < 0.3 else None, item.material if asked > 0.75 else None)
+    return Wish(item.look, item.brand if asked < 0.25 else None, item.material if asked > 0.75 else None)
 
 
 def _bpe(texts: Iterator[str]) -> Tokenizer:
@@ -213,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m builder.demo.train_tiny_clip", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny_clip")
     parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--pictures", type=int, default=6, help="drawings per look")
-    parser.add_argument("--batch", type=int, default=160)
+    parser.add_argument("--pictures", type=int, default=4, help="drawings per look")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     train(**vars(parser.parse_args(argv)))
 
