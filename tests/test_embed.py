@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ from builder.embed import embed
 from builder.recipe import Encoder, Esci, Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders import load_encoder
-from sqid_lib.errors import CorruptFileError, IntegrityError, UsageError
+from sqid_lib.errors import CorruptFileError, DiskError, EncoderError, IntegrityError, UsageError
 from sqid_lib.pictures import decode
 
 PRODUCTS = 11
@@ -191,6 +196,103 @@ def test_supplementary_products_on_request(recipe: Recipe, tmp_path: Path) -> No
     assert not list((work / "embed").glob("supp-*"))
     embed(replace(recipe, selection=replace(recipe.selection, embed_supp=True)), work)
     assert read(work, "supp")["product_id"].to_pylist() == [f"P{row:03d}" for row in range(PRODUCTS, PRODUCTS + 5)]
+
+
+def test_killed_and_run_again_gives_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    work, undisturbed = make_work(tmp_path / "a"), make_work(tmp_path / "b")
+    embed(recipe, undisturbed)
+    whole = contents(undisturbed)
+    for nth in (3, 5):  # a kill between writing a file and giving it its name
+        before = {name: data for name, data in contents(work).items() if not name.endswith(".part")}
+        code = f"""
+import os, signal, sys
+from pathlib import Path
+from builder import atomic
+from builder.embed import embed
+from builder.recipe import Encoder, Esci, Recipe
+calls = []
+sync = atomic.sync
+def dying(path):
+    calls.append(path)
+    if len(calls) == {nth * 2 + 1}:  # a file, then its folder
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(path)
+atomic.sync = dying
+encoder = Encoder(**{vars(recipe.encoder)!r})
+embed(Recipe(name="tiny", version="1.0.0", esci=Esci("esci"), encoder=encoder), Path({str(work)!r}))
+"""
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+        now = contents(work)
+        assert any(name.endswith(".part") for name in now)
+        assert now.items() >= before.items()  # finished shards stay
+        assert len(now) > len(before) + 1
+    embed(recipe, work)
+    assert contents(work) == whole
+
+
+def test_several_devices_give_the_same_rows(recipe: Recipe, tmp_path: Path) -> None:
+    one, two = make_work(tmp_path / "a"), make_work(tmp_path / "b")
+    embed(recipe, one)
+    embed(replace(recipe, encoder=replace(recipe.encoder, device="cpu,cpu")), two)
+    for part in ("products", "queries"):
+        ours, theirs = read(one, part), read(two, part)
+        assert ours.drop_columns(vectors_of(ours)).equals(theirs.drop_columns(vectors_of(ours)))
+        for column in vectors_of(ours):
+            for a, b in zip(ours[column].to_pylist(), theirs[column].to_pylist(), strict=True):
+                assert (a is None) == (b is None)
+                assert a is None or np.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def vectors_of(table: pa.Table) -> list[str]:
+    return [name for name in table.column_names if name in schemas.VECTOR_COLUMNS]
+
+
+def test_a_vector_that_is_not_finite_is_a_status(recipe: Recipe, tmp_path: Path) -> None:
+    poison(model := write_clip(tmp_path / "model"), "visual_projection.weight")
+    work = make_work(tmp_path / "work")
+    embed(replace(recipe, encoder=replace(recipe.encoder, model=str(model))), work)
+    products = read(work, "products")
+    expected = ["non_finite" if status in ("ok", "generic") else status for status in FINAL]
+    assert products["image_status"].to_pylist() == expected
+    assert products["clip_image_features"].null_count == PRODUCTS
+    assert products["clip_text_features"].null_count == 0
+
+
+def test_a_text_vector_that_is_not_finite_stops_the_run(recipe: Recipe, tmp_path: Path) -> None:
+    poison(model := write_clip(tmp_path / "model"), "text_projection.weight")
+    work = make_work(tmp_path / "work")
+    with pytest.raises(EncoderError, match=r"vector of a text is not finite.*float32"):
+        embed(replace(recipe, encoder=replace(recipe.encoder, model=str(model))), work)
+    assert not list((work / "embed").glob("products-*"))
+
+
+def poison(model: Path, name: str) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights[name][0, 0] = np.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
+def test_a_picture_too_long_to_enlarge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "STORED", [("ok", encoded(picture(1, (1, 600)))), *STORED[1:]])
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    assert read(work, "products")["image_status"].to_pylist() == ["too_many_pixels", *FINAL[1:]]
+
+
+@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "the disk is full.*kept"), (errno.EIO, "the disk refused")])
+def test_the_disk_fails(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+    work = make_work(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("builder.embed.shards.pq.write_table", refuse)
+    with pytest.raises(DiskError, match=words):
+        embed(recipe, work)
+    assert [*contents(work)] == ["encoder.json"]
 
 
 def test_progress_is_logged(recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

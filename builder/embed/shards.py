@@ -18,6 +18,7 @@ from builder.atomic import replacing
 from sqid_lib.errors import DiskError
 
 _NAME = re.compile(r"[a-z]+-\d{5}\.parquet")
+_TORN = re.compile(r"\.[a-z]+-\d{5}\.parquet\.\d+\.part")  # what a killed process leaves of `replacing`
 _STAMP = b"sqid.stamp"
 
 
@@ -93,8 +94,9 @@ def write(shard: Shard, table: pa.Table) -> None:
 
 
 def remove_others(folders: Iterable[Path], keep: Collection[Path]) -> None:
-    """Remove shards of an earlier run with more rows, which readers would take for this run's."""
+    """Remove shards of an earlier run with more rows, which readers would take for this run's, and torn ones."""
     for folder in folders:
-        for path in folder.glob("*.parquet"):
-            if _NAME.fullmatch(path.name) and path not in keep:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            torn = _TORN.fullmatch(path.name)
+            if torn or (_NAME.fullmatch(path.name) and path not in keep):
                 path.unlink()
