@@ -134,3 +134,12 @@ def test_search_without_torch_uses_numpy(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "torch", None)
     without = evaluation.retrieve(store, ["clip_text"], resamples=100)
     np.testing.assert_array_equal(with_torch.rankings["clip_text"].product, without.rankings["clip_text"].product)
+
+
+def test_evaluation_opens_with_the_base_packages_alone() -> None:
+    import subprocess
+
+    heavy = "torch matplotlib sentence_transformers transformers ir_measures faiss scipy"
+    code = f"import sys, sqid_lib.evaluation; print([m for m in {heavy.split()} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
