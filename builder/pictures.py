@@ -46,7 +46,7 @@ class Decoders:
         self.processes = processes or _cpus()
         self._max_pixels = max_pixels
         self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
-        self._all: set[asyncio.subprocess.Process] = set()
+        self.running: set[asyncio.subprocess.Process] = set()
 
     async def __aenter__(self) -> Self:
         for _ in range(self.processes):
@@ -56,7 +56,7 @@ class Decoders:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in list(self._all):
+        for process in list(self.running):
             await self._end(process)
 
     async def check(self, data: bytes) -> Checked:
@@ -80,9 +80,9 @@ class Decoders:
         except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError, TimeoutError) as error:
             return Checked(_ENDED, detail=_reason(await self._end(process) if process else None, error))
         finally:
-            if not answered and process in self._all:
+            if not answered and process in self.running:
                 process.kill()  # cancelled half-way: its pipe is out of step
-                self._all.discard(process)
+                self.running.discard(process)
             self._idle.put_nowait(process if answered else None)
 
     async def _ask(self, process: asyncio.subprocess.Process, data: bytes) -> Checked:
@@ -106,7 +106,7 @@ class Decoders:
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
-        self._all.add(process)
+        self.running.add(process)
         _widen(process)
         assert process.stdout is not None
         if await process.stdout.read(1) != _READY:
@@ -119,7 +119,7 @@ class Decoders:
         return process
 
     async def _end(self, process: asyncio.subprocess.Process) -> int:
-        self._all.discard(process)
+        self.running.discard(process)
         if process.stdin is not None:
             process.stdin.close()
         try:
