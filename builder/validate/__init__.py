@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from builder import manifest
 from builder.validate.claims import check_card, check_manifest
 from builder.validate.classic import check_classic
 from builder.validate.files import check_files
@@ -13,6 +14,7 @@ from builder.validate.problem import Problem
 from builder.validate.relations import check_relations
 from builder.validate.rows import Scan
 from sqid_lib import schemas
+from sqid_lib.errors import SourceError
 
 __all__ = ["Problem", "validate"]
 
@@ -27,8 +29,9 @@ def validate(release: Path) -> list[Problem]:
     problems: list[Problem] = []
     _run(problems, str(release), lambda: check_files(release))
     scans: dict[str, Scan] = {}
+    made_here = _made_here(release)
     for config in schemas.CONFIGS:
-        scans[config] = Scan(release, config)
+        scans[config] = Scan(release, config, made_here=made_here)
         _run(problems, f"data/{config}", scans[config].problems)
     _run(problems, "data", lambda: check_relations(scans))
     _run(problems, schemas.MANIFEST, lambda: check_manifest(release, scans))
@@ -36,6 +39,13 @@ def validate(release: Path) -> list[Problem]:
     for name in schemas.CLASSIC_FILES:
         _run(problems, name, partial(check_classic, release, name, scans))
     return list(dict.fromkeys(problems))
+
+
+def _made_here(release: Path) -> bool:
+    try:
+        return manifest.read(release).recipe.get("artifacts") is None
+    except SourceError:  # told by check_manifest
+        return True
 
 
 def _run(problems: list[Problem], where: str, check: Callable[[], Iterable[Problem]]) -> None:

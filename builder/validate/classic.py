@@ -99,7 +99,7 @@ def _told(schema: pa.Schema) -> str:
 
 
 def _hashes(column: pa.Array, name: str) -> list[int | None]:
-    """A hash of each list of floats, None where it is null."""
+    """A hash of each list of floats, None where it is null or zeros."""
     lists = column.drop_null()
     if len(lists) == 0:
         return [None] * len(column)
@@ -109,7 +109,7 @@ def _hashes(column: pa.Array, name: str) -> list[int | None]:
         raise ValueError(f"{name} holds lists of different lengths, or null numbers")
     vectors = values.to_numpy(zero_copy_only=False).reshape(len(lists), -1)
     out = np.full(len(column), None, dtype=object)
-    out[np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=bool)] = hashes(vectors).to_pylist()
+    out[np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=bool)] = _real(hashes(vectors).to_pylist())
     return list(out)
 
 
@@ -128,11 +128,16 @@ def _expected(scan: Scan) -> Rows | None:
     if not {*key, *_COMPARED[scan.config], *seen} <= set(scan.kept.column_names):
         return None
     columns = {name: column.to_pylist() for name, column in zip(scan.kept.column_names, scan.kept.columns, strict=True)}
-    values = [columns[name] for name in _COMPARED[scan.config]]
+    values = [_real(columns[name]) if name.startswith("hash ") else columns[name] for name in _COMPARED[scan.config]]
     if seen:  # zeros here are null there
         values[-1] = [value if there else None for value, there in zip(values[-1], columns["has_image"], strict=True)]
     keys = columns["query_id"] if len(key) == 1 else zip(*(columns[name] for name in key), strict=True)
     return dict(zip(keys, zip(*values, strict=True), strict=True))
+
+
+def _real(found: list[int | None]) -> list[int | None]:
+    """Hashes with None for that of zeros, which is 0: null there is zeros here."""
+    return [value or None for value in found]
 
 
 def _compare(name: str, said: list[Row], expected: Rows) -> Iterator[Problem]:
