@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from sqid_lib import schemas
 from sqid_lib.image_status import image_status
 from sqid_lib.selection import check_unique, key_strings
-from sqid_lib.tables import column_names, conform, read_table
+from sqid_lib.tables import by_split, column_names, conform, read_table
 from sqid_lib.vectors import Vectors, fixed_lists, present
 
 _VECTOR_ROWS = 2_048  # 12 MB of 2 × 768 float32
@@ -69,9 +69,12 @@ def _read_image_urls(paths: Sequence[tuple[str, str]], locale: str) -> pa.Table:
         if "image_status" not in wanted:
             table = table.append_column("image_status", image_status(url))
         tables.append(table.select(IMAGE_URLS_SCHEMA.names).cast(IMAGE_URLS_SCHEMA))
+    for where, table in by_split(tables, paths):
+        check_unique(table, ("product_id", "product_locale"), "product", where)
     table = pa.concat_tables(tables).combine_chunks()
-    check_unique(table, ("product_id", "product_locale"), "product", paths[0][1])
-    return table
+    keys = key_strings(table)
+    first = pc.index_in(keys, value_set=keys).to_numpy(zero_copy_only=False) == np.arange(len(keys))
+    return table.filter(pa.array(first)).combine_chunks()  # a product may be judged in several splits
 
 
 def urls(texts: Iterable[pa.Table], image_urls: pa.Table) -> Iterator[pa.Table]:

@@ -38,7 +38,7 @@ _LAYOUTS: dict[str, tuple[str, ...]] = {
         schemas.PRODUCT_FEATURES,
         "data/{stem}.parquet",
         "data/{stem}-*.parquet",
-        "data/product_features/test-*.parquet",
+        "data/product_features/*.parquet",
     ),
     "query_features": (
         schemas.QUERY_FEATURES,

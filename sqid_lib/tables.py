@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
@@ -279,11 +278,12 @@ def first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
-def drop_null_rows(table: pa.Table, columns: Sequence[str]) -> tuple[pa.Table, int]:
-    """Rows in which every one of `columns` is set, and how many were not."""
-    mask = None
-    for name in columns:
-        valid = pc.is_valid(table.column(name))
-        mask = valid if mask is None else pc.and_(mask, valid)
-    kept = table.filter(mask)
-    return kept, table.num_rows - kept.num_rows
+def by_split(tables: Sequence[pa.Table], paths: Sequence[tuple[str, str]]) -> Iterator[tuple[str, pa.Table]]:
+    """(name in messages, rows) of each split of a table in several files, `paths` as (path, name in messages).
+
+    The split is what stands before the first "-" of a file's name: a key is unique within it, not across splits.
+    """
+    names = [where.rpartition("/")[2].partition("-")[0] for _, where in paths]
+    for name in dict.fromkeys(names):
+        chosen = [i for i, other in enumerate(names) if other == name]
+        yield paths[chosen[0]][1], pa.concat_tables([tables[i] for i in chosen])

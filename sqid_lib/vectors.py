@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from sqid_lib.errors import CorruptFileError, DiskError
 from sqid_lib.parquet import read_vectors
 from sqid_lib.selection import check_unique
-from sqid_lib.tables import column_names, conform, first_line, open_parquet, telling
+from sqid_lib.tables import by_split, column_names, conform, first_line, open_parquet, telling
 
 _BATCH_ROWS = 2_048
 _DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few of its rows
@@ -63,8 +63,9 @@ class Vectors:
             self._files.append(file)
             with telling(where):
                 keys.append(conform(file.read(columns=have.names), have, where))
+        for where, table in by_split(keys, paths):
+            check_unique(table, table.column_names, "vector", where)
         self.keys = pa.concat_tables(keys)
-        check_unique(self.keys, self.keys.column_names, "vector", self._where[0])
         self.width = self._find_width()
         self._groups = [
             (f, g, file.metadata.row_group(g).num_rows)
