@@ -379,6 +379,45 @@ def test_two_requests_are_never_closer_than_the_delay(tmp_path: Path) -> None:
     assert min(gaps[1:]) >= 0.2
 
 
+@pytest.mark.slow
+def test_two_thousand_pages_of_all_kinds(tmp_path: Path) -> None:
+    kinds = {
+        "picture": shown(PICTURE),
+        "placeholder": shown("https://m.media-amazon.com/images/I/01RmK+J4pJL.gif"),
+        "generic": shown(schemas.GENERIC_IMAGE_URL),
+        "gone": answer(b"", 404),
+        "nothing": answer(b"<html>no picture</html>"),
+        "moved": answer(b"", 301, Location="/dp/picture-0"),
+        "forbidden": answer(b"", 403),
+        "secret": shown(PICTURE),
+        "trap": answer(b"", 302, Location="/dp/secret-0"),
+        "broken": answer(b"", 400),
+    }
+    expected = dict(
+        zip(
+            kinds,
+            ["ok", "placeholder", "generic", "missing", "missing", "ok", "blocked", "blocked", "blocked", "error"],
+            strict=True,
+        )
+    )
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> None:
+        rules = b"User-agent: *\nDisallow: /dp/secret\nDisallow: /dp/*-1999$\n"
+        writer.write(answer(rules) if request.path == "/robots.txt" else kinds[request.path[4:].partition("-")[0]])
+
+    names = [f"{kind}-{n}" for n in range(200) for kind in kinds]
+    with LoopbackServer(serve) as server:
+        resolve(recipe(server, delay=0.0001), sampled(tmp_path, *names))
+    assert {name: status for name, (status, _, _) in results(tmp_path).items()} == {
+        name: expected[name.partition("-")[0]] for name in names
+    }
+    log = [request.path for request in server.requests]
+    assert log[0] == "/robots.txt"
+    assert not [path for path in log if path.startswith("/dp/secret")]
+    assert Counter(log)["/robots.txt"] == 1
+    assert len(log) == 1 + 1800 + 200  # every page but the secret ones, and where the moved ones went
+
+
 # -- kill -9 ------------------------------------------------------------------------------------------------------
 
 RUN = """

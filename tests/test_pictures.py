@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from builder.pictures import Checked, Decoders
+from sqid_lib.errors import StageError
 from sqid_lib.pictures import PictureError, check, decode, sniff
 
 
@@ -174,3 +178,83 @@ def test_check_finds_truncated_jpegs(part: float, progressive: bool) -> None:
     data = encoded(noise("RGB", (300, 200)), "JPEG", progressive=progressive)
     with pytest.raises(PictureError, match="corrupt"):
         check(data[: int(len(data) * part)])
+
+
+# -- decoder processes --------------------------------------------------------------------------------------------
+
+GOOD = encoded(Image.new("RGB", (8, 6)), "JPEG")
+DANGEROUS = """
+import os, signal, time
+import sqid_lib.pictures as pictures
+
+real_check, real_alarm = pictures.check, signal.alarm
+
+def check(data, max_pixels):
+    if data == b"abort":
+        os.abort()
+    if data == b"exit":
+        os._exit(3)
+    if data == b"stall":
+        time.sleep(60)
+    if data == b"print":
+        os.write(1, b"noise on standard output")
+        raise pictures.PictureError("corrupt", "as it says")
+    return real_check(data, max_pixels)
+
+pictures.check = check
+signal.alarm = lambda seconds: real_alarm(min(seconds, 1))
+"""
+
+
+def checked(*datas: bytes, processes: int = 1) -> list[Checked]:
+    async def run() -> list[Checked]:
+        async with Decoders(processes, max_pixels=10_000) as decoders:
+            return list(await asyncio.gather(*(decoders.check(data) for data in datas)))
+
+    return asyncio.run(run())
+
+
+def test_decoder_processes_tell_sizes_and_statuses() -> None:
+    good, html, large = checked(GOOD, b"<html>", encoded(Image.new("RGB", (101, 100)), "PNG"), processes=2)
+    assert good == Checked("ok", 8, 6)
+    assert (html.status, large.status) == ("not_image", "too_many_pixels")
+    assert "101 × 100" in str(large.detail)
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"), [(b"abort", "SIGABRT"), (b"exit", "exit status 3"), (b"stall", "not done after")]
+)
+def test_what_ends_a_decoder_costs_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, detail: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(DANGEROUS)
+    monkeypatch.syspath_prepend(tmp_path)
+    before, bad, after = checked(GOOD, data, GOOD)
+    assert before == after == Checked("ok", 8, 6)
+    assert bad.status == "corrupt"
+    assert detail in str(bad.detail)
+
+
+def test_what_a_decoder_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(DANGEROUS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [c.status for c in checked(b"print", GOOD)] == ["corrupt", "ok"]
+
+
+def test_a_decoder_killed_from_outside_is_replaced_and_its_picture_tried_again() -> None:
+    async def run() -> list[Checked]:
+        async with Decoders(1, max_pixels=10_000) as decoders:
+            first = await decoders.check(GOOD)
+            for process in decoders.running:
+                process.kill()
+            return [first, await decoders.check(GOOD), await decoders.check(GOOD)]
+
+    assert asyncio.run(run()) == [Checked("ok", 8, 6)] * 3
+
+
+def test_a_decoder_that_cannot_start_is_no_damaged_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "PIL").mkdir()
+    (tmp_path / "PIL" / "__init__.py").write_text("raise ImportError('broken installation')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(StageError, match="decoder process does not start"):
+        checked(GOOD)
