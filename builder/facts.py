@@ -81,7 +81,7 @@ def gather(release: Path) -> Facts:
             if shard is None:
                 continue
             try:
-                with pq.ParquetFile(path) as file:
+                with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
                     columns.setdefault(config, file.schema_arrow.remove_metadata())
                     memory = _read(file, statuses.setdefault(config, Counter()), labels)
                     rows = file.metadata.num_rows

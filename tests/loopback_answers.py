@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
-from tests.loopback_http import Answer, Call, error_answer, json_answer, ranged
-from tests.loopback_repos import GITATTRIBUTES, Commit, Repo, Store, is_lfs
+from loopback_http import Answer, Call, error_answer, json_answer, ranged
+from loopback_repos import GITATTRIBUTES, Commit, Repo, Store, is_lfs
 
 WRITE_TOKEN = "hf_loopbackWriteTokenNotARealSecret"
 READ_TOKEN = "hf_loopbackReadTokenNotARealSecret"

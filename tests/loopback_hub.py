@@ -21,9 +21,9 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 
-from tests.loopback_answers import ON_STORAGE, READ_TOKEN, ROUTES, WRITE_TOKEN, Answers
-from tests.loopback_http import Answer, Call, Cut, Request, Site, error_answer, serve
-from tests.loopback_repos import GITATTRIBUTES, Store, is_lfs
+from loopback_answers import ON_STORAGE, READ_TOKEN, ROUTES, WRITE_TOKEN, Answers
+from loopback_http import Answer, Call, Cut, Request, Site, error_answer, serve
+from loopback_repos import GITATTRIBUTES, Store, is_lfs
 
 __all__ = ["GITATTRIBUTES", "READ_TOKEN", "WRITE_TOKEN", "LoopbackHub"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard
+from release_fixtures import RECIPE, write_release
 
 from builder import card
 from builder.card import read_metadata, write_card
@@ -18,7 +19,6 @@ from builder.recipe import Artifacts, Encoder
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.selection import Selection
-from tests.release_fixtures import RECIPE, write_release
 
 
 @pytest.fixture(scope="module")

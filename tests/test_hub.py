@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback_hub import GITATTRIBUTES, READ_TOKEN, WRITE_TOKEN, LoopbackHub
+from release_fixtures import write_release
 
 from builder import hub_calls
 from builder.hub import PushResult, push
 from sqid_lib import schemas
 from sqid_lib.errors import AuthError, HubError, ReleaseError, TagError, UsageError
-from tests.loopback_hub import GITATTRIBUTES, READ_TOKEN, WRITE_TOKEN, LoopbackHub
-from tests.release_fixtures import write_release
 
 # huggingface_hub hands open files to its http client in a way that client deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from release_fixtures import RECIPE, write_release
 
 from builder import manifest
 from builder.recipe import Encoder, Esci, Fetch, Pages, Resolve
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
-from tests.release_fixtures import RECIPE, write_release
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from builder import manifest
-from builder.recipe import Expect
-from builder.validate import validate
-from sqid_lib import schemas
 from release_fixtures import RECIPE, seal, write_release
 
+from builder import manifest
+from builder.parquet import write_classic_features, write_shards, write_urls
+from builder.recipe import Expect, Release
+from builder.validate import validate
+from sqid_lib import schemas
+
 WIDTH = 8
+NO_CLASSIC = replace(RECIPE, release=Release(classic_files=False))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_an_empty_directory_lists_everything_that_is_missing(tmp_path: Path) -> 
     assert {f"data/{config}" for config in schemas.CONFIGS} < wheres
 
 
-# -- corruptions of the data: the card, the manifest and the sums are written again, so that only the data is wrong ----
+# -- corruptions of the data: the card, the manifest and the sums are written again, so that only the data is wrong ---
 
 Edit = Callable[[pa.Table], pa.Table]
 
@@ -187,7 +189,7 @@ def test_a_corruption_of_the_data_is_named(release: Path, name: str) -> None:
     assert any(config in problem.where or config in problem.message for problem in found if problem.code == code)
 
 
-# -- corruptions of files and of what is said of them ----------------------------------------------------------------
+# -- corruptions of files and of what is said of them -----------------------------------------------------------------
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
@@ -343,3 +345,80 @@ def test_no_bytes_crash_it(release: Path, data: st.DataObject) -> None:
         assert bool(validate(release)) == changed
     finally:
         path.write_bytes(whole)
+
+
+# -- several splits and locales ---------------------------------------------------------------------------------------
+
+
+def add_train_split(release: Path) -> None:
+    """The same products judged for other queries in a split of its own; supplementary products with vectors."""
+
+    def write(config: str, split: str, table: pa.Table) -> None:
+        write_shards(release, config, split, [table], table.schema, rows=table.num_rows)
+
+    def numbered(table: pa.Table, *columns: str) -> pa.Table:
+        for name in columns:
+            table = table.set_column(table.column_names.index(name), table.field(name), pc.add(table[name], 1_000))
+        return table
+
+    tables = {config: pq.read_table(shard(release, config)) for config in schemas.CONFIGS}
+    write(schemas.JUDGMENTS, "train", numbered(tables[schemas.JUDGMENTS], "query_id", "example_id"))
+    write(schemas.QUERIES, "train", numbered(tables[schemas.QUERIES], "query_id"))
+    write(schemas.URLS, "train", tables[schemas.URLS])
+    write(schemas.FEATURES, "train", tables[schemas.FEATURES])
+    features = tables[schemas.FEATURES].slice(0, 5)
+    for name in ("product_id", "product_title", "image_url", "image_status"):
+        column = features.column_names.index(name)
+        features = features.set_column(column, features.field(name), tables[schemas.SUPP][name])
+    write(schemas.FEATURES, "supp", features)
+    seal(release, NO_CLASSIC)
+
+
+def test_a_product_may_be_judged_in_two_splits(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "r", classic=False)
+    add_train_split(release)
+    assert validate(release) == []
+    assert manifest.read(release).counts["products"] == 40
+    assert manifest.read(release).counts["queries"] == 12
+
+
+def test_each_split_needs_its_own_products(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "r", classic=False)
+    add_train_split(release)
+    path = release / schemas.shard_name(schemas.URLS, "train", 0, 1)
+    pq.write_table(pq.read_table(path).slice(1), path)
+    seal(release, NO_CLASSIC)
+    found = [problem for problem in validate(release) if problem.code == "integrity"]
+    assert found
+    assert all("B000000000" in problem.message for problem in found)
+
+
+def test_locales_in_the_classic_files(release: Path) -> None:
+    """The same id under two locales: the published files get a product_locale column."""
+    for config in (schemas.URLS, schemas.FEATURES, schemas.JUDGMENTS):
+        table = pq.read_table(shard(release, config))
+        both = pa.concat_tables([table, setting_all(table, "product_locale", "jp")])
+        if config == schemas.JUDGMENTS:
+            both = both.set_column(0, "example_id", pa.array(range(both.num_rows)))
+        both = both.sort_by([(name, "ascending") for name in schemas.SORT_KEYS[config]])
+        write_shards(release, config, "test", [both], table.schema, rows=both.num_rows)
+    urls = pq.read_table(shard(release, schemas.URLS))
+    features = pq.read_table(shard(release, schemas.FEATURES))
+    image = [
+        v if there else None
+        for v, there in zip(features["clip_image_features"].to_pylist(), features["has_image"].to_pylist(), strict=True)
+    ]
+    names = ["product_id", "product_locale", "clip_text_features"]
+    products = features.select(names).append_column("clip_image_features", pa.array(image, pa.list_(pa.float32())))
+    write_urls(release / schemas.PRODUCT_URLS, [urls], located=True)
+    write_classic_features(release / schemas.PRODUCT_FEATURES, "product", [products], located=True)
+    seal(release)
+    assert validate(release) == []
+    write_classic_features(release / schemas.PRODUCT_FEATURES, "product", [products.slice(1)], located=True)
+    seal(release)
+    assert codes(release) == {"classic"}
+
+
+def setting_all(table: pa.Table, column: str, value: str) -> pa.Table:
+    index = table.column_names.index(column)
+    return table.set_column(index, column, pa.array([value] * table.num_rows))

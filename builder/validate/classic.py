@@ -77,7 +77,7 @@ def _read_features(path: Path) -> list[Row]:
     product = path.name == schemas.PRODUCT_FEATURES
     schema = schemas.classic_features_schema("product" if product else "query")
     rows: list[Row] = []
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         got = file.schema_arrow.remove_metadata()
         if product and _LOCALE in got.names:
             schema = schema.insert(1, pa.field(_LOCALE, pa.string()))

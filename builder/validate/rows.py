@@ -73,7 +73,7 @@ class Scan:
         for path in sorted((self.release / "data" / self.config).glob("*.parquet")):
             name = path.relative_to(self.release).as_posix()
             try:
-                with pq.ParquetFile(path) as file:
+                with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
                     yield from self._file(file, path, name, kept)
             except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 self._whole = False
