@@ -129,7 +129,7 @@ def measure(kind: str, port: int, count: int) -> dict[str, float]:
             with Ledger(work / "fetch") as ledger, Progress("fetch", count) as progress:
                 decode = kind != KINDS[1]
                 asyncio.run(download(urls, limits, ledger, progress, spill=work / "fetch", decode=decode))
-                assert len(ledger.spooled()) == (0 if kind == ENDLESS else count)
+                assert ledger.spooled == (0 if kind == ENDLESS else count)
         seconds = time.perf_counter() - start
     own, children = (
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

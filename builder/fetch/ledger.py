@@ -70,11 +70,10 @@ class Ledger:
             self.spool.unlink()
         self._db.close()
 
-    def __contains__(self, url: str) -> bool:
-        return bool(self._query("SELECT 1 FROM outcomes WHERE url = ?", url))
-
-    def __getitem__(self, url: str) -> Outcome:
-        return Outcome(*self._query("SELECT * FROM outcomes WHERE url = ?", url)[0])
+    def look_up(self, urls: Sequence[str]) -> dict[str, Outcome]:
+        """The outcomes of those urls that have one; a few thousand urls at most."""
+        rows = self._query(f"SELECT * FROM outcomes WHERE url IN ({', '.join('?' * len(urls))})", *urls)
+        return {row[0]: Outcome(*row) for row in rows}
 
     def record(self, results: Sequence[tuple[Outcome, bytes | None]]) -> None:
         """Keep outcomes, with the sha256 of their pictures, and each picture unless an equal one is kept already.
@@ -107,10 +106,16 @@ class Ledger:
             self._db.executemany("DELETE FROM outcomes WHERE sha256 = ?", rows)
             self._db.executemany("DELETE FROM pictures WHERE sha256 = ?", rows)
 
-    def spooled(self) -> dict[str, tuple[int, int]]:
-        """Offset and length of every picture in the spool."""
-        rows = self._query("SELECT sha256, offset, length FROM pictures WHERE offset IS NOT NULL")
-        return {sha256: (offset, length) for sha256, offset, length in rows}
+    def place(self, sha256: str) -> tuple[int, int] | None:
+        """Offset and length of a picture in the spool; None if it is not there."""
+        rows = self._query("SELECT offset, length FROM pictures WHERE sha256 = ? AND offset IS NOT NULL", sha256)
+        return rows[0] if rows else None
+
+    @property
+    def spooled(self) -> int:
+        """How many pictures are in the spool."""
+        count: int = self._query("SELECT count(*) FROM pictures WHERE offset IS NOT NULL")[0][0]
+        return count
 
     def sharded(self) -> set[str]:
         """The pictures that lie in a shard."""

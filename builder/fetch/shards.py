@@ -52,7 +52,7 @@ def assemble(folder: Path, ledger: Ledger, sha256s: Sequence[str], shard_rows: i
     plan = {i // shard_rows: list(sha256s[i : i + shard_rows]) for i in range(0, len(sha256s), shard_rows)}
     old = _shards(folder)
     contents = {number: _sha256s(path) for number, path in old.items()}
-    if contents == plan and not ledger.spooled():
+    if contents == plan and not ledger.spooled:
         return
     with _Pictures(ledger, old) as pictures:
         for number, rows in plan.items():
@@ -122,8 +122,7 @@ class _Pictures:
 
     def __init__(self, ledger: Ledger, shards: dict[int, Path]) -> None:
         self.damaged: list[str] = []
-        self._spooled = ledger.spooled()
-        self._spool = ledger.spool
+        self._ledger = ledger
         self._files = {number: pq.ParquetFile(path) for number, path in shards.items() if _sha256s(path)}
         self._places = {
             sha256: (number, group, row)
@@ -134,7 +133,7 @@ class _Pictures:
         self._loaded: tuple[tuple[int, int], pa.ChunkedArray] | None = None
 
     def __enter__(self) -> Self:
-        self._descriptor = os.open(self._spool, os.O_RDONLY)
+        self._descriptor = os.open(self._ledger.spool, os.O_RDONLY)
         return self
 
     def __exit__(
@@ -155,8 +154,8 @@ class _Pictures:
         return picture
 
     def _find(self, sha256: str) -> bytes | None:
-        if sha256 in self._spooled:
-            offset, length = self._spooled[sha256]
+        if place := self._ledger.place(sha256):
+            offset, length = place
             return os.pread(self._descriptor, length, offset)
         if sha256 not in self._places:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from builder.progress import Progress
 from builder.recipe import Fetch, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import DiskError, UsageError
-from sqid_lib.tables import read_parquet
+from sqid_lib.tables import open_parquet, telling
 
 _FOLDER = "fetch"
+_BATCH = 4_096  # products or urls handled at once
+_NOT_FETCHED = Outcome("", "ok")
 _ROUNDS = 3  # of downloading what was found damaged on disk
 RETRIABLE = tuple(
     status
@@ -49,17 +51,29 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
         SourceError: resolve/urls.parquet is not there or damaged.
     """
     _check_retry(retry)
-    products = read_parquet(str(work / "resolve" / "urls.parquet"), schemas.RESOLVED_SCHEMA)
-    if not recipe.selection.embed_supp:
-        products = products.filter(pc.equal(products["part"], schemas.MAIN))
-    wanted = pc.is_in(products["image_status"], pa.array(schemas.EMBEDDED_STATUSES))
-    urls: list[str] = pc.unique(products["image_url"].filter(wanted)).to_pylist()
     folder = work / _FOLDER
+    urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
     with Ledger(folder) as ledger:
         recover(folder, ledger)
         ledger.forget(retry)
         _download_and_assemble(recipe.fetch, folder, ledger, urls)
-        _write_outcomes(folder / "outcomes.parquet", products, ledger)
+        _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledger)
+
+
+def _products(recipe: Recipe, work: Path) -> Iterator[pa.RecordBatch]:
+    """The resolved products of the parts that get pictures, some thousand at a time: all at once need much memory."""
+    path = str(work / "resolve" / "urls.parquet")
+    columns = schemas.OUTCOMES_SCHEMA.names[:4]
+    with open_parquet(path, schemas.RESOLVED_SCHEMA) as file, telling(path):
+        for batch in file.iter_batches(_BATCH, columns=["part", *columns], use_threads=False):
+            mains = pc.equal(batch["part"], schemas.MAIN)
+            yield (batch if recipe.selection.embed_supp else batch.filter(mains)).select(columns)
+
+
+def _wanted(products: pa.RecordBatch) -> list[str]:
+    wanted = pc.is_in(products["image_status"], pa.array(schemas.EMBEDDED_STATUSES))
+    urls: list[str] = products["image_url"].filter(wanted).to_pylist()
+    return urls
 
 
 def _check_retry(retry: Sequence[str]) -> None:
@@ -70,11 +84,11 @@ def _check_retry(retry: Sequence[str]) -> None:
 
 def _download_and_assemble(limits: Fetch, folder: Path, ledger: Ledger, urls: Sequence[str]) -> None:
     for _ in range(_ROUNDS):
-        todo = [url for url in urls if url not in ledger]
+        todo = [url for url, outcome in _outcomes(ledger, urls) if outcome is None]
         if todo:
             with Progress(_FOLDER, len(urls), len(urls) - len(todo)) as progress:
                 asyncio.run(download(todo, limits, ledger, progress, spill=folder))
-        sha256s = dict.fromkeys(sha256 for url in urls if (sha256 := ledger[url].sha256))
+        sha256s = dict.fromkeys(o.sha256 for _, o in _outcomes(ledger, urls) if o and o.sha256)
         try:
             return assemble(folder, ledger, list(sha256s), limits.shard_rows)
         except DamagedError as error:  # by a power cut, say: fetch those again
@@ -83,13 +97,26 @@ def _download_and_assemble(limits: Fetch, folder: Path, ledger: Ledger, urls: Se
     raise DiskError("pictures read back differ from what was written", where=folder, fix="Check the disk.")
 
 
-def _write_outcomes(path: Path, products: pa.Table, ledger: Ledger) -> None:
+def _outcomes(ledger: Ledger, urls: Sequence[str]) -> Iterator[tuple[str, Outcome | None]]:
+    for start in range(0, len(urls), _BATCH):
+        batch = urls[start : start + _BATCH]
+        found = ledger.look_up(batch)
+        yield from ((url, found.get(url)) for url in batch)
+
+
+def _write_outcomes(path: Path, products: Iterable[pa.RecordBatch], ledger: Ledger) -> None:
+    with replacing(path) as part, pq.ParquetWriter(part, schemas.OUTCOMES_SCHEMA) as writer:
+        for batch in products:
+            writer.write_batch(_with_outcomes(batch, ledger))
+
+
+def _with_outcomes(products: pa.RecordBatch, ledger: Ledger) -> pa.RecordBatch:
+    found = ledger.look_up(list(set(_wanted(products))))
     columns: dict[str, list[Any]] = {name: [] for name in schemas.OUTCOMES_SCHEMA.names[3:]}
     for url, resolved in zip(*(products[c].to_pylist() for c in ("image_url", "image_status")), strict=True):
-        outcome = ledger[url] if resolved in schemas.EMBEDDED_STATUSES else Outcome("", "ok")
+        outcome = found[url] if resolved in schemas.EMBEDDED_STATUSES else _NOT_FETCHED
         columns["image_status"].append(resolved if outcome.status == "ok" else outcome.status)
         for name in schemas.OUTCOMES_SCHEMA.names[4:]:
             columns[name].append(getattr(outcome, name))
     keys = {name: products[name] for name in schemas.OUTCOMES_SCHEMA.names[:3]}
-    with replacing(path) as part:
-        pq.write_table(pa.table({**keys, **columns}, schema=schemas.OUTCOMES_SCHEMA), part)
+    return pa.record_batch({**keys, **columns}, schema=schemas.OUTCOMES_SCHEMA)
