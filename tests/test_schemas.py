@@ -1,0 +1,54 @@
+"""The one source of truth agrees with itself, with datasets and with the facts it states."""
+
+from __future__ import annotations
+
+import datasets
+import pyarrow as pa
+import pytest
+
+from sqid_lib import schemas
+
+pytestmark = pytest.mark.compat
+
+
+@pytest.mark.parametrize("config", schemas.CONFIGS)
+def test_features_and_arrow_schema_agree(config: str) -> None:
+    features = schemas.config_features(config, 6)
+    assert isinstance(features, datasets.Features)
+    assert features.arrow_schema.remove_metadata().equals(schemas.config_schema(config, 6))
+    assert datasets.Features.from_arrow_schema(schemas.config_schema(config, 6)) == features
+
+
+def test_every_column_is_explained_and_every_sort_key_exists() -> None:
+    for config in schemas.CONFIGS:
+        names = schemas.config_schema(config).names
+        assert set(names) <= set(schemas.COLUMN_MEANING)
+        assert set(schemas.SORT_KEYS[config]) <= set(names)
+    assert set(schemas.CONFIG_SUMMARY) == set(schemas.CONFIGS) == set(schemas.SORT_KEYS)
+
+
+def test_columns_are_those_of_the_design() -> None:
+    assert schemas.config_schema("urls").names == [
+        *("product_id", "product_locale", "image_url", "image_status", "product_title"),
+        *("product_description", "product_bullet_point", "product_brand", "product_color"),
+    ]
+    assert schemas.config_schema("product_features").names == [
+        *("product_id", "product_locale", "product_title", "image_url", "image_status", "has_image"),
+        *("clip_text_features", "clip_image_features"),
+    ]
+    assert schemas.config_schema("query_features").names == ["query_id", "query", "source", "clip_text_features"]
+    assert schemas.config_schema("supp") == schemas.config_schema("urls")
+    vector = schemas.config_schema("query_features").field("clip_text_features").type
+    assert pa.types.is_fixed_size_list(vector) and vector.list_size == 768
+
+
+def test_gains_and_labels() -> None:
+    assert schemas.GAINS == {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
+    swapped = schemas.GAINS_ESCI_REPO_SWAPPED
+    assert (swapped["S"], swapped["C"]) == (schemas.GAINS["C"], schemas.GAINS["S"])
+    assert list(schemas.LABELS) == list(schemas.GAINS)
+
+
+def test_statuses_that_are_embedded_are_known() -> None:
+    assert set(schemas.EMBEDDED_STATUSES) <= set(schemas.IMAGE_STATUS)
+    assert len(schemas.PLACEHOLDER_IMAGE_IDS) == 12
