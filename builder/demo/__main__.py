@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from builder import demo, pipeline, recipe
 from sqid_lib import EmbeddingStore, evaluation, schemas
@@ -26,8 +28,11 @@ def run(work: Path, seed: int = 0) -> Path:
     with demo.prepare(work, seed) as overrides:
         release = pipeline.build(recipe.load(demo.RECIPE, overrides), work, say=_note)
     _say(f"{release} is built and valid. Loaded back with datasets.load_dataset:\n")
-    for config, rows, columns in _load_back(release, work / "cache"):
-        _say(f"  {config:17} {rows:6,} rows   {', '.join(columns)}")
+    loaded = _load_back(release, work / "cache")
+    for config, dataset in loaded.items():
+        _say(f"  {config:17} {dataset.num_rows:6,} rows   {schemas.CONFIG_SUMMARY[config]}")
+    statuses = Counter(loaded[schemas.URLS]["image_status"]).most_common()
+    _say("\nPictures: " + " · ".join(f"{count} {status}" for status, count in statuses))
     store = EmbeddingStore.open(release, cache_dir=work / "cache" / "store", progress=False)
     _say(f"\nRankings of {len(store.queries)} queries that the tiny CLIP was not trained on:\n")
     _say(str(evaluation.compare(store, methods=METHODS)))
@@ -36,16 +41,16 @@ def run(work: Path, seed: int = 0) -> Path:
     return release
 
 
-def _load_back(release: Path, cache: Path) -> list[tuple[str, int, list[str]]]:
-    """Config, rows and columns of everything in the release, as anyone would load it."""
+def _load_back(release: Path, cache: Path) -> dict[str, Any]:
+    """Every config of the release as a `datasets.Dataset`, loaded as anyone would load it."""
     import datasets
 
     datasets.disable_progress_bars()
-    loaded = []
-    for config in schemas.CONFIGS:
-        for dataset in datasets.load_dataset(str(release), config, cache_dir=str(cache)).values():
-            loaded.append((config, dataset.num_rows, dataset.column_names))
-    return loaded
+    splits = {config: schemas.SUPP_SPLIT if config == schemas.SUPP else "test" for config in schemas.CONFIGS}
+    return {
+        config: datasets.load_dataset(str(release), config, split=split, cache_dir=str(cache))
+        for config, split in splits.items()
+    }
 
 
 def _places(work: Path, release: Path) -> str:
@@ -81,9 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         run(args.work, args.seed)
-    except SqidError as error:
+    except (SqidError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; finished work is kept, run it again to go on\n")
+        return 130
     return 0
 
 
