@@ -115,8 +115,16 @@ def bomb_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+def large_png() -> bytes:
+    """A picture of about 900 KB."""
+    buffer = io.BytesIO()
+    Image.effect_noise((950, 950), 90).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 JPEG = jpeg(7)
 STATIC = {
+    "/large": answer(large_png()),
     "/ok": answer(JPEG),
     "/ok-no-length": b"HTTP/1.0 200 OK\r\n\r\n" + JPEG,
     "/ok-gzip": answer(gzip.compress(JPEG), Content_Encoding="gzip"),

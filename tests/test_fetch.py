@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -25,7 +26,7 @@ from builder.fetch import fetch
 from builder.fetch.stage import RETRIABLE
 from builder.recipe import Esci, Fetch, Recipe
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, FetchError, MissingFileError, UsageError
+from sqid_lib.errors import CorruptFileError, DiskError, FetchError, MissingFileError, UsageError
 from sqid_lib.image_status import image_status
 from sqid_lib.selection import Selection
 
@@ -345,6 +346,22 @@ def test_bytes_that_changed_on_disk_are_fetched_again(server: LoopbackServer, tm
     fetch(recipe(server), resolved(tmp_path / "a", urls))
     fetch(recipe(server), resolved(tmp_path / "b", urls))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_full_disk_is_told_and_the_rest_is_fetched_when_there_is_room(
+    strange: LoopbackServer, tmp_path: Path
+) -> None:
+    resolved(tmp_path, [f"{HOST}/ok", f"{HOST}/large"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))  # the nearest thing to a full disk
+    try:
+        with pytest.raises(DiskError, match=r"spool\.bin.*Make room and run the build again"):
+            fetch(recipe(strange, concurrency=1), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    fetch(recipe(strange), tmp_path)
+    assert [r["image_status"] for r in outcomes(tmp_path)] == ["ok", "ok"]
+    assert strange.hits() == {"/ok": 1, "/large": 2}
 
 
 def test_a_ledger_that_is_none_is_told(server: LoopbackServer, tmp_path: Path) -> None:

@@ -238,6 +238,13 @@ def test_permission_needs_a_contact(server: LoopbackServer, tmp_path: Path, cont
     assert server.requests == []
 
 
+@pytest.mark.parametrize("delay", [0.0, -1.0])
+def test_there_is_always_a_pause(server: LoopbackServer, tmp_path: Path, delay: float) -> None:
+    with pytest.raises(RecipeError, match=r"resolve\.pages\.delay"):
+        resolve(recipe(server, delay=delay), sampled(tmp_path, "OK"))
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("url", ["https://shop.example/dp/", "https://shop.example/{asin}", "https://shop.example/{"])
 def test_the_page_address_must_name_the_product(server: LoopbackServer, tmp_path: Path, url: str) -> None:
     with pytest.raises(RecipeError, match=r"resolve\.pages\.url"):

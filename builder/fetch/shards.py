@@ -67,7 +67,7 @@ def assemble(folder: Path, ledger: Ledger, sha256s: Sequence[str], shard_rows: i
 
 
 def _shards(folder: Path) -> dict[int, Path]:
-    return {int(path.stem.removeprefix("images-")): path for path in sorted(folder.glob("images-*.parquet"))}
+    return {int(path.stem.removeprefix("images-")): path for path in sorted(folder.glob("images-[0-9]*.parquet"))}
 
 
 def _new(folder: Path, number: int) -> Path:

@@ -15,6 +15,7 @@ from builder.atomic import replacing
 from builder.fetch.download import download
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
+from builder.ledger import telling_disk
 from builder.progress import Progress
 from builder.recipe import Fetch, Recipe
 from sqid_lib import schemas
@@ -90,7 +91,8 @@ def _download_and_assemble(limits: Fetch, folder: Path, ledger: Ledger, urls: Se
                 asyncio.run(download(todo, limits, ledger, progress, spill=folder))
         sha256s = dict.fromkeys(o.sha256 for _, o in _outcomes(ledger, urls) if o and o.sha256)
         try:
-            return assemble(folder, ledger, list(sha256s), limits.shard_rows)
+            with telling_disk(folder):
+                return assemble(folder, ledger, list(sha256s), limits.shard_rows)
         except DamagedError as error:  # by a power cut, say: fetch those again
             ledger.forget_pictures(error.sha256s)
             recover(folder, ledger)
@@ -105,7 +107,7 @@ def _outcomes(ledger: Ledger, urls: Sequence[str]) -> Iterator[tuple[str, Outcom
 
 
 def _write_outcomes(path: Path, products: Iterable[pa.RecordBatch], ledger: Ledger) -> None:
-    with replacing(path) as part, pq.ParquetWriter(part, schemas.OUTCOMES_SCHEMA) as writer:
+    with telling_disk(path), replacing(path) as part, pq.ParquetWriter(part, schemas.OUTCOMES_SCHEMA) as writer:
         for batch in products:
             writer.write_batch(_with_outcomes(batch, ledger))
 

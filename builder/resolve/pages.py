@@ -90,7 +90,7 @@ class PageLedger:
 
 
 def check_permission(pages: Pages) -> None:
-    """Raise RecipeError unless the person behind the recipe can be reached and the address is usable."""
+    """Raise RecipeError unless the person behind the recipe can be reached and the settings are usable."""
     if "@" not in pages.contact and not pages.contact.startswith(("http://", "https://")):
         raise RecipeError(
             "product pages need a contact",
@@ -100,6 +100,8 @@ def check_permission(pages: Pages) -> None:
         )
     if not pages.contact.isprintable():
         raise RecipeError("not one line of text", where="resolve.pages.contact", got=repr(pages.contact))
+    if pages.delay <= 0:
+        raise RecipeError("no pause between requests", where="resolve.pages.delay", expected="> 0", got=pages.delay)
     page_url(pages, "B000000000", schemas.CLASSIC_LOCALE)
 
 
