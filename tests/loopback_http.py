@@ -109,6 +109,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits for the acknowledgement of its headers
     site: Site
 
     def log_message(self, format: str, *args: Any) -> None:

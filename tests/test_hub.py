@@ -238,13 +238,19 @@ def assert_untouched_or_whole(loopback: LoopbackHub, old: Path, new: Path) -> No
 
 
 def matrix(*kinds: int | str, quick: tuple[tuple[str, int | str], ...]) -> list[Any]:
-    """Every endpoint with every kind of fault; all but the first kind and the quick ones take minutes together."""
+    """Every endpoint with every kind of fault; all but the quick ones take minutes together."""
     pairs = [(endpoint, kind) for kind in kinds for endpoint in ENDPOINTS]
-    slow = [pair for pair in pairs if pair[1] != kinds[0] and pair not in quick]
-    return [pytest.param(*pair, marks=pytest.mark.slow if pair in slow else ()) for pair in pairs]
+    return [pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow) for pair in pairs]
 
 
-@pytest.mark.parametrize(("endpoint", "kind"), matrix(503, "cut", quick=(("lfs-put", "cut"), ("commit", "cut"))))
+ONCE = (*((endpoint, 503) for endpoint in ENDPOINTS), ("lfs-put", "cut"), ("commit", "cut"))
+STAYS = (
+    *(("whoami", 503), ("preupload", 503), ("lfs-put", 503), ("commit", 503), ("tag", 503)),
+    *(("commit", 401), ("preupload", 403), ("commit", 403), ("tag", 403)),
+)
+
+
+@pytest.mark.parametrize(("endpoint", "kind"), matrix(503, "cut", quick=ONCE))
 def test_a_fault_that_goes_away_is_survived(
     loopback: LoopbackHub, first: Path, second: Path, endpoint: str, kind: int | str
 ) -> None:
@@ -286,10 +292,7 @@ def test_no_answer_is_a_timeout_and_tried_again(
     assert commits(loopback) == 2
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "kind"),
-    matrix(503, 401, 403, quick=(("commit", 401), ("preupload", 403), ("commit", 403), ("tag", 403))),
-)
+@pytest.mark.parametrize(("endpoint", "kind"), matrix(503, 401, 403, quick=STAYS))
 def test_a_fault_that_stays_is_told_in_one_line_and_nothing_is_half_done(
     loopback: LoopbackHub, first: Path, second: Path, endpoint: str, kind: int, caplog: pytest.LogCaptureFixture
 ) -> None:
