@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -130,4 +131,5 @@ def _to_rgb(picture: ImageFile.ImageFile) -> Image.Image:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "", str(error))  # an address differs from run to run
+    return " ".join(said.split())[:200] or type(error).__name__
