@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from encoder_families import FAMILIES, write_family
 from encoder_fixtures import ODD_PICTURES, ODD_TEXTS, write_clip
 
 from sqid_lib.encoders import Encoder, load_encoder
-from sqid_lib.errors import EncoderError, UsageError
+from sqid_lib.errors import EncoderError, MissingExtraError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,15 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(EncoderError, match="do not fit the config"):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("torch", "torch"), ("transformers", "transformers"), ("PIL", "pillow")]
+)
+def test_a_package_that_is_missing(clip: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"{package}.*sqid\[build\]"):
+        load_encoder(str(clip))
 
 
 def test_unknown_dtype_and_device(clip: Path) -> None:
@@ -342,6 +354,79 @@ def test_equals_a_numpy_forward_written_from_the_paper(clip: Path, encoder: Enco
     assert relative(encoder.encode_text(TITLES), np.stack([independent.text(title) for title in TITLES])) < 1e-4
     opaque = [image for name, image in ODD_PICTURES.items() if name != "alpha"]
     assert relative(encoder.encode_images(opaque), np.stack([independent.image(image) for image in opaque])) < 1e-4
+
+
+def test_equals_open_clip(clip: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from numpy_clip import NumpyClip
+
+    if importlib.util.find_spec("open_clip") is None:
+        pytest.skip("open_clip_torch is not installed")
+    for name in ("", ".ops", ".ops.misc", ".transforms", ".transforms.functional"):  # wanted for its transforms alone
+        stub = ModuleType(f"torchvision{name}")
+        stub.__getattr__ = lambda attribute: type(attribute, (), {"BICUBIC": 3, "BILINEAR": 2})  # type: ignore[method-assign]
+        monkeypatch.setitem(sys.modules, stub.__name__, stub)
+        if name:
+            parent, _, child = stub.__name__.rpartition(".")
+            setattr(sys.modules[parent], child, stub)
+    build = importlib.import_module("open_clip.model").CLIP
+
+    independent = NumpyClip(clip)  # for its tokens and pixels
+    towers = {"layers": 2, "width": 64}
+    model = build(
+        embed_dim=32,
+        vision_cfg={**towers, "head_width": 16, "image_size": 32, "patch_size": 8, "mlp_ratio": 2.0},
+        text_cfg={**towers, "heads": 4, "vocab_size": len(independent.vocabulary), "mlp_ratio": 2.0},
+        quick_gelu=True,
+    ).eval()
+    model.load_state_dict(as_open_clip(independent.weights, layers=2), strict=False)
+    ids = torch.zeros(len(TITLES), 77, dtype=torch.long)
+    for row, title in enumerate(TITLES):
+        tokens = independent.tokens(title)
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+    opaque = [image for name, image in ODD_PICTURES.items() if name != "alpha"]
+    pixels = torch.tensor(np.stack([independent.preprocess(image) for image in opaque]), dtype=torch.float32)
+    with torch.inference_mode():
+        texts, images = model.encode_text(ids).numpy(), model.encode_image(pixels).numpy()
+    assert relative(encoder.encode_text(TITLES), texts) < 1e-4
+    assert relative(encoder.encode_images(opaque), images) < 1e-4
+
+
+def as_open_clip(weights: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The weights under open_clip's names."""
+    import torch
+
+    names = {
+        "logit_scale": "logit_scale",
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "vision_model.embeddings.class_embedding": "visual.class_embedding",
+        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+        "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    }
+    norms = {
+        "text_model.final_layer_norm": "ln_final",
+        "vision_model.pre_layrnorm": "visual.ln_pre",
+        "vision_model.post_layernorm": "visual.ln_post",
+    }
+    out = {"text_projection": weights["text_projection.weight"].T, "visual.proj": weights["visual_projection.weight"].T}
+    for tower, ours in (("text_model", "transformer"), ("vision_model", "visual.transformer")):
+        for layer in range(layers):
+            at, to = f"{tower}.encoder.layers.{layer}", f"{ours}.resblocks.{layer}"
+            for kind in ("weight", "bias"):
+                parts = [weights[f"{at}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
+                out[f"{to}.attn.in_proj_{kind}"] = np.concatenate(parts)
+            for theirs, mine in (
+                ("self_attn.out_proj", "attn.out_proj"),
+                ("layer_norm1", "ln_1"),
+                ("layer_norm2", "ln_2"),
+            ):
+                norms[f"{at}.{theirs}"] = f"{to}.{mine}"
+            norms |= {f"{at}.mlp.fc1": f"{to}.mlp.c_fc", f"{at}.mlp.fc2": f"{to}.mlp.c_proj"}
+    for theirs, mine in norms.items():
+        names |= {f"{theirs}.{kind}": f"{mine}.{kind}" for kind in ("weight", "bias")}
+    out |= {mine: weights[theirs] for theirs, mine in names.items()}
+    return {name: torch.tensor(array, dtype=torch.float32) for name, array in out.items()}
 
 
 def test_alpha_is_white(encoder: Encoder) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,31 +59,46 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     places = ["remote"] if remote else devices(recipe.encoder.device)
     backend: Backend | None = None
     record = _recorded(folder / RECORD, recipe, places)
-    if record is None:
+    if record is None or _missing(_plan(folder, inputs, recipe, record)):
         # a process that has touched a GPU cannot fork: with several, each is opened by its own process
-        backend = _open(recipe, work, places[0] if len(places) == 1 else "cpu")
-        record = _request(recipe, places) | backend.record
-    items, rows = _plan(folder, inputs, recipe, record)
-    shards.remove_others([folder, folder / "items"], [s.path for s in [*_all(items), *(s for s, _ in rows)]])
-    missing = [(shard, part) for shard, part in rows if not shards.is_finished(shard)]
+        backend = _open(recipe, work, places[0] if len(places) == 1 else "cpu", record)
+        record = _request(recipe, places) | backend.record  # as recorded, unless another machine began this
+    plan = _plan(folder, inputs, recipe, record)
+    shards.remove_others([folder, folder / "items"], [shard.path for shard in plan.every])
     _write_record(folder / RECORD, record)
-    if missing:
-        pending = [shard for shard in _all(items) if not shards.is_finished(shard)]
-        log.info("embed: %d of %d shards to encode", len(pending), len(_all(items)))
+    missing = _missing(plan)
+    if missing and backend is not None:
+        items = [shard for kind in (TEXTS, PICTURES) for shard in plan.items[kind]]
+        pending = [shard for shard in items if not shards.is_finished(shard)]
         if pending and len(places) == 1:
-            _encode_here(pending, inputs, backend or _open(recipe, work, places[0], record), record, _all(items))
+            done = sum(shard.rows for shard in items) - sum(shard.rows for shard in pending)
+            _encode_here(pending, inputs, backend, record["width"], done)
         elif pending:
             _encode_on_all(pending, inputs, recipe, work, places, record)
-        vectors = Vectors(items, recipe.encoder.shard_rows, record["width"])
+        vectors = Vectors(plan.items, recipe.encoder.shard_rows, record["width"])
         for shard, part in missing:
             shards.write(shard, vectors.assemble(part, shard))
-    log.info("embed: %d shards are complete", len(rows))
+    log.info("embed: %d shards are complete", len(plan.rows))
 
 
-def _plan(
-    folder: Path, inputs: Inputs, recipe: Recipe, record: dict[str, Any]
-) -> tuple[dict[str, list[Shard]], list[tuple[Shard, Part]]]:
-    """All item shards by kind, and all row shards with their part; stamps tell what each is made of."""
+@dataclass(frozen=True)
+class _Plan:
+    """All files to be: items by kind, and rows with the part they belong to."""
+
+    items: dict[str, list[Shard]]
+    rows: list[tuple[Shard, Part]]
+
+    @property
+    def every(self) -> list[Shard]:
+        return [*self.items[TEXTS], *self.items[PICTURES], *(shard for shard, _ in self.rows)]
+
+
+def _missing(plan: _Plan) -> list[tuple[Shard, Part]]:
+    return [(shard, part) for shard, part in plan.rows if not shards.is_finished(shard)]
+
+
+def _plan(folder: Path, inputs: Inputs, recipe: Recipe, record: dict[str, Any]) -> _Plan:
+    """What this run is to leave behind; stamps tell what each file is made of."""
     size = recipe.encoder.shard_rows
     batches = [recipe.encoder.text_batch, recipe.encoder.image_batch, recipe.fetch.max_pixels]
     # a model in a directory is what its files are, wherever they lie
@@ -104,7 +120,7 @@ def _plan(
             places = [i.tolist() for _, i in chosen]
             stamp = shards.stamp(used, places, part.ids.slice(start, stop - start))
             rows.append((Shard(path, part.name, start, stop, stamp), part))
-    return items, rows
+    return _Plan(items, rows)
 
 
 def _cut(folder: Path, kind: str, count: int, size: int) -> list[tuple[Path, int, int]]:
@@ -112,22 +128,16 @@ def _cut(folder: Path, kind: str, count: int, size: int) -> list[tuple[Path, int
     return [(folder / f"{kind}-{n:05d}.parquet", start, min(start + size, count)) for n, start in enumerate(starts)]
 
 
-def _all(items: dict[str, list[Shard]]) -> list[Shard]:
-    return [*items[TEXTS], *items[PICTURES]]
-
-
 def _names(shard: Shard, inputs: Inputs) -> Sequence[str]:
     return (inputs.texts if shard.kind == TEXTS else inputs.pictures)[shard.start : shard.stop]
 
 
-def _encode_here(
-    pending: list[Shard], inputs: Inputs, backend: Backend, record: dict[str, Any], every: list[Shard]
-) -> None:
-    """Encode shard after shard in this process."""
-    total, todo = (sum(shard.rows for shard in some) for some in (every, pending))
-    with Progress("embed", total, total - todo, unit="input") as progress:
+def _encode_here(pending: list[Shard], inputs: Inputs, backend: Backend, width: int, done: int) -> None:
+    """Encode shard after shard in this process; `done` inputs were encoded before."""
+    todo = sum(shard.rows for shard in pending)
+    with Progress("embed", done + todo, done, unit="input") as progress:
         for shard in pending:
-            encode(shard, _names(shard, inputs), backend, record["width"], progress.step)
+            encode(shard, _names(shard, inputs), backend, width, progress.step)
             log.info("embed: wrote %s", shard.path.name)
 
 

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -180,7 +181,7 @@ class Encoder:
     def _features(self, method: Callable[..., Any], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self._no_tf32():
             for name, tensor in inputs.items():
                 moved = tensor.pin_memory() if self.device.startswith("cuda") else tensor
                 moved = moved.to(self.device, non_blocking=True)
@@ -191,6 +192,17 @@ class Encoder:
             # transformers 5 returns an output whose pooler_output is the projected vector; before, the vector itself
             vectors: torch.Tensor = (out if isinstance(out, torch.Tensor) else out.pooler_output).float()
             return vectors
+
+    @contextmanager
+    def _no_tf32(self) -> Iterator[None]:
+        """cuDNN's convolutions round float32 to TF32 unless told otherwise."""
+        import torch
+
+        if not self.device.startswith("cuda") or self.dtype != "float32":
+            yield
+        else:
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                yield
 
     def _halving(self, forward: Callable[[Sequence[Any]], torch.Tensor], batch: Sequence[Any]) -> torch.Tensor:
         """`forward` on the batch, or on its halves while it does not fit into memory."""
