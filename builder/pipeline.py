@@ -42,10 +42,12 @@ def build(
         The release.
 
     Raises:
-        UsageError: an unknown stage.
+        UsageError: an unknown stage or engine.
         StageError: another build is at work here.
         SqidError: whatever a stage finds wrong; work finished before is kept.
     """
+    if engine != "local":
+        raise UsageError(f"unknown engine {engine!r}", where="--engine", expected="local")
     if only is not None and only not in STAGES:
         raise UsageError(f"unknown stage {only!r}", expected=" or ".join(STAGES))
     stages = STAGES if recipe.artifacts is None else _FROM_ARTIFACTS

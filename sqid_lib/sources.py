@@ -92,7 +92,7 @@ def find(base: str | os.PathLike[str], table: str, cache_dir: str | None = None)
             expected=" or ".join(patterns[:2]),
             fix="Check the directory or url."
             if "://" in base or Path(base).is_dir()
-            else "There is no such directory.",
+            else "There is no such directory; a Hub dataset is hf://datasets/ORG/NAME.",
         )
     return found
 

@@ -20,6 +20,11 @@ from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, ReleaseError, SqidError, StageError, UsageError
 
+pytestmark = [
+    pytest.mark.compat,
+    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning"),  # of datasets 3.6
+]
+
 FROM_ARTIFACTS = '[artifacts]\npath = "artifacts"\n'
 
 
@@ -152,6 +157,8 @@ def test_a_failing_release_leaves_the_earlier_one(tmp_path: Path, esci: Path, ar
 def test_stages_that_make_no_sense_are_refused(tmp_path: Path, esci: Path, artifacts: Path) -> None:
     with pytest.raises(UsageError, match="unknown stage"):
         build(tmp_path, only="polish")
+    with pytest.raises(UsageError, match="unknown engine"):
+        build(tmp_path, engine="steam")
     with pytest.raises(UsageError, match="artifacts"):
         build(tmp_path, only="fetch")
     with pytest.raises(MissingFileError, match="sample has not run"):

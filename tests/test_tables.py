@@ -150,5 +150,5 @@ def test_a_csv_with_a_broken_row_names_the_row(tmp_path: Path) -> None:
 def test_latin1_is_told_not_guessed(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"product_id,image_url\nB\xe9,http://x\n")
-    with pytest.raises(CorruptFileError, match="(?i)utf"):
+    with pytest.raises(CorruptFileError, match=r"(?i)utf"):
         tables.read_csv(str(path), URLS)
