@@ -11,16 +11,18 @@ from typing import Any
 import pyarrow as pa
 
 from builder import card_tables as tables
+from builder import manifest
 from builder.atomic import replacing
 from builder.facts import Facts, gather
 from builder.recipe import Recipe
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, MissingFileError
+from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
 
 TITLE = "SQID: Shopping Queries Image Dataset"
 LANGUAGES = {"us": "en", "es": "es", "jp": "ja"}
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 _SEPARATOR = "---"
+_BENCHMARKS, _BENCHMARKS_END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 _MAX_BYTES = 4_000_000
 
 
@@ -54,6 +56,38 @@ def write_card(
     with replacing(path) as part:
         card.save(part)
     return path
+
+
+def write_benchmarks(release: Path, benchmarks: Sequence[Mapping[str, Any]]) -> None:
+    """Put measured rankings into README.md of a finished release, in place of earlier ones; manifest and sums follow.
+
+    Args:
+        benchmarks: what `sqid evaluate --json` prints for this release; none removes the section.
+
+    Raises:
+        UsageError: they were measured with other gains, or with products without an image left out.
+        CorruptFileError: README.md has no place for them.
+        MissingFileError: there is no README.md or manifest.json.
+    """
+    for line in benchmarks:
+        if (line.get("gains", "esci"), line.get("missing", "zero")) != ("esci", "zero"):
+            raise UsageError(
+                "the card shows the published convention",
+                where=line.get("method"),
+                expected='gains "esci" and missing "zero"',
+                got=f"{line.get('gains')!r} and {line.get('missing')!r}",
+            )
+    path = release / schemas.CARD
+    if not path.exists():
+        raise MissingFileError("not there", where=path, fix="Build the release again.")
+    before, begin, rest = path.read_text(encoding="utf-8").partition(_BENCHMARKS)
+    _, end, after = rest.partition(_BENCHMARKS_END)
+    if not end:
+        raise CorruptFileError("no place for benchmarks", where=path, expected=f"{_BENCHMARKS} and {_BENCHMARKS_END}")
+    with replacing(path) as part:
+        text = f"{before}{begin}\n{tables.benchmarks_section(benchmarks)}\n{end}{after}"
+        part.write_text(text, encoding="utf-8")
+    manifest.refresh(release, schemas.CARD)
 
 
 def metadata(facts: Facts, recipe: Recipe) -> Any:

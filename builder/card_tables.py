@@ -11,6 +11,8 @@ from builder.facts import Facts
 from builder.recipe import Recipe
 from sqid_lib import schemas
 
+_THINGS = {"supp": "supplementary products"}
+
 
 def values(
     release: Path,
@@ -40,11 +42,10 @@ def values(
         "published_sentence": _published(facts),
         "urls_sentence": _urls(recipe),
         "generic_sentence": _generic(facts),
-        "sort_order": ", ".join(sorted({"/".join(keys) for keys in schemas.SORT_KEYS.values()})),
         "classic_files": _classic(classic),
         **{f"{name}_table": text for name, text in data_tables(facts).items()},
         "versions_table": _versions(recipe, revision),
-        "benchmarks": _benchmarks(benchmarks),
+        "benchmarks": benchmarks_section(benchmarks),
     }
 
 
@@ -95,7 +96,7 @@ def _published(facts: Facts) -> str:
     published = schemas.PUBLISHED_COUNTS
     if facts.counts == published:
         return "These are the counts of the published SQID."
-    stated = ", ".join(f"{number:,} {name}" for name, number in published.items())
+    stated = ", ".join(f"{number:,} {_THINGS.get(name, name)}" for name, number in published.items())
     return f"This is another cut than the published SQID, which has {stated}."
 
 
@@ -136,7 +137,7 @@ def _configs(facts: Facts) -> str:
 
 def _counts(facts: Facts) -> str:
     judgments = sum(facts.labels.values())
-    rows: list[tuple[str, int, str]] = [(name, count, "") for name, count in facts.counts.items()]
+    rows: list[tuple[str, int, str]] = [(_THINGS.get(name, name), count, "") for name, count in facts.counts.items()]
     for label, count in facts.labels.items():
         rows.append((f"label {label}: {schemas.LABELS[label]}", count, _share(count, judgments)))
     return table(("", "rows", "of all judgments"), rows, right=(1, 2))
@@ -177,20 +178,21 @@ def _versions(recipe: Recipe, revision: str | None) -> str:
     return table(("what", "version"), rows)
 
 
-def _benchmarks(benchmarks: Sequence[Mapping[str, Any]]) -> str:
+def benchmarks_section(benchmarks: Sequence[Mapping[str, Any]]) -> str:
+    """The measured rankings as `sqid evaluate --json` gives them; nothing where nothing was measured."""
     if not benchmarks:
         return ""
     rows = []
     for line in benchmarks:
-        interval = (
-            f"{line['ndcg_low']:.4f} to {line['ndcg_high']:.4f}" if line.get("ndcg_low") is not None else "not measured"
-        )
+        low, high = line.get("ndcg_low"), line.get("ndcg_high")
+        interval = "not measured" if low is None or high is None else f"{low:.4f} to {high:.4f}"
         rows.append((line["method"], f"{line['ndcg']:.4f}", interval))
     text = (
-        "Each query's judged products ranked by the cosine of the embeddings here, measured on this release: nDCG over "
-        "the full list, linear gain, ties by product id, a product without an image scores 0."
+        "The judged products of each query, ranked; measured on this release by `sqid evaluate`: mean nDCG over the "
+        "full lists with linear gain, ties broken by product id, a product without an image scored 0."
     )
-    return f"## Benchmarks\n\n{text}\n\n{table(('method', 'nDCG', '95 % interval'), rows, right=(1, 2))}"
+    head = ("method", "nDCG", "95 % bootstrap interval")
+    return f"## Benchmarks\n\n{text}\n\n{table(head, rows, right=(1, 2))}"
 
 
 def _share(part: int, whole: int) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -82,14 +82,28 @@ def write(release: Path, recipe: Recipe, *, revision: str | None) -> Manifest:
         counts=counts(release),
         files=files,
     )
+    _save(release, manifest)
+    return manifest
+
+
+def refresh(release: Path, name: str) -> None:
+    """List one file of a release as it is now, after it was written again.
+
+    Raises:
+        MissingFileError, CorruptFileError: manifest.json cannot be read.
+    """
+    manifest = read(release)
+    _save(release, replace(manifest, files={**manifest.files, name: _describe(release / name)}))
+
+
+def _save(release: Path, manifest: Manifest) -> None:
     with replacing(release / schemas.MANIFEST) as part:
         text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2, ensure_ascii=False)
         part.write_text(text + "\n", encoding="utf-8")
-    sums = {name: file.sha256 for name, file in files.items()}
+    sums = {name: file.sha256 for name, file in manifest.files.items()}
     sums[schemas.MANIFEST] = sha256(release / schemas.MANIFEST)
     with replacing(release / schemas.SHA256SUMS) as part:
         part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), encoding="utf-8")
-    return manifest
 
 
 def read(release: Path) -> Manifest:

@@ -12,12 +12,13 @@ from huggingface_hub import DatasetCard
 from release_fixtures import RECIPE, write_release
 
 from builder import card
-from builder.card import read_metadata, write_card
+from builder.card import read_metadata, write_benchmarks, write_card
 from builder.card_tables import table
 from builder.facts import gather
 from builder.recipe import Artifacts, Encoder
+from builder.validate import validate
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, MissingFileError
+from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
 from sqid_lib.selection import Selection
 
 
@@ -141,16 +142,40 @@ def test_locales_artifacts_and_supplementary_vectors_show(release: Path) -> None
     assert read_metadata(release)["multilinguality"] == "multilingual"
 
 
+RANKING = (
+    {"method": "clip_text | title", "ndcg": 0.81071, "ndcg_low": 0.8, "ndcg_high": 0.82, "gains": "esci"},
+    {"method": "random", "ndcg": 0.7483},
+)
+
+
 def test_benchmarks_only_where_measured(release: Path) -> None:
     assert "Benchmarks" not in text(release)
-    lines = [
-        {"method": "clip_text | title", "ndcg": 0.81071, "ndcg_low": 0.8, "ndcg_high": 0.82},
-        {"method": "random", "ndcg": 0.7483},
-    ]
-    write_card(release, RECIPE, revision=None, benchmarks=lines)
+    write_card(release, RECIPE, revision=None, benchmarks=RANKING)
     body = text(release)
     assert "| clip_text \\| title | 0.8107 | 0.8000 to 0.8200 |" in body
     assert "| random | 0.7483 | not measured |" in body
+
+
+def test_benchmarks_are_added_to_a_finished_release(release: Path) -> None:
+    write_benchmarks(release, RANKING)
+    assert "| random | 0.7483 | not measured |" in text(release)
+    assert validate(release) == []
+    write_benchmarks(release, RANKING[:1])
+    assert "| random |" not in text(release)
+    assert validate(release) == []
+    write_benchmarks(release, ())
+    assert "Benchmarks" not in text(release)
+    assert validate(release) == []
+
+
+def test_benchmarks_of_another_convention_are_refused(release: Path) -> None:
+    before = text(release)
+    with pytest.raises(UsageError, match="published convention"):
+        write_benchmarks(release, [{**RANKING[0], "gains": "esci-repo-swapped"}])
+    (release / schemas.CARD).write_text("---\na: 1\n---\n")
+    with pytest.raises(CorruptFileError, match="no place"):
+        write_benchmarks(release, RANKING)
+    assert before != text(release)
 
 
 def test_the_snippet_names_a_file_that_exists(good: Path) -> None:
