@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from builder import manifest
 from builder.facts import Facts
 from builder.recipe import Recipe
@@ -42,6 +44,7 @@ def values(
         "published_sentence": _published(facts),
         "urls_sentence": _urls(recipe),
         "generic_sentence": _generic(facts),
+        "encoder_biases": _encoder_biases(recipe),
         "classic_files": _classic(classic),
         **{f"{name}_table": text for name, text in data_tables(facts).items()},
         "versions_table": _versions(recipe, revision),
@@ -119,6 +122,15 @@ def _generic(facts: Facts) -> str:
     )
 
 
+def _encoder_biases(recipe: Recipe) -> str:
+    if recipe.encoder.model.startswith("openai/clip-"):
+        return (
+            "It was trained on pictures and captions from the web, knows English best, reads text in pictures, and "
+            "associates people's looks with words in ways that should not be relied on."
+        )
+    return f"Whatever `{manifest.public(recipe.encoder.model)}` was trained on shows in the vectors."
+
+
 def _classic(names: Sequence[str]) -> str:
     if not names:
         return ""
@@ -144,17 +156,17 @@ def _counts(facts: Facts) -> str:
 
 
 def _columns(facts: Facts) -> str:
-    parts = []
+    alike: dict[str, list[str]] = {}  # configs with the same columns share a table
     for config, schema in facts.columns.items():
         rows = []
         for field in schema:
-            dtype = (
-                str(field.type).replace("fixed_size_list<element: float>", "float32").replace("float32[", "float32[")
+            is_list = pa.types.is_fixed_size_list(field.type)
+            dtype = f"{field.type.value_type}[{field.type.list_size}]" if is_list else str(field.type)
+            rows.append(
+                (f"`{field.name}`", dtype.replace("float", "float32"), schemas.COLUMN_MEANING.get(field.name, ""))
             )
-            name = {"float": "float32"}.get(dtype, dtype)
-            rows.append((f"`{field.name}`", name, schemas.COLUMN_MEANING.get(field.name, "")))
-        parts.append(f"**`{config}`**\n\n{table(('column', 'type', 'meaning'), rows)}")
-    return "\n\n".join(parts)
+        alike.setdefault(table(("column", "type", "meaning"), rows), []).append(f"`{config}`")
+    return "\n\n".join(f"**{', '.join(configs)}**\n\n{text}" for text, configs in alike.items())
 
 
 def _coverage(facts: Facts) -> str:

@@ -109,7 +109,7 @@ def test_nothing_official_is_claimed_of_another_cut(good: Path) -> None:
     assert body.count("This is `tiny`, not the published SQID") == 1
     assert "another cut than the published SQID" in body
     assert "These are the counts of the published SQID" not in body
-    assert "Shopping Queries Image Dataset\n" not in body.split("---\n")[2].splitlines()[0]
+    assert body.split("---\n")[2].split("\n\n")[0].strip() == "# tiny"
 
 
 def test_the_model_is_the_recipes(release: Path) -> None:
