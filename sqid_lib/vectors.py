@@ -20,6 +20,7 @@ from sqid_lib.selection import check_unique
 from sqid_lib.tables import by_split, column_names, conform, first_line, open_parquet, telling
 
 _BATCH_ROWS = 2_048
+_ROWS_MAPPED = 256  # the system maps some 64 kB around each row it is asked for
 _DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few of its rows
 
 
@@ -92,11 +93,14 @@ class Vectors:
             return self._take_decoded(rows, np.flatnonzero(~absent))
         taken = []
         for spilled in self._spilled:
-            matrix = np.take(spilled, rows, axis=0, mode="clip")
+            matrix = np.empty((len(rows), self.width), np.float32)
+            for begin in range(0, len(rows), _ROWS_MAPPED):
+                part = slice(begin, begin + _ROWS_MAPPED)
+                np.take(spilled, rows[part], axis=0, mode="clip", out=matrix[part])
+                # the pages stay in the system's cache; only this process lets go of them
+                cast(Any, spilled)._mmap.madvise(mmap.MADV_DONTNEED)
             matrix[absent] = 0
             taken.append(matrix)
-            # the pages stay in the system's cache; only this process lets go of them
-            cast(Any, spilled)._mmap.madvise(mmap.MADV_DONTNEED)
         return taken
 
     def _take_decoded(self, rows: np.ndarray, present: np.ndarray) -> list[np.ndarray]:
