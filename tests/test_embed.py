@@ -174,6 +174,25 @@ def test_a_damaged_record_is_made_again(recipe: Recipe, tmp_path: Path, record: 
     assert contents(work) == whole
 
 
+def test_kernels_recorded_elsewhere_are_not_mixed_with_ours(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    whole = contents(work)
+    record = json.loads((work / "embed/encoder.json").read_text()) | {"linear": "another machine's"}
+    (work / "embed/encoder.json").write_text(json.dumps(record))
+    embed(recipe, work)
+    assert contents(work) == whole
+
+
+def test_no_pictures_at_all(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "STORED", [("missing", None)] * PRODUCTS)
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    products = read(work, "products")
+    assert products["clip_image_features"].null_count == PRODUCTS
+    assert products["image_status"].to_pylist() == ["missing"] * PRODUCTS
+
+
 def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 4] ^= 1

@@ -61,7 +61,9 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     record = _recorded(folder / RECORD, recipe, places)
     if record is None or _missing(_plan(folder, inputs, recipe, record)):
         # a process that has touched a GPU cannot fork: with several, each is opened by its own process
-        backend = _open(recipe, work, places[0] if len(places) == 1 else "cpu", record)
+        opening = places[0] if len(places) == 1 else "cpu"
+        linear = "auto" if places[0].startswith("cpu") else "plain"
+        backend = _open(recipe, work, opening, record or {"revision": recipe.encoder.revision, "linear": linear})
         record = _request(recipe, places) | backend.record  # as recorded, unless another machine began this
     plan = _plan(folder, inputs, recipe, record)
     shards.remove_others([folder, folder / "items"], [shard.path for shard in plan.every])
@@ -182,12 +184,12 @@ def _request(recipe: Recipe, places: list[str]) -> dict[str, Any]:
     }
 
 
-def _open(recipe: Recipe, work: Path, place: str, recorded: dict[str, Any] | None = None) -> Backend:
+def _open(recipe: Recipe, work: Path, place: str, record: dict[str, Any]) -> Backend:
     if recipe.encoder.backend == "replicate":
         from builder.replicate_backend import Replicate
 
         return Replicate(recipe)
-    return Local(recipe, work, place, recorded)
+    return Local(recipe, work, place, record)
 
 
 def _versions(recipe: Recipe) -> dict[str, str]:

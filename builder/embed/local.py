@@ -31,24 +31,23 @@ class Local:
         recipe: [encoder] and fetch.max_pixels.
         work: the build's work directory.
         device: as torch names it, or "auto".
-        recorded: what an earlier run's `record` said, so that this run encodes exactly as that one.
+        record: revision and linear to use: of an earlier run's `record`, to encode exactly as that one did.
 
     Raises:
         EncoderError, UsageError, MissingExtraError: as `sqid_lib.load_encoder`.
         CorruptFileError, SchemaError: what fetch stored is damaged.
     """
 
-    def __init__(self, recipe: Recipe, work: Path, device: str, recorded: dict[str, Any] | None = None) -> None:
+    def __init__(self, recipe: Recipe, work: Path, device: str, record: dict[str, Any]) -> None:
         from sqid_lib.encoders import load_encoder
 
         settings = recipe.encoder
-        before = recorded or {"revision": settings.revision, "linear": "auto"}
         self._encoder = load_encoder(
             settings.model,
-            revision=before["revision"],
+            revision=record["revision"],
             device=device,
             dtype=settings.dtype,
-            linear=before["linear"],
+            linear=record["linear"],
         )
         self._settings, self._max_pixels = settings, recipe.fetch.max_pixels
         self._pictures = Pictures(work / "fetch")
