@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import mmap
+import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,7 @@ from sqid_lib.selection import check_unique
 from sqid_lib.tables import by_split, column_names, conform, first_line, open_parquet, telling
 
 _BATCH_ROWS = 2_048
-_ROWS_MAPPED = 256  # the system maps some 64 kB around each row it is asked for
 _DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few of its rows
-
-
-_Mapped: TypeAlias = "np.memmap[Any, np.dtype[np.float32]]"
 
 
 class Vectors:
@@ -75,7 +71,7 @@ class Vectors:
         ]
         self._starts = np.cumsum([0, *(rows for _, _, rows in self._groups)])
         self._decoded: tuple[int, list[np.ndarray]] | None = None
-        self._spilled: list[_Mapped] | None = None
+        self._spilled: list[IO[bytes]] | None = None
 
     def prepare(self, rows: np.ndarray) -> None:
         """Choose how to read, given every row that will be taken, in that order (int64, -1 for none)."""
@@ -88,19 +84,12 @@ class Vectors:
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Vectors of `rows` (int64 [n], -1 for none): float32 [n, width] for each column, zeros where there is none."""
-        absent = rows < 0
+        there = np.flatnonzero(rows >= 0)
         if self._spilled is None:
-            return self._take_decoded(rows, np.flatnonzero(~absent))
-        taken = []
-        for spilled in self._spilled:
-            matrix = np.empty((len(rows), self.width), np.float32)
-            for begin in range(0, len(rows), _ROWS_MAPPED):
-                part = slice(begin, begin + _ROWS_MAPPED)
-                np.take(spilled, rows[part], axis=0, mode="clip", out=matrix[part])
-                # the pages stay in the system's cache; only this process lets go of them
-                cast(Any, spilled)._mmap.madvise(mmap.MADV_DONTNEED)
-            matrix[absent] = 0
-            taken.append(matrix)
+            return self._take_decoded(rows, there)
+        taken = [np.zeros((len(rows), self.width), np.float32) for _ in self.columns]
+        for stream, matrix in zip(self._spilled, taken, strict=True):
+            _read_rows(stream, rows, there, matrix)
         return taken
 
     def _take_decoded(self, rows: np.ndarray, present: np.ndarray) -> list[np.ndarray]:
@@ -137,26 +126,27 @@ class Vectors:
                             return int(pc.list_value_length(pc.drop_null(column))[0].as_py())
         raise CorruptFileError("there is not one vector in the file", where=self._where[0], fix="Fetch it again.")
 
-    def _spill(self) -> list[_Mapped]:
-        shape = (self.keys.num_rows, self.width)
+    def _spill(self) -> list[IO[bytes]]:
         if self._scratch:
             self._scratch.mkdir(parents=True, exist_ok=True)
+        # unnamed, so gone with the process however it ends
+        streams: list[IO[bytes]] = [tempfile.TemporaryFile(dir=self._scratch) for _ in self.columns]  # noqa: SIM115
+        for stream in streams:
+            weakref.finalize(self, stream.close)
         try:
-            with contextlib.ExitStack() as stack:  # unnamed files: gone with the process, however it ends
-                streams = [stack.enter_context(tempfile.TemporaryFile(dir=self._scratch)) for _ in self.columns]
-                for block in self._blocks():
-                    for stream, matrix in zip(streams, block, strict=True):
-                        stream.write(np.ascontiguousarray(matrix).data)
-                for stream in streams:
-                    stream.flush()
-                return [np.memmap(stream, np.float32, "r", shape=shape) for stream in streams]
+            for block in self._blocks():
+                for stream, matrix in zip(streams, block, strict=True):
+                    stream.write(np.ascontiguousarray(matrix).data)
+            for stream in streams:
+                stream.flush()
+            return streams
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise DiskError(
                 f"no space for a temporary copy of the vectors: {first_line(error)}",
                 where=self._scratch or tempfile.gettempdir(),
-                expected=f"{int(np.prod(shape)) * 4 * len(self.columns) / 1e9:.1f} GB free",
+                expected=f"{self.keys.num_rows * self.width * 4 * len(self.columns) / 1e9:.1f} GB free",
                 fix="Free some space, or name another cache_dir.",
             ) from error
 
@@ -172,9 +162,21 @@ class Vectors:
 
     def close(self) -> None:
         """Let go of files and copies."""
-        for file in self._files:
-            file.close()
+        for stream in [*self._files, *(self._spilled or ())]:
+            stream.close()
         self._spilled = self._decoded = None
+
+
+def _read_rows(stream: IO[bytes], rows: np.ndarray, there: np.ndarray, out: np.ndarray) -> None:
+    """Fill out[there] with those rows of a file of float32 rows; neighbours in both are read at once.
+
+    Plain reads, because a memory map would count every page around every row as this process's memory.
+    """
+    size = out.shape[1] * out.itemsize
+    breaks = np.flatnonzero((np.diff(rows[there]) != 1) | (np.diff(there) != 1)) + 1
+    for run in np.split(there, breaks):
+        if len(run):
+            os.preadv(stream.fileno(), [out[run[0] : run[-1] + 1].data], int(rows[run[0]]) * size)
 
 
 def fixed_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:

@@ -110,10 +110,7 @@ def test_a_full_disk_is_told_with_the_space_needed(tmp_path: Path, monkeypatch: 
     found = joins.open_product_vectors([(str(tmp_path / "a.parquet"), "a")], tmp_path / "scratch")
 
     class Full:
-        def __enter__(self) -> Full:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
+        def close(self) -> None: ...
 
         def write(self, _: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
