@@ -132,12 +132,12 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         if self._trouble is not None:
             raise self._trouble
         config: SqidConfig = self.config
-        files = loading.local_paths(
-            self._files, self._cache_dir_root, dl_manager.download_config, streaming=bool(dl_manager.is_streaming)
-        )
+        streaming = bool(dl_manager.is_streaming)
+        files = loading.local_paths(self._files, self._cache_dir_root, dl_manager.download_config, streaming=streaming)
+        memory, version = 0 if streaming else loading.MEMORY, loading.fingerprint(self._files)
         scratch = os.path.join(self._cache_dir_root, "sqid-scratch")  # noqa: PTH118
         plans = {
-            split: loading.Plan(config.name, cut, files, config.artifacts_locale, scratch)
+            split: loading.Plan(config.name, cut, files, config.artifacts_locale, scratch, memory, version)
             for split, cut in loading.splits(config.name, config.selection()).items()
         }
         width = loading.width(next(iter(plans.values())))

@@ -118,15 +118,15 @@ def query_features(queries: pa.Table, vectors: Vectors, rows: np.ndarray) -> Ite
         yield conform(part.append_column("clip_text_features", fixed_lists(text)), schema, schemas.QUERIES)
 
 
-def open_product_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None) -> Vectors:
+def open_product_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None, memory: int = 0) -> Vectors:
     """Product vectors of the published files, a release or a build; `paths` as in `read_image_urls`."""
     key = pa.schema([(name, pa.string()) for name in ("product_id", "product_locale")])
-    return Vectors(paths, key, schemas.VECTOR_COLUMNS, scratch)
+    return Vectors(paths, key, schemas.VECTOR_COLUMNS, scratch, memory)
 
 
-def open_query_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None) -> Vectors:
+def open_query_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None, memory: int = 0) -> Vectors:
     """Query vectors, likewise; query_id may be text or any integer."""
-    return Vectors(paths, pa.schema([("query_id", pa.int64())]), schemas.VECTOR_COLUMNS[:1], scratch)
+    return Vectors(paths, pa.schema([("query_id", pa.int64())]), schemas.VECTOR_COLUMNS[:1], scratch, memory)
 
 
 def find_rows(vectors: Vectors, keys: pa.Table, locale: str = schemas.CLASSIC_LOCALE) -> np.ndarray:

@@ -20,6 +20,7 @@ from sqid_lib.tables import open_parquet, read_parquet
 from sqid_lib.vectors import Vectors
 
 SHARDS = 16  # what DataLoader workers and nodes share out
+MEMORY = 1_200_000_000  # the published vectors, 1.0 GB, fit; a stream takes none
 _BLOCK_SHARDS_ROWS = 400_000
 
 _ESCI_TABLES = ("examples", "products", "sources")
@@ -52,6 +53,8 @@ class Plan:
         files: table → paths, as items.
         locale: locale of artifact rows that do not say theirs.
         scratch: directory for temporary copies of vectors.
+        memory: bytes of vectors that may be in memory at once.
+        version: fingerprint of the files.
     """
 
     config: str
@@ -59,6 +62,8 @@ class Plan:
     files: tuple[tuple[str, Paths], ...]
     locale: str
     scratch: str | None
+    memory: int = 0
+    version: str = ""
 
     def paths(self, table: str) -> Paths:
         return dict(self.files).get(table, ())
@@ -130,7 +135,7 @@ def _examples(plan: Plan, *columns: str) -> pa.Table:
 
 def _open_vectors(plan: Plan, table: str) -> Vectors:
     opener = joins.open_product_vectors if table == "product_features" else joins.open_query_vectors
-    return opener(plan.paths(table), Path(plan.scratch) if plan.scratch else None)
+    return opener(plan.paths(table), Path(plan.scratch) if plan.scratch else None, plan.memory)
 
 
 class _Rows(Protocol):

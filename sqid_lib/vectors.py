@@ -27,13 +27,15 @@ class Vectors:
     """The vectors of one or more parquet files with the same columns, rows numbered through all of them.
 
     Row groups are decoded as they are needed where the rows wanted lie in file order, as in a release. Where they lie
-    scattered, as in the published file, the vectors are copied once to an unnamed temporary file and read from there.
+    scattered, as in the published file, the vectors are copied once and gathered from there: to memory if they fit into
+    `memory` bytes, else to an unnamed temporary file.
 
     Args:
         paths: (path, name in messages) of every file.
         key: columns that identify a row; `product_locale` may be absent from the files.
         columns: vector columns, each a list of float32 of the same width, null where there is none.
         scratch: directory for the temporary file; made if absent.
+        memory: bytes of vectors that may be in memory at once.
 
     Attributes:
         keys: table of the key columns the files have, a row per vector row.
@@ -45,9 +47,14 @@ class Vectors:
     """
 
     def __init__(
-        self, paths: Sequence[tuple[str, str]], key: pa.Schema, columns: Sequence[str], scratch: Path | None = None
+        self,
+        paths: Sequence[tuple[str, str]],
+        key: pa.Schema,
+        columns: Sequence[str],
+        scratch: Path | None = None,
+        memory: int = 0,
     ) -> None:
-        self.columns = tuple(columns)
+        self.columns, self._memory = tuple(columns), memory
         self._where = [where for _, where in paths]
         self._scratch = scratch
         vector = pa.list_(pa.float32())
@@ -71,6 +78,7 @@ class Vectors:
         ]
         self._starts = np.cumsum([0, *(rows for _, _, rows in self._groups)])
         self._decoded: tuple[int, list[np.ndarray]] | None = None
+        self._gathered: list[np.ndarray] | None = None
         self._spilled: list[IO[bytes]] | None = None
 
     def prepare(self, rows: np.ndarray) -> None:
@@ -79,11 +87,25 @@ class Vectors:
         groups = np.searchsorted(self._starts, present, side="right")
         decodes = 1 + int(np.count_nonzero(np.diff(groups)))
         largest = max((rows for _, _, rows in self._groups), default=0)
-        if self._spilled is None and (decodes > 2 * len(self._groups) or largest > _DIRECT_GROUP_ROWS):
+        if self._spilled or self._gathered or (decodes <= 2 * len(self._groups) and largest <= _DIRECT_GROUP_ROWS):
+            return
+        if self.nbytes <= self._memory:
+            self._gathered = self._gather()
+        else:
             self._spilled = self._spill()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all vectors as float32."""
+        return int(self.keys.num_rows * self.width * 4 * len(self.columns))
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Vectors of `rows` (int64 [n], -1 for none): float32 [n, width] for each column, zeros where there is none."""
+        if self._gathered is not None:
+            taken = [np.take(matrix, rows, axis=0, mode="clip") for matrix in self._gathered]
+            for matrix in taken:
+                matrix[rows < 0] = 0
+            return taken
         there = np.flatnonzero(rows >= 0)
         if self._spilled is None:
             return self._take_decoded(rows, there)
@@ -126,6 +148,15 @@ class Vectors:
                             return int(pc.list_value_length(pc.drop_null(column))[0].as_py())
         raise CorruptFileError("there is not one vector in the file", where=self._where[0], fix="Fetch it again.")
 
+    def _gather(self) -> list[np.ndarray]:
+        whole = [np.empty((self.keys.num_rows, self.width), np.float32) for _ in self.columns]
+        at = 0
+        for block in self._blocks():
+            for matrix, part in zip(whole, block, strict=True):
+                matrix[at : at + len(part)] = part
+            at += len(block[0])
+        return whole
+
     def _spill(self) -> list[IO[bytes]]:
         if self._scratch:
             self._scratch.mkdir(parents=True, exist_ok=True)
@@ -146,7 +177,7 @@ class Vectors:
             raise DiskError(
                 f"no space for a temporary copy of the vectors: {first_line(error)}",
                 where=self._scratch or tempfile.gettempdir(),
-                expected=f"{self.keys.num_rows * self.width * 4 * len(self.columns) / 1e9:.1f} GB free",
+                expected=f"{self.nbytes / 1e9:.1f} GB free",
                 fix="Free some space, or name another cache_dir.",
             ) from error
 
@@ -164,7 +195,7 @@ class Vectors:
         """Let go of files and copies."""
         for stream in [*self._files, *(self._spilled or ())]:
             stream.close()
-        self._spilled = self._decoded = None
+        self._spilled = self._gathered = self._decoded = None
 
 
 def _read_rows(stream: IO[bytes], rows: np.ndarray, there: np.ndarray, out: np.ndarray) -> None:

@@ -44,6 +44,7 @@ def keys(ids: list[str]) -> pa.Table:
     dtype=st.sampled_from(sorted(TYPES)),
     files=st.integers(1, 3),
     big_groups=st.booleans(),
+    memory=st.sampled_from([0, 10**6]),
 )
 def test_each_key_gets_its_own_vector(
     tmp_path_factory: pytest.TempPathFactory,
@@ -53,6 +54,7 @@ def test_each_key_gets_its_own_vector(
     dtype: str,
     files: int,
     big_groups: bool,
+    memory: int,
 ) -> None:
     rng, root = np.random.default_rng(seed), tmp_path_factory.mktemp("v")
     ids = [f"B{i}" for i in rng.permutation(count)]
@@ -68,7 +70,7 @@ def test_each_key_gets_its_own_vector(
     asked = [*sorted(ids), "unknown"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors, "_DIRECT_GROUP_ROWS", 0 if big_groups else 100)
-        found = joins.open_product_vectors(paths, root / "scratch")
+        found = joins.open_product_vectors(paths, root / "scratch", memory)
         rows = joins.find_rows(found, keys(asked))
         found.prepare(rows)
         parts = [found.take(rows[i : i + 3]) for i in range(0, len(rows), 3)]
