@@ -320,11 +320,13 @@ def ways(release: Path, store: EmbeddingStore, data: Path, only: list[str] | Non
 
 def memory(path: Path) -> tuple[int, int]:
     """Read a whole epoch of a store; the resident and the proportional size of this process after it, in MB."""
-    for _ in EmbeddingStore(path).pairs(batch_size=BATCH, shuffle=True, format="numpy"):
+    store, barrier = EmbeddingStore(path), globals()["BARRIER"]
+    for _ in store.pairs(batch_size=BATCH, shuffle=True, format="numpy"):
         pass
+    barrier.wait()  # all have read everything, and keep it until all have looked
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in rollup if line.endswith("kB")}
-    globals()["BARRIER"].wait()  # the others must still have their pages, too
+    barrier.wait()
     return sizes["Rss"], sizes["Pss"]
 
 
@@ -337,7 +339,8 @@ def four_processes(path: Path) -> str:
     with context.Pool(4, share, (context.Barrier(4),)) as pool:
         sizes = pool.map(memory, [path] * 4, chunksize=1)
     rss, pss = (sum(column) for column in zip(*sizes, strict=True))
-    return f"four processes on one store: resident {rss:,} MB counted one by one, {pss:,} MB in fact"
+    matrices = sum((path / f"{name}.bin").stat().st_size for name in (*VECTORS, "query_features")) >> 20
+    return f"four processes on one store of {matrices:,} MB: {rss:,} MB counted one by one, {pss:,} MB in all"
 
 
 def first_batch(release: Path) -> str:
@@ -345,7 +348,7 @@ def first_batch(release: Path) -> str:
         "import sys, time, resource\nfrom sqid_lib import stream_pairs\nimport torch\nbegan = time.perf_counter()\n"
         "batches = iter(stream_pairs(sys.argv[1], shuffle=True))\nnext(batches)\nfirst = time.perf_counter() - began\n"
         "for _ in batches: pass\npeak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
-        "print(f'stream_pairs: first batch after {first:.2f} s, at most {peak} MB resident over an epoch, torch included')"
+        "print(f'stream_pairs: first batch after {first:.2f} s, at most {peak} MB resident, torch included')"
     )
     return subprocess.run(
         [sys.executable, "-c", code, release], capture_output=True, text=True, check=True

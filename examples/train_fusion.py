@@ -103,10 +103,11 @@ def compare(
 
     torch.manual_seed(options.seed)
     store = EmbeddingStore.open(options.release, cache_dir=options.cache_dir)
-    folds = np.array_split(np.random.default_rng(options.seed).permutation(store.query_ids), 3)
+    shuffled = np.random.default_rng(options.seed).permutation(store.query_ids)
+    folds = [fold.tolist() for fold in np.array_split(shuffled, 3)]
     before, after = 0.0, 0.0
     for fold, held_out in enumerate(folds):
-        known = np.concatenate([other for other in folds if other is not held_out])
+        known = [query for other in folds if other is not held_out for query in other]
         share = len(held_out) / len(store.query_ids)
         untrained = ndcg(zero_shot(store, known), store, held_out)
         print(f"fold {fold + 1}: held-out nDCG of the zero-shot fusion {untrained:.4f}")

@@ -29,7 +29,8 @@ class Towers(nn.Module):
 
     def query(self, features: Tensor) -> Tensor:
         """[…, D] → […, D]."""
-        return normalize(features * self.stretch[0].exp(), dim=-1)
+        towered: Tensor = normalize(features * self.stretch[0].exp(), dim=-1)
+        return towered
 
     def product(self, text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
         """[…, D], […, D], […] → […, D]."""
