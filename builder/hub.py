@@ -92,7 +92,7 @@ def push(
     problems = validate(release)
     if problems:
         raise ReleaseError(
-            f"{len(problems)} problems",
+            "the release has a problem" if len(problems) == 1 else f"the release has {len(problems)} problems",
             where=release,
             got=str(problems[0]),
             fix=f"See them all: sqid validate {release}",

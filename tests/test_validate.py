@@ -303,6 +303,13 @@ def test_a_corruption_of_the_files_is_named(release: Path, name: str) -> None:
     assert code in codes(release), validate(release)
 
 
+def test_tables_of_another_version_may_be_worded_otherwise(release: Path) -> None:
+    card(release, "| products | 40 |", "| things | 40 |")
+    assert codes(release) == {"card-table"}
+    edit_manifest(release, lambda m: m["versions"].update(sqid="0.0.1"))
+    assert codes(release) == set()
+
+
 def test_all_problems_are_listed_not_only_the_first(release: Path) -> None:
     edit(release, schemas.JUDGMENTS, setting("esci_label", 0, "X"), reseal=False)
     edit(release, schemas.FEATURES, setting("clip_text_features", 5, vector(np.nan)), reseal=False)
