@@ -37,7 +37,8 @@ class Fusion(nn.Module):
         image = cosine_similarity(query * self.stretch[1].exp(), batch.image_features, dim=-1)
         features = [text, image, batch.has_image, text - mean(text, batch.mask), image - mean(image, batch.has_image)]
         correction = self.correct(5 * torch.stack(features, dim=-1)).squeeze(-1)
-        return self.weights[0] * text + self.weights[1] * image + 0.1 * correction
+        scores: Tensor = self.weights[0] * text + self.weights[1] * image + 0.1 * correction
+        return scores
 
 
 def mean(scores: Tensor, mask: Tensor) -> Tensor:
@@ -49,7 +50,8 @@ def list_loss(scores: Tensor, batch: ListBatch, temperature: float = 0.15) -> Te
     """Cross-entropy between the shares of gain in a list and the softmax of its scores (ListNet, Cao et al. 2007)."""
     share = batch.gain / batch.gain.sum(1, keepdim=True).clamp(min=1e-9)
     log_odds = log_softmax((scores / temperature).masked_fill(~batch.mask, -torch.inf), dim=1)
-    return -(share * log_odds.masked_fill(~batch.mask, 0)).sum(1).mean()
+    loss: Tensor = -(share * log_odds.masked_fill(~batch.mask, 0)).sum(1).mean()
+    return loss
 
 
 def ndcg(model: nn.Module, store: EmbeddingStore, queries: Sequence[int]) -> float:

@@ -29,8 +29,8 @@ class Towers(nn.Module):
 
     def query(self, features: Tensor) -> Tensor:
         """[…, D] → […, D]."""
-        towered: Tensor = normalize(features * self.stretch[0].exp(), dim=-1)
-        return towered
+        vector: Tensor = normalize(features * self.stretch[0].exp(), dim=-1)
+        return vector
 
     def product(self, text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
         """[…, D], […, D], […] → […, D]."""
@@ -63,7 +63,8 @@ def contrastive_loss(towers: Towers, batch: NegativeBatch, temperature: float = 
         dim=1,
     )
     losses = cross_entropy(scores / temperature, torch.zeros(len(query), dtype=torch.int64), reduction="none")
-    return (batch.gain * losses).mean()
+    loss: Tensor = (batch.gain * losses).mean()
+    return loss
 
 
 def zero_shot(store: EmbeddingStore, known: Sequence[int]) -> Towers:

@@ -28,8 +28,8 @@ def run(name: str, release: Path, cache: Path, *options: str) -> tuple[float, fl
 @pytest.mark.parametrize("name", NAMES)
 def test_beats_zero_shot_where_there_is_something_to_learn(name: str, tmp_path: Path) -> None:
     release = write_release(tmp_path / "release", products=200, queries=42, per_query=15, width=16)
-    zero_shot, trained = run(name, release, tmp_path / "cache", "--epochs", "10")
-    assert 0.5 < zero_shot < trained - 0.05  # half of the dimensions are noise that training can turn off
+    zero_shot, trained = run(name, release, tmp_path / "cache", "--epochs", "30")
+    assert 0.5 < zero_shot < trained - 0.03  # half of the dimensions are noise that training can turn off
 
 
 def test_the_same_seed_gives_the_same_figures(tmp_path: Path) -> None:
