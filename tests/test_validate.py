@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -337,6 +338,22 @@ def test_a_file_far_larger_than_esci_is_not_read(release: Path) -> None:
             writer.write_table(chunk)
     assert path.stat().st_size < 100_000
     assert any(problem.code == "unreadable" and "far larger" in problem.message for problem in validate(release))
+
+
+@pytest.mark.parametrize("name", ["README.md", "manifest.json", "data/urls/test-00001-of-00002.parquet", "more"])
+def test_pipes_devices_and_broken_links_are_not_read(release: Path, name: str) -> None:
+    path = release / name
+    for make in (os.mkfifo, lambda p: p.symlink_to("/dev/zero"), lambda p: p.symlink_to("nowhere")):
+        path.unlink(missing_ok=True)
+        make(path)
+        assert [(problem.code, problem.where) for problem in validate(release)] == [("not-a-file", name)]
+
+
+def test_a_directory_where_a_file_should_be(release: Path) -> None:
+    for name in (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS, schemas.PRODUCT_URLS):
+        (release / name).unlink()
+        (release / name).mkdir()
+    assert {"missing-file"} <= codes(release)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,7 @@ from pathlib import Path
 from builder import manifest
 from builder.validate.claims import check_card, check_manifest
 from builder.validate.classic import check_classic
-from builder.validate.files import check_files
+from builder.validate.files import check_files, check_kinds
 from builder.validate.problem import Problem
 from builder.validate.relations import check_relations
 from builder.validate.rows import Scan
@@ -27,6 +27,9 @@ def validate(release: Path) -> list[Problem]:
     if not release.is_dir():
         return [Problem("no-release", str(release), "no such directory")]
     problems: list[Problem] = []
+    _run(problems, str(release), lambda: check_kinds(release))
+    if problems:
+        return problems
     _run(problems, str(release), lambda: check_files(release))
     scans: dict[str, Scan] = {}
     made_here = _made_here(release)

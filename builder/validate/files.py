@@ -33,6 +33,13 @@ def check_files(release: Path) -> Iterator[Problem]:
     yield from _listed(release, present, digests)
 
 
+def check_kinds(release: Path) -> Iterator[Problem]:
+    """Pipes, devices and links that lead nowhere: reading them could hang."""
+    for name in _present(release):
+        if not (release / name).is_file():
+            yield Problem("not-a-file", name, "no regular file; nothing else was checked")
+
+
 def _present(release: Path) -> list[str]:
     found = []
     for folder, _, names in os.walk(release):
