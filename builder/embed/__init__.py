@@ -31,6 +31,7 @@ __all__ = ["embed"]
 log = logging.getLogger(__name__)
 
 RECORD = "encoder.json"
+LINEAR = ("packed", "plain", "remote")
 
 
 def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
@@ -210,7 +211,7 @@ def _recorded(path: Path, recipe: Recipe, places: list[str]) -> dict[str, Any] |
         model = Path(recipe.encoder.model).expanduser()
         if not same or (places != ["remote"] and model.is_dir() and content_revision(model) != record["revision"]):
             return None
-        return {"width": int(record["width"]), "linear": str(record["linear"]), **record}
+        return record if record["linear"] in LINEAR and type(record["width"]) is int else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, metadata.PackageNotFoundError):
         return None
 

@@ -64,7 +64,7 @@ class Local:
 
     def texts(self, texts: Sequence[str], tick: Tick) -> Floats:
         """float32 [N, D]."""
-        size = max(self._settings.text_batch, 2048) if self._encoder.on_gpu else self._settings.text_batch
+        size = max(self._settings.text_batch, 4096) if self._encoder.on_gpu else self._settings.text_batch
         vectors = self._encoder.encode_text(texts, batch_size=size)
         tick(len(texts))
         return vectors

@@ -76,7 +76,8 @@ class Encoder:
         """Vectors of texts, projected and not normalised; float32 [N, D].
 
         Texts longer than `text_limit` tokens are truncated; equal texts are encoded once. Batches hold texts of like
-        length, and as many tokens as `batch_size` texts of 16 tokens; by default what suits the device.
+        length, and as many tokens as `batch_size` texts of 8 tokens; by default what suits the device: on a CPU 512
+        tokens (256 to 512 were fastest, 1,024 a fifth slower; benchmarks/RESULTS.md).
 
         Raises:
             UsageError: one string instead of a list of them, or something else than text.
@@ -87,7 +88,7 @@ class Encoder:
         distinct = list(dict.fromkeys(texts))
         tokens = self._tokenize(distinct)
         vectors = np.empty((len(distinct), self.width), np.float32)
-        budget = 16 * (batch_size or (2048 if self.on_gpu else 64))
+        budget = 8 * (batch_size or (4096 if self.on_gpu else 64))
         batches = list(_token_batches([len(t["input_ids"]) for t in tokens], budget))
         outputs = (self._halving(self._forward_text, [tokens[row] for row in rows]) for rows in batches)
         for rows, part in zip(batches, _one_behind(outputs), strict=True):
