@@ -24,7 +24,7 @@ from builder.recipe import Esci, Fetch, Pages, Recipe, Resolve
 from builder.resolve import resolve
 from builder.resolve.page_pictures import is_captcha, main_picture
 from sqid_lib import schemas
-from sqid_lib.errors import FetchError, RecipeError, UsageError
+from sqid_lib.errors import FetchError, MissingExtraError, RecipeError, UsageError
 
 PICTURE = "https://m.media-amazon.com/images/I/71abc._AC_SX679_.jpg"
 OTHER = "https://m.media-amazon.com/images/I/61xyz._SX385_.jpg"
@@ -210,6 +210,15 @@ def test_every_kind_of_page_has_its_status(server: LoopbackServer, tmp_path: Pat
     assert server.requests[0].path == "/robots.txt"
     assert server.hits()["/robots.txt"] == 1
     assert server.hits()["/dp/SECRET"] == 0
+
+
+@pytest.mark.parametrize("package", ["protego", "selectolax.lexbor"])
+def test_a_missing_package_is_named_with_its_extra(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r"pip install \"sqid\[build\]\""):
+        resolve(recipe(server), sampled(tmp_path, "OK"))
 
 
 def test_requests_say_who_asks(server: LoopbackServer, tmp_path: Path) -> None:
