@@ -26,6 +26,8 @@ class _Tensors:
         super().__init__(*args, **kwargs)
         self.device = None if device is None else torch.device(device)
         self.pin_memory = pin_memory or (self.device is not None and self.device.type == "cuda")
+        if self.pin_memory and not torch.cuda.is_available():
+            raise UsageError("there is no CUDA device", where="stream", got=f"{pin_memory=}, {device=}")
         # in shared memory, so that set_epoch reaches workers that live on
         self._shared_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -97,6 +99,7 @@ class _Pinned:
         with torch.cuda.stream(self.copies):
             flat = buffer.owner.to(self.device, non_blocking=True)
         self.copies.synchronize()  # this is the thread that gathers ahead: the one that trains does not wait
+        flat.record_stream(torch.cuda.default_stream(self.device))  # where it is used: not to be reused before that
         return _views(kind, flat, layout)
 
 

@@ -432,6 +432,22 @@ def test_devices_are_not_for_workers(store: EmbeddingStore) -> None:
         list(load(store.pairs(device="cpu"), 1))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("options", [{"pin_memory": True}, {"device": "cuda"}, {"device": "cuda:1"}])
+def test_no_gpu(store: EmbeddingStore, options: Any) -> None:
+    with pytest.raises(UsageError, match="no CUDA device"):
+        store.pairs(**options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_batches_on_a_gpu(store: EmbeddingStore) -> None:
+    here = list(store.pairs(batch_size=9, shuffle=True))
+    for options in ({"device": "cuda"}, {"pin_memory": True}):
+        kept = list(store.pairs(batch_size=9, shuffle=True, **options))
+        for one, other in zip(here, kept, strict=True):
+            assert_same(one, other.to("cpu"))
+
+
 def test_numpy_batches(store: EmbeddingStore) -> None:
     for ours, theirs in zip(store.pairs(batch_size=9, format="numpy"), store.pairs(batch_size=9), strict=True):
         assert all(isinstance(value, np.ndarray) for value in vars(ours).values())
