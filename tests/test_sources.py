@@ -94,7 +94,7 @@ def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, esci: Path, cache
 def test_a_server_that_refuses_is_told(
     tmp_path: Path, cache: str, status: int, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     with FileServer(tmp_path) as server:
         server.status[f"/{schemas.ESCI_SOURCES}"] = status
         with pytest.raises(SourceError, match=error) as told:
@@ -103,7 +103,7 @@ def test_a_server_that_refuses_is_told(
 
 
 def test_no_server_at_all(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     with FileServer(tmp_path) as server:
         url = server.url
     with pytest.raises(DownloadError, match="cannot be reached"):

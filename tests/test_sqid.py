@@ -221,10 +221,11 @@ def test_a_broken_source_is_told_as_itself(esci: Path, artifacts: Path, cache: s
 def test_a_broken_contract_is_told_as_itself(tmp_path: Path, artifacts: Path, cache: str) -> None:
     judged = tiny_esci.examples()
     judged[0]["esci_label"] = "X"
-    for name, replaced, error in (
+    cases: list[tuple[str, dict[str, Any], type[SqidError]]] = [
         ("label", {"examples": judged}, LabelError),
         ("double", {"products": tiny_esci.products() * 2}, DuplicateKeyError),
-    ):
+    ]
+    for name, replaced, error in cases:
         esci = write_esci(tmp_path / name, **replaced)
         with pytest.raises(error):
             sqid.load("urls", esci=esci, artifacts=artifacts, cache_dir=cache)

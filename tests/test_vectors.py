@@ -117,7 +117,7 @@ def test_a_full_disk_is_told_with_the_space_needed(tmp_path: Path, monkeypatch: 
         def write(self, _: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(vectors.tempfile, "TemporaryFile", lambda **_: Full())
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
     monkeypatch.setattr(vectors, "_DIRECT_GROUP_ROWS", 0)
     with pytest.raises(DiskError, match="GB free"):
         found.prepare(np.array([0, 1]))
