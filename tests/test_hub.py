@@ -243,8 +243,12 @@ def matrix(*kinds: int | str, quick: tuple[tuple[str, int | str], ...]) -> list[
     return [pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow) for pair in pairs]
 
 
-ONCE = (*((endpoint, 503) for endpoint in ENDPOINTS), ("lfs-put", "cut"), ("commit", "cut"))
-STAYS = (
+ONCE: tuple[tuple[str, int | str], ...] = (
+    *((endpoint, 503) for endpoint in ENDPOINTS),
+    ("lfs-put", "cut"),
+    ("commit", "cut"),
+)
+STAYS: tuple[tuple[str, int | str], ...] = (
     *(("whoami", 503), ("preupload", 503), ("lfs-put", 503), ("commit", 503), ("tag", 503)),
     *(("commit", 401), ("preupload", 403), ("commit", 403), ("tag", 403)),
 )
