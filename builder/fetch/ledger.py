@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Outcome:
     detail: str | None = None
 
 
+_AT_ONCE = 512  # buffers in one call; systems allow 1,024
 _BEFORE_SHA256 = attrgetter("url", "status", "http_status", "bytes")
 _AFTER_SHA256 = attrgetter("width", "height", "detail")
 
@@ -81,18 +83,23 @@ class Ledger:
         Raises:
             DiskError: no space left.
         """
-        # hashed before the transaction begins: the lock on the interpreter is free meanwhile
-        rows = [(outcome, data, data and hashlib.sha256(data).hexdigest()) for outcome, data in results]
+        # few calls for many rows: each would wait its turn for the lock on the interpreter
+        sha256s = [data and hashlib.sha256(data).hexdigest() for _, data in results]
+        outcomes = [
+            (*_BEFORE_SHA256(outcome), sha256, *_AFTER_SHA256(outcome))
+            for (outcome, _), sha256 in zip(results, sha256s, strict=True)
+        ]
+        pictures = {sha256: data for (_, data), sha256 in zip(results, sha256s, strict=True) if sha256 and data}
         with telling_disk(self.spool), transaction(self._db):
-            for outcome, data, sha256 in rows:
-                if data is not None and not self._query("SELECT 1 FROM pictures WHERE sha256 = ?", sha256):
-                    _write_all(self._write, data, self._end)
-                    self._db.execute("INSERT INTO pictures VALUES (?, ?, ?)", (sha256, self._end, len(data)))
-                    self._end += len(data)
-                self._db.execute(
-                    "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*_BEFORE_SHA256(outcome), sha256, *_AFTER_SHA256(outcome)),
-                )
+            marks = ", ".join("?" * len(pictures))
+            for (kept,) in self._query(f"SELECT sha256 FROM pictures WHERE sha256 IN ({marks})", *pictures):
+                del pictures[kept]
+            ends = list(itertools.accumulate(map(len, pictures.values()), initial=self._end))
+            _write_all(self._write, list(pictures.values()), self._end)
+            rows = ((sha256, end, len(data)) for (sha256, data), end in zip(pictures.items(), ends, strict=False))
+            self._db.executemany("INSERT INTO pictures VALUES (?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", outcomes)
+        self._end = ends[-1]
 
     def forget(self, statuses: Iterable[str]) -> int:
         """Drop the outcomes of these statuses, so that their urls are tried again; says how many."""
@@ -147,8 +154,10 @@ class Ledger:
         return self._db.execute(sql, values).fetchall()
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _write_all(descriptor: int, pictures: list[bytes], offset: int) -> None:
+    for start in range(0, len(pictures), _AT_ONCE):
+        some = pictures[start : start + _AT_ONCE]
+        end = offset + sum(map(len, some))
+        offset += os.pwritev(descriptor, some, offset)
+        while offset < end:  # a disk that fills takes a part first
+            offset += os.pwrite(descriptor, b"".join(some)[offset - end :], offset)
