@@ -345,9 +345,10 @@ def four_processes(path: Path) -> str:
 
 def first_batch(release: Path) -> str:
     code = (
-        "import sys, time, resource\nfrom sqid_lib import stream_pairs\nimport torch\nbegan = time.perf_counter()\n"
+        "import sys, time\nfrom sqid_lib import stream_pairs\nimport torch\nbegan = time.perf_counter()\n"
         "batches = iter(stream_pairs(sys.argv[1], shuffle=True))\nnext(batches)\nfirst = time.perf_counter() - began\n"
-        "for _ in batches: pass\npeak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "for _ in batches: pass\nlines = open('/proc/self/status').read().splitlines()\n"
+        "peak = next(int(line.split()[1]) // 1024 for line in lines if line.startswith('VmHWM'))\n"
         "print(f'stream_pairs: first batch after {first:.2f} s, at most {peak} MB resident, torch included')"
     )
     return subprocess.run(
@@ -379,8 +380,12 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, (way, slow) in chosen.items():
             rounds[name].append(rate(way, options.slow_rows if slow else sys.maxsize))
+    if options.json:
+        options.json.write_text(json.dumps(rounds, indent=1))
     for name, rates in rounds.items():
-        print(f"{name:42} {statistics.median(rates):8.1f} thousand rows/s  ({min(rates):.1f} to {max(rates):.1f})")
+        spread = f"({min(rates):.1f} to {max(rates):.1f})"
+        share = statistics.median(a / b for a, b in zip(rates, next(iter(rounds.values())), strict=True))
+        print(f"{name:42} {statistics.median(rates):8.1f} thousand rows/s {spread:18} {share:6.3f} of the first")
     if not options.only:
         opened = []
         for _ in range(5):
@@ -390,8 +395,6 @@ def main() -> None:
         print(f"a converted store opens in {statistics.median(opened):.3f} s")
         print(four_processes(store.path))
         print(first_batch(release))
-    if options.json:
-        options.json.write_text(json.dumps(rounds, indent=1))
 
 
 if __name__ == "__main__":

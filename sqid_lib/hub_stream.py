@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from sqid_lib import schemas
 from sqid_lib.batches import PairBatch, Rows, pair_layout, take, take_products
@@ -28,7 +29,7 @@ def stream_pairs(
     has_image: bool | None = None,
     queries: Iterable[int] | None = None,
     dtype: str = "float32",
-    buffer: int = 8192,
+    buffer: int = 4096,
     **options: Unpack[StreamOptions],
 ) -> Stream[PairBatch]:
     """Stream the judgments of a release row group by row group, with the queries in memory and no copy on disk.
@@ -143,33 +144,34 @@ class ReleaseStream(Stream[PairBatch]):
         return blocks
 
     def _read(self, groups: list[tuple[int, int]], draw: tuple[int, ...]) -> _Block:
-        parts = [self._read_group(f, g) for f, g in groups]
-        starts = np.cumsum([0, *(len(part.has_image) for part in parts)])
-        block = _Block(
-            np.concatenate([part.text_features for part in parts]),
-            np.concatenate([part.image_features for part in parts]),
-            np.concatenate([part.has_image for part in parts]),
-            np.concatenate([part.product_index for part in parts]),
-            np.concatenate([part.products + start for part, start in zip(parts, starts[:-1], strict=True)]),
-            np.concatenate([part.judgments for part in parts]),
-        )
-        return block.shuffled(np.random.default_rng(draw)) if self.order.shuffle else block
-
-    def _read_group(self, f: int, g: int) -> _Block:
-        shard = self.release.shards[f]
-        where = f"{shard.path}, row group {g}"
-        table = shard.read(g)
-        keys = key_strings(table)
-        text, _ = read_vectors(table, schemas.VECTOR_COLUMNS[0], self.judged.width, where)
-        image, _ = read_vectors(table, schemas.VECTOR_COLUMNS[1], self.judged.width, where)
-        has_image = table["has_image"].to_numpy()
-        rows, judgments = self.judged.of(keys, shard.split)
-        if self.wanted is not None:
-            kept = has_image[rows] == self.wanted
-            rows, judgments = rows[kept], judgments[kept]
-        some, products = np.unique(rows, return_inverse=True)  # the others need not stay in memory
-        first = shard.first_row + sum(shard.metadata.row_group(i).num_rows for i in range(g))
-        return _Block(text[some], image[some], has_image[some], first + some, products, judgments)
+        room = sum(self.release.shards[f].metadata.row_group(g).num_rows for f, g in groups)
+        text, image = (np.empty((room, self.judged.width), self.dtype) for _ in range(2))
+        has_image, product_index = np.empty(room, np.bool_), np.empty(room, np.int64)
+        products, judgments, start = [], [], 0
+        for f, g in groups:
+            shard = self.release.shards[f]
+            where, table = f"{shard.path}, row group {g}", shard.read(g)
+            shown = table["has_image"].to_numpy()
+            rows, found = self.judged.of(key_strings(table), shard.split)
+            if self.wanted is not None:
+                kept = shown[rows] == self.wanted
+                rows, found = rows[kept], found[kept]
+            some, position = np.unique(rows, return_inverse=True)  # the others need not stay in memory
+            here = slice(start, start + len(some))
+            for matrix, column in zip((text, image), schemas.VECTOR_COLUMNS, strict=True):
+                matrix[here] = read_vectors(table, column, self.judged.width, where)[0][some]
+            has_image[here] = shown[some]
+            product_index[here] = shard.first_of(g) + some
+            products.append(position + start)
+            judgments.append(found)
+            start = here.stop
+            del table
+            pa.default_memory_pool().release_unused()  # what was decoded is copied by now
+        pairs = np.concatenate(products), np.concatenate(judgments)
+        if self.order.shuffle:
+            order = np.random.default_rng(draw).permutation(len(pairs[0]))
+            pairs = pairs[0][order], pairs[1][order]
+        return _Block(text, image, has_image, product_index, *pairs)
 
     def _batch(self, parts: list[tuple[_Block, Rows]], memory: Memory) -> PairBatch:
         rows = sum(len(chosen) for _, chosen in parts)
@@ -194,14 +196,9 @@ class ReleaseStream(Stream[PairBatch]):
 class _Block:
     """Products in memory, and the pairs they are in: `products` [N] rows of the former, `judgments` [N]."""
 
-    text_features: npt.NDArray[np.float32]
-    image_features: npt.NDArray[np.float32]
+    text_features: npt.NDArray[Any]
+    image_features: npt.NDArray[Any]
     has_image: npt.NDArray[np.bool_]
     product_index: Rows
     products: Rows
     judgments: Rows
-
-    def shuffled(self, rng: np.random.Generator) -> _Block:
-        order = rng.permutation(len(self.judgments))
-        fields = (self.text_features, self.image_features, self.has_image, self.product_index)
-        return _Block(*fields, self.products[order], self.judgments[order])

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from sqid_lib import schemas
 from sqid_lib.batches import Rows
 from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
-from sqid_lib.parquet import read_vectors
+from sqid_lib.parquet import read_vectors, row_groups
 from sqid_lib.selection import key_strings
 from sqid_lib.sources import _retrying as retrying
 from sqid_lib.tables import read_parquet, telling
@@ -67,10 +67,12 @@ class Judged:
 def read_judged(
     release: Release, labels: Iterable[str] | None, split: str | None, queries: Iterable[int] | None
 ) -> Judged:
-    query_table = pa.concat_tables(read_parquet(str(p), _QUERY_SCHEMA) for p in release.queries).combine_chunks()
+    read = [table for table, _ in row_groups(release.queries, ("query_id", schemas.VECTOR_COLUMNS[0]))]
+    query_table = pa.concat_tables(read)
     # a query may be judged in several splits
     _, first = np.unique(query_table["query_id"].to_numpy(), return_index=True)
-    query_table = query_table.take(np.sort(first))
+    if len(first) < len(query_table):
+        query_table = query_table.take(np.sort(first))
     wanted = None if queries is None else pa.array(sorted(queries), pa.int64())
     grades = None if labels is None else pa.array(sorted(labels), pa.string())
     tables = []
@@ -83,10 +85,11 @@ def read_judged(
             tables.append((part, table))
     if not tables:
         raise StoreError("no judgment is left", where=release.name, fix="Loosen the filters.")
-    return Judged(tables, query_table, release.width)
+    judged = Judged(tables, query_table, release.width)
+    pa.default_memory_pool().release_unused()
+    return judged
 
 
-_QUERY_SCHEMA = pa.schema([("query_id", pa.int64()), ("clip_text_features", pa.list_(pa.float32()))])
 _JUDGMENT_SCHEMA = pa.schema(
     [
         schemas.config_schema(schemas.JUDGMENTS).field(name)
@@ -106,6 +109,10 @@ class Shard:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
+
+    def first_of(self, group: int) -> int:
+        """The first row of a row group, counted through the files of the release."""
+        return self.first_row + sum(int(self.metadata.row_group(before).num_rows) for before in range(group))
 
     def read(self, group: int) -> pa.Table:
         """One row group, asked for again if the network fails; DownloadError if it keeps failing."""
@@ -137,7 +144,7 @@ class Shard:
                 stream = pa.PythonFile(HfFileSystem().open(self.path, "rb", cache_type="none"), mode="r")
                 self._file = pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True)
             else:
-                self._file = pq.ParquetFile(self.path, metadata=self.metadata, memory_map=True)
+                self._file = pq.ParquetFile(self.path, metadata=self.metadata, buffer_size=1 << 20)
         return self._file
 
 
