@@ -34,7 +34,8 @@ class Source(Protocol):
 
     def width(self) -> int: ...
 
-    def rows(self, config: str) -> int: ...
+    def rows(self, config: str) -> int:
+        """How many at most, or about, for the progress bar and the disk."""
 
     def tables(self, config: str) -> Iterator[tuple[str, pa.Table, str]]:
         """(split, table, where it is from), split after split."""
@@ -78,7 +79,9 @@ class Joined:
         return vector_width(self.artifacts / schemas.PRODUCT_FEATURES)
 
     def rows(self, config: str) -> int:
-        return sum(len(table) for _, table, _ in self.tables(config)) if config == schemas.JUDGMENTS else 0
+        # about as many: ESCI decides, and the published files follow it
+        name = schemas.PRODUCT_FEATURES if config == schemas.FEATURES else schemas.QUERY_FEATURES
+        return int(open_parquet(self.artifacts / name).metadata.num_rows)
 
     def tables(self, config: str) -> Iterator[tuple[str, pa.Table, str]]:
         from sqid_lib import loading
@@ -142,9 +145,11 @@ def _classic(
             schemas.JUDGMENTS: (),
         }
         return Parquet(parts, {path: sums.get(path) for path in names})
-    official = [Path(esci) / name for name in (schemas.ESCI_EXAMPLES, schemas.ESCI_PRODUCTS, schemas.ESCI_SOURCES)]
-    names += [path for path in (folder / schemas.PRODUCT_URLS, *official) if path.is_file()]
-    return Joined(folder, Path(esci), selection or Selection(), {path: sums.get(path) for path in names})
+    from sqid_lib import loading
+
+    found = [loading.find_files(config, str(esci), str(folder), None) for config in CONFIGS]
+    paths = [Path(file.url) for tables in found for files in tables.values() for file in files]
+    return Joined(folder, Path(esci), selection or Selection(), {path: sums.get(path) for path in paths})
 
 
 def _shards(directory: Path, config: str) -> tuple[tuple[str, Path], ...]:
