@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from sqid_lib.tables import conform, open_parquet, read_csv, telling
 _BATCH_ROWS = 8_192  # of text: small enough for the processor's cache
 _TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
 _SLICE_ROWS = 16_384
+_SPAN_ROWS = 131_072
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def read_examples(path: str, selection: Selection, columns: Sequence[str], *, wh
             _check_values(table, "esci_label", schemas.LABELS, where)
             mask = pc.and_(
                 pc.equal(table.column(flag).cast(pa.int64()), 1),
-                pc.is_in(table.column("product_locale").cast(pa.string()), value_set=locales),
+                _among(table.column("product_locale"), locales),
             )
             kept.append(conform(table.filter(mask).select(wanted.names), wanted, where))
     table = pa.concat_tables(kept).select(list(columns))
@@ -93,8 +96,16 @@ def read_examples(path: str, selection: Selection, columns: Sequence[str], *, wh
     return table
 
 
+def _among(column: pa.ChunkedArray, values: pa.Array) -> pa.ChunkedArray:
+    """`pc.is_in` on a dictionary column, asked once per distinct value."""
+    masks = [
+        pc.is_in(chunk.dictionary.cast(pa.string()), value_set=values).take(chunk.indices) for chunk in column.chunks
+    ]
+    return pa.chunked_array(masks, pa.bool_())
+
+
 def _check_values(table: pa.Table, column: str, known: Sequence[str] | dict[str, str], where: str) -> None:
-    distinct = pc.unique(table.column(column).cast(pa.string())).to_pylist()
+    distinct = pc.unique(table.column(column)).to_pylist()
     unknown = sorted(str(v) for v in distinct if v not in known)
     if unknown:
         error = f"unknown {column} {unknown[0]!r}"
@@ -180,7 +191,7 @@ def product_texts(path: str, keys: pa.Table, columns: Sequence[str], *, where: s
         _check_positions(positions, keys, where)
         for start in range(0, keys.num_rows, _TEXT_ROWS_AT_ONCE):
             stop = min(start + _TEXT_ROWS_AT_ONCE, keys.num_rows)
-            texts = _gather_texts(file, positions, start, stop, text_schema, where)
+            texts = _gather_texts(path, positions, start, stop, text_schema, where)
             for begin in range(0, stop - start, _SLICE_ROWS):
                 part = texts.slice(begin, _SLICE_ROWS)
                 key = keys.slice(start + begin, part.num_rows)
@@ -231,23 +242,48 @@ def _check_positions(positions: np.ndarray, keys: pa.Table, where: str) -> None:
         )
 
 
-def _gather_texts(file: Any, positions: np.ndarray, start: int, stop: int, schema: pa.Schema, where: str) -> pa.Table:
-    """Text rows whose position is in [start, stop), sorted by position, one chunk."""
+def _gather_texts(path: str, positions: np.ndarray, start: int, stop: int, schema: pa.Schema, where: str) -> pa.Table:
+    """Text rows whose position is in [start, stop), sorted by position, one chunk; columns are read side by side."""
     chosen = (positions >= start) & (positions < stop)
-    kept, places, row = [schema.empty_table()], [np.zeros(0, np.int32)], 0
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if len(schema) and chosen[row : row + rows].any():
-            at = row
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=schema.names):
-                mask = chosen[at : at + batch.num_rows]
+    order = np.argsort(positions[chosen], kind="stable")
+    with open_parquet(path, schema, where=where) as file:
+        spans = _spans([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)], chosen)
+
+    def read(task: tuple[str, tuple[list[int], int]]) -> list[pa.Array]:
+        name, (groups, row) = task
+        field = pa.schema([schema.field(name)])
+        kept: list[pa.Array] = []
+        with open_parquet(path, field, where=where) as file, telling(where):
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[name], use_threads=False):
+                mask = chosen[row : row + batch.num_rows]
+                row += batch.num_rows
                 if mask.any():
-                    kept.append(conform(pa.Table.from_batches([batch.filter(pa.array(mask))]), schema, where))
-                    places.append(positions[at : at + batch.num_rows][mask])
-                at += batch.num_rows
-        row += rows
-    order = np.argsort(np.concatenate(places), kind="stable")
-    return pa.concat_tables(kept).combine_chunks().take(order)
+                    table = pa.Table.from_batches([batch.filter(pa.array(mask))])
+                    kept.extend(conform(table, field, where).column(0).chunks)
+        return kept
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        tasks = {name: [pool.submit(read, (name, span)) for span in spans] for name in schema.names}
+        columns = [
+            pa.chunked_array([chunk for task in tasks[name] for chunk in task.result()], schema.field(name).type)
+            for name in schema.names
+        ]
+    return pa.table(columns, schema=schema).combine_chunks().take(order)
+
+
+def _spans(rows: Sequence[int], chosen: np.ndarray) -> list[tuple[list[int], int]]:
+    """Runs of row groups with chosen rows, about 131,072 rows each, with the number of their first row."""
+    spans: list[tuple[list[int], int]] = []
+    groups: list[int] = []
+    first = at = 0
+    for group, count in enumerate(rows):
+        groups.append(group)
+        at += count
+        if at - first >= _SPAN_ROWS or group == len(rows) - 1:
+            if chosen[first:at].any():
+                spans.append((groups, first))
+            groups, first = [], at
+    return spans
 
 
 def read_sources(path: str, *, where: str | None = None) -> pa.Table:

@@ -6,9 +6,10 @@ import errno
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from sqid_lib.selection import check_unique
 from sqid_lib.tables import by_split, column_names, conform, first_line, open_parquet, telling
 
 _BATCH_ROWS = 2_048
+_Copy = TypeVar("_Copy")
 _DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few of its rows
 
 
@@ -55,7 +57,7 @@ class Vectors:
         memory: int = 0,
     ) -> None:
         self.columns, self._memory = tuple(columns), memory
-        self._where = [where for _, where in paths]
+        self._paths, self._where = list(paths), [where for _, where in paths]
         self._scratch = scratch
         vector = pa.list_(pa.float32())
         self._files, keys = [], []
@@ -149,28 +151,33 @@ class Vectors:
         raise CorruptFileError("there is not one vector in the file", where=self._where[0], fix="Fetch it again.")
 
     def _gather(self) -> list[np.ndarray]:
-        whole = [np.empty((self.keys.num_rows, self.width), np.float32) for _ in self.columns]
-        at = 0
-        for block in self._blocks():
-            for matrix, part in zip(whole, block, strict=True):
-                matrix[at : at + len(part)] = part
-            at += len(block[0])
-        return whole
+        """Every column in memory."""
+
+        def gather(column: int) -> np.ndarray:
+            whole = np.empty((self.keys.num_rows, self.width), np.float32)
+            at = 0
+            for block in self._blocks(column):
+                whole[at : at + len(block)] = block
+                at += len(block)
+            return whole
+
+        return self._side_by_side(gather)
 
     def _spill(self) -> list[IO[bytes]]:
+        """Every column in an unnamed file, gone with the process however it ends."""
         if self._scratch:
             self._scratch.mkdir(parents=True, exist_ok=True)
-        # unnamed, so gone with the process however it ends
-        streams: list[IO[bytes]] = [tempfile.TemporaryFile(dir=self._scratch) for _ in self.columns]  # noqa: SIM115
-        for stream in streams:
+
+        def spill(column: int) -> IO[bytes]:
+            stream: IO[bytes] = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
             weakref.finalize(self, stream.close)
+            for block in self._blocks(column):
+                stream.write(np.ascontiguousarray(block).data)
+            stream.flush()
+            return stream
+
         try:
-            for block in self._blocks():
-                for stream, matrix in zip(streams, block, strict=True):
-                    stream.write(np.ascontiguousarray(matrix).data)
-            for stream in streams:
-                stream.flush()
-            return streams
+            return self._side_by_side(spill)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -181,15 +188,22 @@ class Vectors:
                 fix="Free some space, or name another cache_dir.",
             ) from error
 
-    def _blocks(self) -> Iterator[list[np.ndarray]]:
-        for file, where in zip(self._files, self._where, strict=True):
-            batches = file.iter_batches(_BATCH_ROWS, columns=list(self.columns))
-            while True:
-                with telling(where):  # what the writer of the copy raises is not the file's fault
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                yield self._dense(pa.Table.from_batches([batch]), where)
+    def _side_by_side(self, copy: Callable[[int], _Copy]) -> list[_Copy]:
+        with ThreadPoolExecutor(len(self.columns)) as pool:
+            return list(pool.map(copy, range(len(self.columns))))
+
+    def _blocks(self, column: int) -> Iterator[np.ndarray]:
+        """float32 [rows, width] of one column, zeros for null, all through the files."""
+        name = self.columns[column]
+        for path, where in self._paths:
+            with open_parquet(path, pa.schema([]), where=where) as file:
+                batches = file.iter_batches(_BATCH_ROWS, columns=[name], use_threads=False)
+                while True:
+                    with telling(where):  # what the writer of the copy raises is not the file's fault
+                        batch = next(batches, None)
+                    if batch is None:
+                        break
+                    yield read_vectors(pa.Table.from_batches([batch]), name, self.width, where)[0]
 
     def close(self) -> None:
         """Let go of files and copies."""

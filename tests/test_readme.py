@@ -68,6 +68,11 @@ def test_the_recipe_loads(tmp_path: Path) -> None:
     (tmp_path / "image_urls.csv").touch()
     (tmp_path / "recipe.toml").write_text(blocks("toml")[0], encoding="utf-8")
     assert recipe.load(tmp_path / "recipe.toml").encoder.model == "openai/clip-vit-base-patch32"
+    for name in ("esci-s.jsonl.zst", "meta_Electronics.jsonl.gz"):
+        (tmp_path / name).touch()
+    head = "name = 'x'\nversion = '1'\n[esci]\npath = 'esci'\n"
+    (tmp_path / "recipe.toml").write_text(head + blocks("toml")[1], encoding="utf-8")
+    assert recipe.load(tmp_path / "recipe.toml").resolve.pages.permission
 
 
 def test_the_configs_counts_and_gains_are_those_of_schemas() -> None:
