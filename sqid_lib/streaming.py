@@ -300,7 +300,7 @@ class Recycler:
         """`size` bytes of any content."""
         for _ in range(len(self._free)):
             try:
-                whole = self._free.popleft()
+                whole = self._free.pop()  # the latest, which the processor's cache may still hold
             except IndexError:  # another thread was quicker
                 break
             if len(whole) >= size:  # a smaller one is let go
