@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -104,9 +105,18 @@ def tables(plan: Plan, shards: Sequence[int]) -> Iterator[pa.Table]:
     """The rows of some of the SHARDS shards of a config, in order, as tables of its schema."""
     rows = _joined(plan)
     for first, last in _runs(sorted(shards)):
-        yield from rows.between(rows.count * first // SHARDS, rows.count * (last + 1) // SHARDS)
+        yield from _ahead(rows.between(rows.count * first // SHARDS, rows.count * (last + 1) // SHARDS))
     if SHARDS - 1 in shards:
         _joined.cache_clear()  # the end: give the memory back
+
+
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, the next one in the making while the last is written."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, tables, None)
+        while (table := future.result()) is not None:
+            future = pool.submit(next, tables, None)
+            yield table
 
 
 def _runs(shards: Sequence[int]) -> Iterator[tuple[int, int]]:
