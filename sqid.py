@@ -16,7 +16,7 @@ import datasets
 import pyarrow as pa
 
 from sqid_lib import loading, schemas, sources
-from sqid_lib.errors import SqidError, UsageError
+from sqid_lib.errors import DiskError, SqidError, UsageError
 from sqid_lib.selection import Selection
 
 _CITATION = """\
@@ -104,9 +104,12 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
                 kwargs[option] = _place(kwargs[option])
         self._files, self._trouble = self._find(config_name or schemas.DEFAULT_CONFIG, kwargs, cache_dir)
         key = "-".join(filter(None, [hash, loading.fingerprint(self._files)]))
-        super().__init__(
-            cache_dir=cache_dir, dataset_name=dataset_name or "sqid", config_name=config_name, hash=key, **kwargs
-        )
+        try:
+            super().__init__(
+                cache_dir=cache_dir, dataset_name=dataset_name or "sqid", config_name=config_name, hash=key, **kwargs
+            )
+        except OSError as error:
+            raise _disk_error(error, str(cache_dir or datasets.config.HF_DATASETS_CACHE)) from error
 
     @staticmethod
     def _find(
@@ -159,14 +162,40 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             return datasets.Dataset(empty, info=self.info.copy(), split=datasets.NamedSplit(str(split)))
         return super()._as_dataset(split=split, in_memory=in_memory)
 
-    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """As in datasets, but our errors come as themselves, not wrapped."""
+    def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in datasets, but our errors come as themselves, not wrapped, and so does a full disk."""
         try:
-            super().download_and_prepare(*args, **kwargs)
+            yield from super()._prepare_split_single(*args, **kwargs)
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(error.__cause__, SqidError):
                 raise error.__cause__ from None
+            if isinstance(error.__cause__, OSError):
+                raise _disk_error(error.__cause__, self._cache_dir_root) from error
             raise
+
+    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """As in datasets; DiskError where the cache cannot be written."""
+        try:
+            super().download_and_prepare(*args, **kwargs)
+        except OSError as error:
+            raise _disk_error(error, self._cache_dir_root) from error
+
+
+def _disk_error(error: OSError, cache: str) -> Exception:
+    if isinstance(error, SqidError):
+        return error
+    return DiskError(error.strerror or str(error), where=cache, fix="Free some space, or name another cache_dir.")
+
+
+def _dataset_split(config: str, split: str, streaming: bool) -> list[str]:
+    """The ESCI splits a split names: "train+test[:10%]" → ["train", "test"]; UsageError for others."""
+    names = list(dict.fromkeys(re.findall(r"[A-Za-z_]+", re.sub(r"\[[^\]]*\]", "", str(split)))))
+    known = (schemas.SUPP_SPLIT,) if config == schemas.SUPP else schemas.SPLITS
+    if not names or any(name not in known for name in names):
+        raise UsageError("unknown split", where=config, expected=" or ".join(known), got=repr(split))
+    if streaming and "[" in str(split):
+        raise UsageError("a stream has no slices", where=config, got=repr(split), fix="Use .take(n) and .skip(n).")
+    return names
 
 
 def _place(path: str | os.PathLike[str]) -> str:
@@ -213,8 +242,10 @@ def load(
         SourceError: a file is missing, unreadable, or not what it should be.
         ContractError: duplicated keys, unknown labels, judged products without a row.
     """
-    if "esci_split" not in options and config != schemas.SUPP and split is not None:
-        options["esci_split"] = list(dict.fromkeys(re.findall(r"[a-z]+", re.sub(r"\[[^\]]*\]", "", str(split)))))
+    if split is not None and config in schemas.CONFIGS:
+        names = _dataset_split(config, split, streaming)
+        if config != schemas.SUPP:
+            options.setdefault("esci_split", names)
     builder = Sqid(
         cache_dir=cache_dir,
         config_name=config,

@@ -134,6 +134,8 @@ class _Writer:
         self.path = path
 
     def write(self, group: pa.Table) -> None:
+        if not group.num_rows:  # a row group of no rows cannot be streamed by datasets
+            return
         before = self._file.tell()
         self._writer.write_table(group, row_group_size=max(1, group.num_rows))
         self._largest = max(self._largest, self._file.tell() - before)

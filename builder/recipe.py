@@ -133,7 +133,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path, base = _locate(name_or_path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"not TOML: {error}", where=name_or_path, fix="Mend the line it names.") from error
     for override in overrides:
@@ -174,19 +174,27 @@ def _locate(name_or_path: str | Path) -> tuple[Any, Path]:
 
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(key.strip().split(".")):
         raise UsageError("bad override", where=f"--set {override}", expected="section.key=value")
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        change = tomllib.loads(override)  # also keys in quotes, such as a mirror's
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    target = values
-    for part in parts[:-1]:
-        target = target.setdefault(part, {})
-        if not isinstance(target, dict):
-            raise UsageError("bad override", where=f"--set {override}", expected=f"{part} to be a section")
-    target[parts[-1]] = value
+        change = {}
+        for part in reversed(key.strip().split(".")):
+            change = {part: change or text.strip()}
+    if "\n" in override.strip():
+        raise UsageError("bad override", where=f"--set {override}", expected="one section.key=value")
+    _merge(values, change, override)
+
+
+def _merge(values: dict[str, Any], change: Mapping[str, Any], override: str) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict) and key in values:
+            if not isinstance(values[key], dict):
+                raise UsageError("bad override", where=f"--set {override}", expected=f"{key} to be a section")
+            _merge(values[key], value, override)
+        else:
+            values[key] = value
 
 
 def _build(cls: type[Any], values: Mapping[str, Any], key: str, where: str) -> Any:
@@ -229,7 +237,7 @@ def _value(hint: Any, value: Any, key: str, where: str) -> Any:
         return _build(typing.cast(type[Any], hint), value, key, where)
     if origin is tuple:
         if not isinstance(value, list):
-            raise wrong(f"a list of {args[0].__name__}")
+            raise wrong("a list, such as " + ('["us"]' if args[0] is str else "[443]"))
         return tuple(_value(args[0], v, f"{key}[{i}]", where) for i, v in enumerate(value))
     if hint not in (str, int, float, bool):
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
@@ -260,7 +268,7 @@ def _check(recipe: Recipe, where: str) -> None:
     )
     for key, value in positive.items():
         least = 0 if key in zero_allowed else 1e-9
-        if value < least:
+        if not least <= value < float("inf"):  # nan is neither
             raise RecipeError(f"bad value for {key!r}", where=where, expected="> 0" if least else ">= 0", got=value)
     if not recipe.name or not all(c.isalnum() or c in "-_." for c in recipe.name) or recipe.name.startswith("."):
         raise RecipeError("bad 'name'", where=where, expected="letters, digits, '-', '_' or '.'", got=repr(recipe.name))

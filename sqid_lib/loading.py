@@ -76,7 +76,7 @@ def local_paths(
     """Download what must be here; in a stream, large remote files stay where they are if ranges of them can be read."""
 
     def path(table: str, file: File) -> str:
-        if streaming and not file.local and table in _RANGED and _ranges(file.url):
+        if streaming and not file.local and table in _RANGED and not sources.offline() and _ranges(file.url):
             return file.url
         return sources.download(file, cache_dir, download_config)
 
@@ -195,7 +195,12 @@ class _Urls:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         part = schemas.SUPPLEMENTARY if plan.config == schemas.SUPP else schemas.MAIN
-        examples = _examples(plan, "product_id", "product_locale")
+        supp = plan.config == schemas.SUPP
+        examples = _examples(plan, "product_id", "product_locale", *(["query_id"] if supp else []))
+        if supp:  # judgments are counted here, so none may stand twice
+            selection.check_unique(
+                examples, schemas.SORT_KEYS[schemas.JUDGMENTS], "judgment", plan.paths("examples")[0][1]
+            )
         self.keys = selection.product_keys(examples, plan.selection, part)
         self.count = self.keys.num_rows
         kind = "supp" if plan.config == schemas.SUPP else "product"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -120,7 +121,7 @@ def download(file: File, cache_dir: str | None = None, download_config: Any = No
         url += "#" + urllib.parse.quote(file.version, safe="")
     elif offline():
         return _cached_hub_file(url)
-    return str(_retrying(lambda: datasets.DownloadManager(download_config=config).download(url), file.url))
+    return str(retrying(lambda: datasets.DownloadManager(download_config=config).download(url), file.url))
 
 
 def offline() -> bool:
@@ -143,8 +144,10 @@ def _find_remote(base: str, patterns: Sequence[str], cache_dir: str | None) -> t
     memory = _Memory(base, patterns, cache_dir)
     if offline():
         return memory.recall()
-    look = _find_hub if base.startswith("hf://") else _find_http
-    found: tuple[File, ...] = _retrying(lambda: look(base, patterns), base)
+    if base.startswith("hf://"):
+        found: tuple[File, ...] = retrying(lambda: _find_hub(base, patterns), base)
+    else:
+        found = _find_http(base, patterns)
     memory.keep(found)
     return found
 
@@ -192,7 +195,8 @@ def _find_http(base: str, patterns: Sequence[str]) -> tuple[File, ...]:
         else:  # https has no listing: the manifest of a release is one
             names = _manifest_files(base) if names is None else names
             candidates = sorted(fnmatch.filter(names, pattern))
-        found = [_head(_github(base, name)) for name in candidates]
+        urls = [_github(base, name) for name in candidates]
+        found = [retrying(lambda url=url: _head(url), url) for url in urls]
         if found and all(found):
             return tuple(f for f in found if f)
     return ()
@@ -254,7 +258,8 @@ def _endpoint() -> str:
 _GO_ONLINE = "Unset HF_HUB_OFFLINE / HF_DATASETS_OFFLINE and load it once."
 
 
-def _retrying(call: Any, where: str) -> Any:
+def retrying(call: Any, where: str) -> Any:
+    """What `call` returns, asked again with backoff while the network may recover; else a SourceError."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return call()
@@ -282,7 +287,8 @@ def _tell(error: Exception, where: str) -> tuple[SourceError, bool]:
         return DownloadError("offline mode is on", where=where, fix=_GO_ONLINE), False
     said = f"HTTP {status}" if status else f"{kind}: {first_line(error)}"
     fix = "Check the network and try again; HF_HUB_OFFLINE=1 uses what was loaded before."
-    return DownloadError(f"cannot be reached ({said})", where=where, fix=fix), not (status and 400 <= status < 429)
+    hopeless = "Redirect" in kind or "InvalidURL" in kind or (status and 400 <= status < 429)
+    return DownloadError(f"cannot be reached ({said})", where=where, fix=fix), not hopeless
 
 
 class _Memory:
@@ -296,10 +302,11 @@ class _Memory:
         self.path = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "sqid-sources" / f"{key}.json"
 
     def keep(self, files: tuple[File, ...]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as stream:
-            json.dump([[f.url, f.version] for f in files], stream)
-        os.replace(stream.name, self.path)  # noqa: PTH105
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs offline mode, nothing else
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as stream:
+                json.dump([[f.url, f.version] for f in files], stream)
+            os.replace(stream.name, self.path)  # noqa: PTH105
 
     def recall(self) -> tuple[File, ...]:
         try:

@@ -188,14 +188,14 @@ def _download(repo: str, revision: str | None, cache: Path | None) -> Path:
         raise MissingFileError("no such directory", where=repo, expected="a directory or a Hub repo ORG/name")
     from huggingface_hub import snapshot_download
 
-    from sqid_lib.sources import _retrying
+    from sqid_lib.sources import retrying
 
     patterns = [schemas.SHA256SUMS, *(f"data/{config}/*.parquet" for config in CONFIGS)]
     for name in (schemas.PRODUCT_FEATURES, schemas.QUERY_FEATURES):
         patterns += [name, f"data/{name}"]
     wanted = revision or match["revision"]
     return Path(
-        _retrying(
+        retrying(
             lambda: snapshot_download(
                 match["repo"], repo_type="dataset", revision=wanted, cache_dir=cache, allow_patterns=patterns
             ),

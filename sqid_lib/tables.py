@@ -47,6 +47,9 @@ def open_parquet(
     try:
         _sniff(stream, where, parquet=True)
         with telling(where):
+            if dictionary:  # pyarrow answers a dictionary column that is not there with a riddle
+                check_columns(pq.read_schema(stream), schema, where)
+                stream.seek(0)
             file = pq.ParquetFile(stream, read_dictionary=list(dictionary), buffer_size=1 << 20, pre_buffer=False)
         check_columns(file.schema_arrow, schema, where)
     except BaseException:
@@ -124,6 +127,8 @@ def check_columns(have: pa.Schema, want: pa.Schema, where: str) -> None:
                 got=", ".join(have.names) or "no columns",
                 fix="Is this the right file? Rename its columns to the official ones.",
             )
+        if have.names.count(field.name) > 1:
+            raise SchemaError(f"column {field.name!r} is there twice", where=where, fix="Rename or drop one of them.")
         got = have.field(field.name).type
         if not _compatible(got, field.type, field.name):
             raise SchemaError(
@@ -158,7 +163,7 @@ def _compatible(got: pa.DataType, want: pa.DataType, name: str) -> bool:
         got = got.value_type
     if pa.types.is_null(got):
         return True
-    text = pa.types.is_string(got) or pa.types.is_large_string(got) or pa.types.is_string_view(got)
+    text = pa.types.is_string(got) or pa.types.is_large_string(got)
     if pa.types.is_string(want):
         return bool(text)
     if pa.types.is_integer(want):
@@ -205,7 +210,7 @@ def _sniff(stream: Any, where: str, *, parquet: bool) -> None:
             got=f"{size} bytes of pointer",
             fix=_lfs_remedy(where),
         )
-    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head", b"<body")):
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head", b"<body", b"<!--")):
         raise HtmlPageError(
             "this is a web page, not the file",
             where=where,
@@ -258,7 +263,7 @@ def telling(where: str) -> Iterator[None]:
         raise MissingFileError("no such file", where=where, fix="Check the path.") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, pa.ArrowKeyError, EOFError) as error:
         if "Empty CSV file" in str(error):
-            raise EmptyFileError("the file is empty", where=where, fix="Fetch it again.") from error
+            raise EmptyFileError("the file has no rows", where=where, fix="Fetch it again.") from error
         raise CorruptFileError(
             f"the file is damaged: {first_line(error)}", where=where, fix="Fetch it again or mend it."
         ) from error

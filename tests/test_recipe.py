@@ -50,6 +50,7 @@ def test_the_packaged_recipe_states_the_published_counts() -> None:
         (MINIMAL + '[fetch]\nconcurrency = "many"\n', "fetch.concurrency"),
         (MINIMAL + "[fetch]\nconcurrency = true\n", "fetch.concurrency"),
         (MINIMAL + "[fetch]\nconcurrency = 0\n", "fetch.concurrency"),
+        (MINIMAL + "[fetch]\ntimeout = nan\n", "fetch.timeout"),
         (MINIMAL + '[selection]\nsplits = "test"\n', "selection.splits"),
         (MINIMAL + '[selection]\nsplits = ["test", 3]\n', "selection.splits[1]"),
         (MINIMAL + '[selection]\nlocales = ["fr"]\n', "selection.locales"),
@@ -104,17 +105,20 @@ def test_overrides_take_toml_or_plain_text(tmp_path: Path) -> None:
             "encoder.model=openai/clip-vit-base-patch32",
             'selection.locales=["us", "es"]',
             'fetch.mirrors={"https://a/" = "http://127.0.0.1:1/"}',
+            'fetch.mirrors."https://b.example/"="http://127.0.0.1:2/"',
             "fetch.timeout=5",
         ],
     )
     assert loaded.fetch.concurrency == 4
     assert loaded.encoder.model == "openai/clip-vit-base-patch32"
     assert loaded.selection.locales == ("us", "es")
-    assert loaded.fetch.mirrors == {"https://a/": "http://127.0.0.1:1/"}
+    assert loaded.fetch.mirrors == {"https://a/": "http://127.0.0.1:1/", "https://b.example/": "http://127.0.0.1:2/"}
     assert loaded.fetch.timeout == 5.0
 
 
-@pytest.mark.parametrize("override", ["fetch.concurrency", "=3", "fetch..x=1", "name.first=3"])
+@pytest.mark.parametrize(
+    "override", ["fetch.concurrency", "=3", "fetch..x=1", "name.first=3", "fetch.retries=1\nname='z'"]
+)
 def test_a_malformed_override_is_wrong_usage(tmp_path: Path, override: str) -> None:
     with pytest.raises(UsageError, match="override"):
         recipe.load(write(tmp_path, MINIMAL), [override])

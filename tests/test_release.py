@@ -100,6 +100,13 @@ def test_several_locales_and_splits(tmp_path: Path, esci: Path, artifacts: Path,
     assert (release / schemas.PRODUCT_URLS).read_text().startswith("product_id,product_locale,image_url\n")
 
 
+def test_an_empty_config_is_there_and_can_be_streamed(tmp_path: Path, esci: Path, artifacts: Path, cache: str) -> None:
+    release = build(tmp_path, FROM_ARTIFACTS + '[selection]\nsplits = ["train", "test"]\n')
+    assert pq.read_table(release / schemas.shard_name("supp", "train", 0, 1)).num_rows == 0
+    streamed = datasets.load_dataset(str(release), "supp", split="train", streaming=True, cache_dir=cache)
+    assert list(streamed) == []
+
+
 def test_without_classic_files_the_release_is_its_own_source(
     tmp_path: Path, esci: Path, artifacts: Path, cache: str
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -123,6 +124,20 @@ def test_offline_mode_uses_what_was_loaded_before(
         assert Path(sources.download(file, cache)).exists()
         with pytest.raises(DownloadError, match="offline"):
             sources.find(base, "products", cache)
+        assert len(server.requests) == asked
+
+
+def test_offline_mode_holds_for_streams_too(
+    tmp_path: Path, esci: Path, artifacts: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sqid
+
+    with FileServer(tmp_path) as server:
+        places: dict[str, Any] = {"esci": f"{server.url}/esci", "artifacts": f"{server.url}/artifacts", "cache_dir": cache}
+        whole = sqid.load("product_features", "test", **places).to_list()
+        asked = len(server.requests)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        assert list(sqid.load("product_features", "test", streaming=True, **places)) == whole
         assert len(server.requests) == asked
 
 

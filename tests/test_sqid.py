@@ -18,6 +18,7 @@ import sqid
 from sqid_lib import schemas
 from sqid_lib.errors import (
     CorruptFileError,
+    DiskError,
     DuplicateKeyError,
     EmptyFileError,
     HtmlPageError,
@@ -237,6 +238,47 @@ def test_a_broken_contract_is_told_as_itself(tmp_path: Path, artifacts: Path, ca
     pq.write_table(table.drop_columns(["clip_image_features"]), artifacts / schemas.PRODUCT_FEATURES)
     with pytest.raises(SchemaError, match="clip_image_features"):
         sqid.load("product_features", esci=esci, artifacts=artifacts, cache_dir=cache)
+
+
+@pytest.mark.parametrize("column", ["split", "esci_label", "product_locale", "query_id"])
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_a_missing_column_of_the_examples_is_told(
+    esci: Path, artifacts: Path, cache: str, column: str, num_proc: int | None
+) -> None:
+    path = esci / schemas.ESCI_EXAMPLES
+    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    with pytest.raises(SchemaError, match=f"'{column}' is missing"):
+        sqid.load("judgments", esci=esci, artifacts=artifacts, cache_dir=cache, num_proc=num_proc)
+
+
+def test_a_column_twice_is_told(esci: Path, artifacts: Path, cache: str) -> None:
+    (artifacts / schemas.PRODUCT_URLS).write_text("product_id,image_url,image_url\nboth,a,b\n")
+    with pytest.raises(SchemaError, match="there twice"):
+        sqid.load("urls", esci=esci, artifacts=artifacts, cache_dir=cache)
+
+
+def test_doubled_judgments_do_not_make_a_product_supplementary(tmp_path: Path, artifacts: Path, cache: str) -> None:
+    esci = write_esci(tmp_path / "e", examples=tiny_esci.examples() * 2)
+    for config in ("supp", "judgments"):
+        with pytest.raises(DuplicateKeyError):
+            sqid.load(config, esci=esci, artifacts=artifacts, cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "streaming"),
+    [("supp", "test", False), ("urls", "dev", False), ("urls", "test[:50%]", True), ("supp", "test", True)],
+)
+def test_a_split_that_is_not_there_is_wrong_usage(
+    esci: Path, artifacts: Path, cache: str, config: str, split: str, streaming: bool
+) -> None:
+    with pytest.raises(UsageError):
+        sqid.load(config, split, esci=esci, artifacts=artifacts, cache_dir=cache, streaming=streaming)
+
+
+def test_a_cache_that_cannot_be_written_is_told(esci: Path, artifacts: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match="cache_dir"):
+        sqid.load("urls", esci=esci, artifacts=artifacts, cache_dir=str(tmp_path / "file"))
 
 
 def stream(esci: Path, artifacts: Path, cache: str, config: str = "product_features") -> Any:
