@@ -133,7 +133,11 @@ def test_offline_mode_holds_for_streams_too(
     import sqid
 
     with FileServer(tmp_path) as server:
-        places: dict[str, Any] = {"esci": f"{server.url}/esci", "artifacts": f"{server.url}/artifacts", "cache_dir": cache}
+        places: dict[str, Any] = {
+            "esci": f"{server.url}/esci",
+            "artifacts": f"{server.url}/artifacts",
+            "cache_dir": cache,
+        }
         whole = sqid.load("product_features", "test", **places).to_list()
         asked = len(server.requests)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
