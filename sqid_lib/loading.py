@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -148,6 +150,43 @@ def _open_vectors(plan: Plan, table: str) -> Vectors:
     return opener(plan.paths(table), Path(plan.scratch) if plan.scratch else None, plan.memory)
 
 
+Stamped = tuple[str, str, str]  # (path, name in messages, what changes with the content)
+
+
+def _stamped(plan: Plan, table: str) -> Stamped:
+    path, where = plan.paths(table)[0]
+    stat = os.stat(path) if "://" not in path else None  # noqa: PTH116 - a str may also be an url
+    return path, where, f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}" if stat else plan.version
+
+
+@functools.lru_cache(maxsize=2)  # who loads one config mostly loads another of the same cut
+def _product_keys(examples: Stamped, cut: Selection, part: str) -> pa.Table:
+    supp = part == schemas.SUPPLEMENTARY
+    columns = ("product_id", "product_locale", "split", *(["query_id"] if supp else []))
+    table = selection.read_examples(examples[0], cut, columns, where=examples[1])
+    if supp:  # judgments are counted here, so none may stand twice
+        selection.check_unique(table, schemas.SORT_KEYS[schemas.JUDGMENTS], "judgment", examples[1])
+    return selection.product_keys(table, cut, part)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A table that equals only itself: a key of a cache."""
+
+    table: pa.Table
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.table is self.table
+
+    def __hash__(self) -> int:
+        return id(self.table)
+
+
+@functools.lru_cache(maxsize=2)
+def _positions(products: Stamped, keys: _Same) -> np.ndarray:
+    return selection.locate_products(products[0], keys.table, where=products[1])
+
+
 class _Rows(Protocol):
     """The rows of a config; `between` gives a range of them."""
 
@@ -195,13 +234,7 @@ class _Urls:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         part = schemas.SUPPLEMENTARY if plan.config == schemas.SUPP else schemas.MAIN
-        supp = plan.config == schemas.SUPP
-        examples = _examples(plan, "product_id", "product_locale", *(["query_id"] if supp else []))
-        if supp:  # judgments are counted here, so none may stand twice
-            selection.check_unique(
-                examples, schemas.SORT_KEYS[schemas.JUDGMENTS], "judgment", plan.paths("examples")[0][1]
-            )
-        self.keys = selection.product_keys(examples, plan.selection, part)
+        self.keys = _product_keys(_stamped(plan, "examples"), plan.selection, part)
         self.count = self.keys.num_rows
         kind = "supp" if plan.config == schemas.SUPP else "product"
         urls, statuses = plan.paths(f"{kind}_urls"), plan.paths(f"{kind}_status")
@@ -226,7 +259,9 @@ class _Urls:
             self._block = None  # the old block goes before the new one comes
             keys = self.keys.slice(block * _BLOCK_SHARDS_ROWS, _BLOCK_SHARDS_ROWS)
             path, where = self.plan.paths("products")[0]
-            texts = list(selection.product_texts(path, keys, self.columns, where=where))
+            whole = keys.num_rows == self.count
+            positions = _positions(_stamped(self.plan, "products"), _Same(self.keys)) if whole else None
+            texts = list(selection.product_texts(path, keys, self.columns, where=where, positions=positions))
             self._block = (block, pa.concat_tables(texts))
         return self._block[1]
 

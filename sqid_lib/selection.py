@@ -165,7 +165,31 @@ def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Tabl
     return table.sort_by([("product_id", "ascending"), ("product_locale", "ascending")]).combine_chunks()
 
 
-def product_texts(path: str, keys: pa.Table, columns: Sequence[str], *, where: str | None = None) -> Iterator[pa.Table]:
+def locate_products(path: str, keys: pa.Table, *, where: str | None = None) -> np.ndarray:
+    """For every row of the products file its position in `keys`, -1 where it is none: int32 [rows].
+
+    Raises:
+        DuplicateKeyError: one of the keys occurs twice in the file.
+        IntegrityError: one of the keys does not occur.
+    """
+    where = where or path
+    schema = pa.schema([f for f in schemas.PRODUCTS_SCHEMA if f.name in schemas.PRODUCT_KEY])
+    with open_parquet(path, schema, where=where) as file, telling(where):
+        if not file.metadata.num_rows:
+            raise EmptyFileError("the products file has no rows", where=where, fix="Fetch it again.")
+        positions = _positions(file, keys, schema, where)
+    _check_positions(positions, keys, where)
+    return positions
+
+
+def product_texts(
+    path: str,
+    keys: pa.Table,
+    columns: Sequence[str],
+    *,
+    where: str | None = None,
+    positions: np.ndarray | None = None,
+) -> Iterator[pa.Table]:
     """Rows of the products file for `keys`, in their order, a slice at a time.
 
     The keys of the file are read first and the texts after, so memory holds at most 400,000 rows of text.
@@ -173,29 +197,25 @@ def product_texts(path: str, keys: pa.Table, columns: Sequence[str], *, where: s
     Args:
         keys: product_id, product_locale; unique.
         columns: text columns wanted besides the two keys.
+        positions: what `locate_products` said of these keys, if it was asked before.
 
     Yields:
         Tables (product_id, product_locale, *columns) of at most 16,384 rows, text null where ESCI has none.
 
     Raises:
-        DuplicateKeyError: one of the keys occurs twice in the file.
-        IntegrityError: one of the keys does not occur.
+        DuplicateKeyError, IntegrityError: as `locate_products`.
     """
     where = where or path
-    key_schema = pa.schema([f for f in schemas.PRODUCTS_SCHEMA if f.name in schemas.PRODUCT_KEY])
-    text_schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
-    with open_parquet(path, pa.schema([*key_schema, *text_schema]), where=where) as file, telling(where):
-        if not file.metadata.num_rows:
-            raise EmptyFileError("the products file has no rows", where=where, fix="Fetch it again.")
-        positions = _positions(file, keys, key_schema, where)
-        _check_positions(positions, keys, where)
-        for start in range(0, keys.num_rows, _TEXT_ROWS_AT_ONCE):
-            stop = min(start + _TEXT_ROWS_AT_ONCE, keys.num_rows)
-            texts = _gather_texts(path, positions, start, stop, text_schema, where)
-            for begin in range(0, stop - start, _SLICE_ROWS):
-                part = texts.slice(begin, _SLICE_ROWS)
-                key = keys.slice(start + begin, part.num_rows)
-                yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
+    schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
+    if positions is None:
+        positions = locate_products(path, keys, where=where)
+    for start in range(0, keys.num_rows, _TEXT_ROWS_AT_ONCE):
+        stop = min(start + _TEXT_ROWS_AT_ONCE, keys.num_rows)
+        texts = _gather_texts(path, positions, start, stop, schema, where)
+        for begin in range(0, stop - start, _SLICE_ROWS):
+            part = texts.slice(begin, _SLICE_ROWS)
+            key = keys.slice(start + begin, part.num_rows)
+            yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
 
 
 def known_products(path: str, keys: pa.Table, *, where: str | None = None) -> int:
