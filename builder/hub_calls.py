@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sqid_lib.errors import AuthError, HubError
+from sqid_lib.errors import RefusedError, AuthError, HubError
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -22,8 +22,6 @@ _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
 
-class RefusedError(HubError):
-    """The Hub answered, and no; `status` is the http status, `missing` whether it says there is no such repository."""
 
     status: int = 0
     missing: bool = False

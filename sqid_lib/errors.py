@@ -26,7 +26,8 @@ SqidError
 ├── EvaluationError        a run, qrels or method cannot be judged
 └── HubError               the Hub refused or failed
     ├── AuthError              the token is missing, wrong or read-only
-    └── TagError               the tag exists on another commit
+    ├── TagError               the tag exists on another commit
+    └── RefusedError           the Hub understood a call and will not do it
 """
 
 from __future__ import annotations
@@ -178,6 +179,10 @@ class AuthError(HubError):
 
 class TagError(HubError):
     """The tag exists on another commit."""
+
+
+class RefusedError(HubError):
+    """The Hub answered, and no; `status` is the http status, `missing` whether it says there is no such repository."""
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
