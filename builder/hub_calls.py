@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sqid_lib.errors import RefusedError, AuthError, HubError
+from sqid_lib.errors import AuthError, HubError, RefusedError
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -20,11 +20,6 @@ MAX_WAIT_S = 120.0  # however long the Hub asks us to wait
 TIMEOUT_S = 300.0  # without an answer; huggingface_hub would wait forever
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
-
-
-
-    status: int = 0
-    missing: bool = False
 
 
 class Calls:

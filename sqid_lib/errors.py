@@ -184,6 +184,9 @@ class TagError(HubError):
 class RefusedError(HubError):
     """The Hub answered, and no; `status` is the http status, `missing` whether it says there is no such repository."""
 
+    status: int = 0
+    missing: bool = False
+
 
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     """The error for an optional package that is not installed; `purpose` reads as "to …"."""
