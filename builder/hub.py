@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import manifest
-from builder.hub_calls import Calls, RefusedError
+from builder.hub_calls import Calls
 from builder.hub_state import Change, Remote, compare, differences, download, look, tree
 from builder.validate import validate
 from sqid_lib import schemas
-from sqid_lib.errors import AuthError, HubError, ReleaseError, TagError, UsageError
+from sqid_lib.errors import AuthError, HubError, RefusedError, ReleaseError, TagError, UsageError
 
 _log = logging.getLogger(__name__)
 _STALE = 412  # Precondition Failed: main is no longer the parent of our commit

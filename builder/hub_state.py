@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from builder import manifest
-from builder.hub_calls import Calls, RefusedError
+from builder.hub_calls import Calls
 from sqid_lib import schemas
-from sqid_lib.errors import SourceError
+from sqid_lib.errors import RefusedError, SourceError
 
 
 @dataclass(frozen=True)
