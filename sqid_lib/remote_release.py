@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,16 @@ class Shard:
     def __init__(self, path: str, split: str, first_row: int) -> None:
         self.path, self.split, self.first_row = path, split, first_row
         self._file: pq.ParquetFile | None = None
+        self._lock = threading.Lock()  # two threads that read ahead in one ParquetFile can wait for each other forever
         self.metadata: pq.FileMetaData = None
         self.metadata = self._telling(lambda: self._open().metadata, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_file": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self._lock = threading.Lock()
 
     def first_of(self, group: int) -> int:
         """The first row of a row group, counted through the files of the release."""
@@ -127,7 +133,8 @@ class Shard:
 
     def _read(self, group: int) -> pa.Table:
         try:
-            table = self._open().read_row_group(group, columns=_COLUMNS)
+            with self._lock:
+                table = self._open().read_row_group(group, columns=_COLUMNS)
         except BaseException:
             self._file = None  # a broken connection is not asked again
             raise
@@ -144,7 +151,7 @@ class Shard:
                 stream = pa.PythonFile(HfFileSystem().open(self.path, "rb", cache_type="none"), mode="r")
                 self._file = pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True)
             else:
-                self._file = pq.ParquetFile(self.path, metadata=self.metadata, buffer_size=1 << 20)
+                self._file = pq.ParquetFile(self.path, metadata=self.metadata, buffer_size=1 << 20, pre_buffer=False)
         return self._file
 
 
