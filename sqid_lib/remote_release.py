@@ -22,7 +22,7 @@ from sqid_lib.batches import Rows
 from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
 from sqid_lib.parquet import read_vectors, row_groups
 from sqid_lib.selection import key_strings
-from sqid_lib.sources import retrying as retrying
+from sqid_lib.sources import retrying
 from sqid_lib.tables import read_parquet, telling
 
 _COLUMNS = ["product_id", "product_locale", "has_image", *schemas.VECTOR_COLUMNS]
