@@ -82,7 +82,7 @@ def ranged(data: bytes, call: Call, headers: dict[str, str]) -> Answer:
 class Site:
     """What one origin serves: name → (method, path), who answers, where requests are logged.
 
-    `half` says whether only half of a body is to be read, for a connection that breaks during an upload.
+    `half` says, once for each request, whether its connection breaks when half of the body is read.
     """
 
     routes: Mapping[str, tuple[str, str]]
@@ -118,13 +118,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         url = urlsplit(self.path)
         name, match = self._route(url.path)
-        body = self._body(name)
+        half = self.site.half(name)
+        body = self._body(half)
         self.site.log.append(Request(self.command, name, url.path, "Authorization" in self.headers, len(body)))
         if match is None:
             self._send(error_answer(404, f"this Hub does not know {self.command} {url.path}"))
             return
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         try:
+            if half:
+                raise Cut
             self._send(self.site.answer(name, match, Call(url.path, query, self.headers, body)))
         except Cut:
             self.close_connection = True
@@ -138,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return name, match
         return "unknown", None
 
-    def _body(self, name: str) -> bytes:
+    def _body(self, half: bool) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             parts = []
             while size := int(self.rfile.readline(), 16):
@@ -147,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
             return b"".join(parts)
         length = int(self.headers.get("Content-Length") or 0)
-        return self.rfile.read(length // 2 if self.site.half(name) else length)
+        return self.rfile.read(length // 2 if half else length)
 
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)

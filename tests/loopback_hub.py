@@ -153,7 +153,11 @@ class LoopbackHub(Answers):
 
     def _half(self, name: str) -> bool:
         fault = self._faults.get(name)
-        return name == "lfs-put" and fault is not None and fault.times > 0 and fault.kind == "cut"
+        with self._lock:  # uploads come side by side, and each fault is for one of them
+            if name != "lfs-put" or fault is None or fault.times <= 0 or fault.kind != "cut":
+                return False
+            fault.times -= 1
+            return True
 
     def answer(self, name: str, match: re.Match[str], call: Call) -> Answer:
         if hook := self.hooks.get(name):
