@@ -26,6 +26,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import sqid
 from sqid_lib import schemas
 
 EXAMPLES, PRODUCTS, MAIN = 2_621_288, 1_814_924, 164_900
@@ -141,8 +142,6 @@ def with_pandas(root: Path, configs: str) -> list[int]:
 
 def with_sqid(root: Path, configs: str, cache: str) -> list[int]:
     """The same configs, joined and written to a cold cache."""
-    import sqid
-
     options: dict[str, Any] = {"esci": str(root / "esci"), "artifacts": str(root / "sqid"), "cache_dir": cache}
     return [len(sqid.load(config, "test", **options)) for config in configs.split("+")]
 

@@ -170,14 +170,12 @@ class _Writer:
         return selection.product_texts(str(self.sample / f"{name}.parquet"), keys, columns)
 
     def _product_features(self, name: str, keys: pa.Table, urls: pa.Table) -> Iterator[pa.Table]:
-        rows = joins.find_rows(self.artifacts.products, keys)
-        self.artifacts.products.prepare(rows)
-        return joins.product_features(self._texts(name, keys, ("product_title",)), urls, self.artifacts.products, rows)
+        vectors = self.artifacts.products.in_order(joins.find_rows(self.artifacts.products, keys))
+        return joins.product_features(self._texts(name, keys, ("product_title",)), urls, vectors)
 
     def _query_features(self, queries: pa.Table) -> Iterator[pa.Table]:
-        rows = joins.find_rows(self.artifacts.queries, queries)
-        self.artifacts.queries.prepare(rows)
-        return joins.query_features(queries, self.artifacts.queries, rows)
+        vectors = self.artifacts.queries
+        return joins.query_features(queries, vectors.in_order(joins.find_rows(vectors, queries)))
 
     def _classic(self, supp: pa.Table) -> None:
         """The four published files; product_locale is added where they would otherwise be ambiguous."""
@@ -203,11 +201,10 @@ class _Writer:
 
     def _nullable(self, vectors: Vectors, keys: pa.Table) -> Iterator[pa.Table]:
         """`keys` with their vectors, null where there is none."""
-        rows = joins.find_rows(vectors, keys)
-        vectors.prepare(rows)
+        ordered = vectors.in_order(joins.find_rows(vectors, keys))
         for begin in range(0, keys.num_rows, _BATCH_ROWS):
             part = keys.slice(begin, _BATCH_ROWS)
-            taken = vectors.take(rows[begin : begin + _BATCH_ROWS])
+            taken = ordered.take(begin, begin + part.num_rows)
             for name, matrix in zip(vectors.columns, taken, strict=True):
                 part = part.append_column(name, _lists_or_null(matrix))
             yield part

@@ -16,7 +16,7 @@ from sqid_lib import schemas
 from sqid_lib.image_status import image_status
 from sqid_lib.selection import check_unique, key_strings
 from sqid_lib.tables import by_split, column_names, conform, read_table
-from sqid_lib.vectors import Vectors, fixed_lists, present
+from sqid_lib.vectors import OrderedVectors, Vectors, fixed_lists, present
 
 _VECTOR_ROWS = 2_048  # 12 MB of 2 × 768 float32
 
@@ -85,23 +85,22 @@ def urls(texts: Iterable[pa.Table], image_urls: pa.Table) -> Iterator[pa.Table]:
 
 
 def product_features(
-    texts: Iterable[pa.Table], image_urls: pa.Table, vectors: Vectors, rows: np.ndarray
+    texts: Iterable[pa.Table], image_urls: pa.Table, vectors: OrderedVectors, at: int = 0
 ) -> Iterator[pa.Table]:
     """The `product_features` config, at most 2,048 rows a table.
 
     Args:
         texts: product_id, product_locale, product_title, in order.
         image_urls: table of `IMAGE_URLS_SCHEMA`.
-        vectors: text and image vectors (`schemas.VECTOR_COLUMNS`).
-        rows: int64, the row of `vectors` for each row of `texts` all through; -1 for none (see `find_rows`).
+        vectors: text and image vectors (`schemas.VECTOR_COLUMNS`) of every product, in order.
+        at: the row of `vectors` for the first of `texts`.
     """
     schema, known = schemas.config_schema(schemas.FEATURES, vectors.width), key_strings(image_urls)
-    at = 0
     for table in texts:
         joined = _with_urls(table, image_urls, known)
         for begin in range(0, joined.num_rows, _VECTOR_ROWS):
             part = joined.slice(begin, _VECTOR_ROWS)
-            text, image = vectors.take(rows[at : at + part.num_rows])
+            text, image = vectors.take(at, at + part.num_rows)
             at += part.num_rows
             part = part.append_column("has_image", pa.array(present(image)))
             for name, matrix in zip(schemas.VECTOR_COLUMNS, (text, image), strict=True):
@@ -109,12 +108,12 @@ def product_features(
             yield conform(part, schema, schemas.FEATURES)
 
 
-def query_features(queries: pa.Table, vectors: Vectors, rows: np.ndarray) -> Iterator[pa.Table]:
-    """The `query_features` config; `rows` as in `product_features`, a query without a vector gets zeros."""
+def query_features(queries: pa.Table, vectors: OrderedVectors, at: int = 0) -> Iterator[pa.Table]:
+    """The `query_features` config; `at` as in `product_features`, a query without a vector gets zeros."""
     schema = schemas.config_schema(schemas.QUERIES, vectors.width)
     for begin in range(0, queries.num_rows, _VECTOR_ROWS):
         part = queries.slice(begin, _VECTOR_ROWS)
-        (text,) = vectors.take(rows[begin : begin + part.num_rows])
+        (text,) = vectors.take(at + begin, at + begin + part.num_rows)
         yield conform(part.append_column("clip_text_features", fixed_lists(text)), schema, schemas.QUERIES)
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from sqid_lib import joins, schemas, selection, sources
 from sqid_lib.errors import SourceError
+from sqid_lib.parquet import vector_width
 from sqid_lib.selection import Selection
 from sqid_lib.sources import File
 from sqid_lib.tables import open_parquet, read_parquet
@@ -97,10 +98,9 @@ def _ranges(url: str) -> bool:
 
 def width(plan: Plan) -> int:
     """Floats in a vector of the config; the published width for configs without vectors."""
-    table = {schemas.FEATURES: "product_features", schemas.QUERIES: "query_features"}.get(plan.config)
-    if table is None:
-        return schemas.PUBLISHED_WIDTH
-    return _open_vectors(plan, table).width
+    if plan.config == schemas.FEATURES:
+        return vector_width(plan.paths("product_features"), schemas.VECTOR_COLUMNS)
+    return vector_width(plan.paths("query_features")) if plan.config == schemas.QUERIES else schemas.PUBLISHED_WIDTH
 
 
 def tables(plan: Plan, shards: Sequence[int]) -> Iterator[pa.Table]:
@@ -153,10 +153,12 @@ def _open_vectors(plan: Plan, table: str) -> Vectors:
 Stamped = tuple[str, str, str]  # (path, name in messages, what changes with the content)
 
 
-def _stamped(plan: Plan, table: str) -> Stamped:
-    path, where = plan.paths(table)[0]
-    stat = os.stat(path) if "://" not in path else None  # noqa: PTH116 - a str may also be an url
-    return path, where, f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}" if stat else plan.version
+def _stamped(plan: Plan, table: str) -> tuple[Stamped, ...]:
+    def stamp(path: str) -> str:
+        stat = os.stat(path) if "://" not in path else None  # noqa: PTH116 - a str may also be an url
+        return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}" if stat else plan.version
+
+    return tuple((path, where, stamp(path)) for path, where in plan.paths(table))
 
 
 @functools.lru_cache(maxsize=2)  # who loads one config mostly loads another of the same cut
@@ -167,6 +169,12 @@ def _product_keys(examples: Stamped, cut: Selection, part: str) -> pa.Table:
     if supp:  # judgments are counted here, so none may stand twice
         selection.check_unique(table, schemas.SORT_KEYS[schemas.JUDGMENTS], "judgment", examples[1])
     return selection.product_keys(table, cut, part)
+
+
+@functools.lru_cache(maxsize=2)
+def _image_urls(urls: tuple[Stamped, ...], statuses: tuple[Stamped, ...], locale: str) -> pa.Table:
+    statuses = statuses if statuses != urls else ()
+    return joins.read_image_urls([s[:2] for s in urls], locale, [s[:2] for s in statuses])
 
 
 @dataclass(frozen=True)
@@ -212,10 +220,9 @@ class _Queries:
         known = selection.read_sources(*plan.paths("sources")[0][:1], where=plan.paths("sources")[0][1])
         self.table = selection.queries(_examples(plan, "query_id", "query"), plan.selection, known)
         self.count = self.table.num_rows
-        self.vectors = _open_vectors(plan, "query_features")
-        self.rows = joins.find_rows(self.vectors, self.table)
-        self.vectors.prepare(self.rows)
-        strange = joins.outside(self.vectors.keys, self.table)
+        vectors = _open_vectors(plan, "query_features")
+        self.vectors = vectors.in_order(joins.find_rows(vectors, self.table))
+        strange = joins.outside(vectors.keys, self.table)
         if strange.num_rows:
             path, where = plan.paths("examples")[0]
             every = read_parquet(path, pa.schema([("query_id", pa.int64())]), where=where).column(0)
@@ -223,7 +230,7 @@ class _Queries:
             _warn_dropped(strange.num_rows - known_ids, plan.paths("query_features"))
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
-        yield from joins.query_features(self.table.slice(start, stop - start), self.vectors, self.rows[start:stop])
+        yield from joins.query_features(self.table.slice(start, stop - start), self.vectors, start)
 
 
 class _Urls:
@@ -234,11 +241,14 @@ class _Urls:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         part = schemas.SUPPLEMENTARY if plan.config == schemas.SUPP else schemas.MAIN
-        self.keys = _product_keys(_stamped(plan, "examples"), plan.selection, part)
-        self.count = self.keys.num_rows
         kind = "supp" if plan.config == schemas.SUPP else "product"
-        urls, statuses = plan.paths(f"{kind}_urls"), plan.paths(f"{kind}_status")
-        self.image_urls = joins.read_image_urls(urls, plan.locale, statuses if statuses != urls else ())
+        urls = plan.paths(f"{kind}_urls")
+        with ThreadPoolExecutor(1) as pool:  # neither keeps two cores busy
+            found = [_stamped(plan, f"{kind}_{table}") for table in ("urls", "status")]
+            image_urls = pool.submit(_image_urls, *found, plan.locale)
+            self.keys = _product_keys(_stamped(plan, "examples")[0], plan.selection, part)
+            self.image_urls = image_urls.result()
+        self.count = self.keys.num_rows
         self._block: tuple[int, pa.Table] | None = None
         self._count_strangers(joins.outside(self.image_urls, self.keys), urls)
 
@@ -260,7 +270,7 @@ class _Urls:
             keys = self.keys.slice(block * _BLOCK_SHARDS_ROWS, _BLOCK_SHARDS_ROWS)
             path, where = self.plan.paths("products")[0]
             whole = keys.num_rows == self.count
-            positions = _positions(_stamped(self.plan, "products"), _Same(self.keys)) if whole else None
+            positions = _positions(_stamped(self.plan, "products")[0], _Same(self.keys)) if whole else None
             texts = list(selection.product_texts(path, keys, self.columns, where=where, positions=positions))
             self._block = (block, pa.concat_tables(texts))
         return self._block[1]
@@ -274,14 +284,13 @@ class _Features(_Urls):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self.vectors = _open_vectors(plan, "product_features")
-        self.rows = joins.find_rows(self.vectors, self.keys, plan.locale)
-        self.vectors.prepare(self.rows)
-        self._count_strangers(joins.outside(self.vectors.keys, self.keys, plan.locale), plan.paths("product_features"))
+        vectors = _open_vectors(plan, "product_features")
+        self.vectors = vectors.in_order(joins.find_rows(vectors, self.keys, plan.locale))
+        self._count_strangers(joins.outside(vectors.keys, self.keys, plan.locale), plan.paths("product_features"))
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
         texts = self.texts(start, stop)
-        yield from joins.product_features(texts, self.image_urls, self.vectors, self.rows[start:stop])
+        yield from joins.product_features(texts, self.image_urls, self.vectors, start)
 
 
 def _warn_dropped(count: int, paths: Paths) -> None:

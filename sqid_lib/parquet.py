@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sqid_lib import schemas, tables
-from sqid_lib.errors import ContractError, SchemaError
+from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -33,19 +33,28 @@ def row_groups(paths: Iterable[Path], columns: Iterable[str]) -> Iterator[tuple[
                 yield table, where
 
 
-def vector_width(path: Path) -> int:
-    """Length of the vectors of a features file."""
-    schema = open_parquet(path).schema_arrow
-    column = schemas.VECTOR_COLUMNS[0]
-    if column not in schema.names:
-        raise SchemaError("a column is missing", where=path, expected=column, got=schema.names)
-    if pa.types.is_fixed_size_list(schema.field(column).type):
-        return int(schema.field(column).type.list_size)
-    for table, _ in row_groups([path], [column]):
-        longest = pc.max(pc.list_value_length(table[column])).as_py()
-        if longest is not None:
-            return int(longest)
-    raise SchemaError("no row has a vector", where=path)
+def vector_width(paths: Sequence[tuple[str, str]], columns: Sequence[str] = schemas.VECTOR_COLUMNS[:1]) -> int:
+    """Length of the vectors of features files: the declared one, else that of the first vector.
+
+    Args:
+        paths: (path or url, name in messages) of each file.
+        columns: the vector columns.
+
+    Raises:
+        SourceError: as `tables.open_parquet`; CorruptFileError where no row has a vector.
+    """
+    wanted = pa.schema([(name, pa.list_(pa.float32())) for name in columns])
+    for path, where in paths:
+        with tables.open_parquet(path, wanted, where=where) as file, tables.telling(where):
+            for name in columns:
+                dtype = file.schema_arrow.field(name).type
+                if pa.types.is_fixed_size_list(dtype):
+                    return int(dtype.list_size)
+            for batch in file.iter_batches(64, columns=list(columns)):
+                for column in batch.columns:
+                    if column.null_count < len(column):
+                        return int(pc.list_value_length(pc.drop_null(column))[0].as_py())
+    raise CorruptFileError("there is not one vector in the file", where=paths[0][1], fix="Fetch it again.")
 
 
 def read_vectors(

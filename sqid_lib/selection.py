@@ -20,6 +20,7 @@ _BATCH_ROWS = 8_192  # of text: small enough for the processor's cache
 _TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
 _SLICE_ROWS = 16_384
 _SPAN_ROWS = 131_072
+_KEY_ROWS = 524_288  # of product keys: each batch builds the table of wanted ones anew
 
 
 @dataclass(frozen=True)
@@ -153,16 +154,16 @@ def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Tabl
     Args:
         part: `schemas.MAIN` or `schemas.SUPPLEMENTARY`.
     """
-    main = pc.is_in(examples.column("split"), value_set=pa.array(selection.splits)).combine_chunks()
-    keys = pa.table([*(examples.column(n) for n in ("product_id", "product_locale")), main], ["id", "locale", "main"])
-    counted = keys.group_by(["id", "locale"]).aggregate([("main", "any"), ("main", "count")])
+    names = ["product_id", "product_locale"]
     if part == schemas.MAIN:
-        mask = counted.column("main_any")
+        table = in_splits(examples, selection.splits).group_by(names).aggregate([])
     else:
+        main = pc.is_in(examples.column("split"), value_set=pa.array(selection.splits))
+        keys = examples.select(names).append_column("main", main)
+        counted = keys.group_by(names).aggregate([("main", "any"), ("main", "count")])
         enough = pc.greater_equal(counted.column("main_count"), selection.supp_min_judgments)
-        mask = pc.and_(pc.invert(counted.column("main_any")), enough)
-    table = counted.filter(mask).select(["id", "locale"]).rename_columns(["product_id", "product_locale"])
-    return table.sort_by([("product_id", "ascending"), ("product_locale", "ascending")]).combine_chunks()
+        table = counted.filter(pc.and_(pc.invert(counted.column("main_any")), enough)).select(names)
+    return table.sort_by([(name, "ascending") for name in names]).combine_chunks()
 
 
 def locate_products(path: str, keys: pa.Table, *, where: str | None = None) -> np.ndarray:
@@ -234,7 +235,7 @@ def _positions(file: Any, keys: pa.Table, key_schema: pa.Schema, where: str) -> 
         places = np.flatnonzero(pc.equal(locales, locale).to_numpy(zero_copy_only=False)).astype(np.int32)
         wanted.append((locale, keys.column("product_id").take(places).combine_chunks(), places))
     parts = [np.zeros(0, np.int32)]
-    for batch in file.iter_batches(_BATCH_ROWS * 16, columns=key_schema.names):
+    for batch in file.iter_batches(_KEY_ROWS, columns=key_schema.names):
         table = conform(pa.Table.from_batches([batch]), key_schema, where)
         positions = np.full(table.num_rows, -1, np.int32)
         for locale, ids, places in wanted:
@@ -269,8 +270,7 @@ def _gather_texts(path: str, positions: np.ndarray, start: int, stop: int, schem
     with open_parquet(path, schema, where=where) as file:
         spans = _spans([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)], chosen)
 
-    def read(task: tuple[str, tuple[list[int], int]]) -> list[pa.Array]:
-        name, (groups, row) = task
+    def read(name: str, groups: list[int], row: int, stop: int) -> list[pa.Array]:
         field = pa.schema([schema.field(name)])
         kept: list[pa.Array] = []
         with open_parquet(path, field, where=where) as file, telling(where):
@@ -280,28 +280,31 @@ def _gather_texts(path: str, positions: np.ndarray, start: int, stop: int, schem
                 if mask.any():
                     table = pa.Table.from_batches([batch.filter(pa.array(mask))])
                     kept.extend(conform(table, field, where).column(0).chunks)
+                if row >= stop:  # the rest may be of other locales
+                    break
         return kept
 
+    def in_order(name: str) -> pa.Array:  # the unordered texts of a column go before those of the next one come
+        chunks = [chunk for task in tasks.pop(name) for chunk in task.result()]
+        return pa.chunked_array(chunks, schema.field(name).type).combine_chunks().take(order)
+
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        tasks = {name: [pool.submit(read, (name, span)) for span in spans] for name in schema.names}
-        columns = [
-            pa.chunked_array([chunk for task in tasks[name] for chunk in task.result()], schema.field(name).type)
-            for name in schema.names
-        ]
-    return pa.table(columns, schema=schema).combine_chunks().take(order)
+        tasks = {name: [pool.submit(read, name, *span) for span in spans] for name in schema.names}
+        return pa.table([in_order(name) for name in schema.names], schema=schema)
 
 
-def _spans(rows: Sequence[int], chosen: np.ndarray) -> list[tuple[list[int], int]]:
-    """Runs of row groups with chosen rows, about 131,072 rows each, with the number of their first row."""
-    spans: list[tuple[list[int], int]] = []
+def _spans(rows: Sequence[int], chosen: np.ndarray) -> list[tuple[list[int], int, int]]:
+    """Runs of row groups with chosen rows, about 131,072 rows each: (groups, first row, row after the last chosen)."""
+    spans: list[tuple[list[int], int, int]] = []
     groups: list[int] = []
     first = at = 0
     for group, count in enumerate(rows):
         groups.append(group)
         at += count
         if at - first >= _SPAN_ROWS or group == len(rows) - 1:
-            if chosen[first:at].any():
-                spans.append((groups, first))
+            there = np.flatnonzero(chosen[first:at])
+            if len(there):
+                spans.append((groups, first, first + int(there[-1]) + 1))
             groups, first = [], at
     return spans
 

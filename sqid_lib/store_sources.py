@@ -50,7 +50,7 @@ class Parquet:
     settings: str = ""
 
     def width(self) -> int:
-        return vector_width(self.parts[schemas.FEATURES][0][1])
+        return vector_width([(str(path), str(path)) for _, path in self.parts[schemas.FEATURES]])
 
     def rows(self, config: str) -> int:
         return sum(open_parquet(path).metadata.num_rows for _, path in self.parts[config])
@@ -76,7 +76,8 @@ class Joined:
         return repr(self.selection)
 
     def width(self) -> int:
-        return vector_width(self.artifacts / schemas.PRODUCT_FEATURES)
+        path = str(self.artifacts / schemas.PRODUCT_FEATURES)
+        return vector_width([(path, path)])
 
     def rows(self, config: str) -> int:
         # about as many: ESCI decides, and the published files follow it

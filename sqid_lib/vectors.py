@@ -13,15 +13,15 @@ from typing import IO, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from sqid_lib.errors import CorruptFileError, DiskError
-from sqid_lib.parquet import read_vectors
+from sqid_lib.errors import DiskError
+from sqid_lib.parquet import read_vectors, vector_width
 from sqid_lib.selection import check_unique
 from sqid_lib.tables import by_split, column_names, conform, first_line, open_parquet, telling
 
-_BATCH_ROWS = 2_048
+_BATCH_ROWS = 1_024
 _Copy = TypeVar("_Copy")
+_BLOCK_ROWS = 16_384  # 50 MB of width 768: malloc gives blocks above 32 MB back to the system at once
 _DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few of its rows
 
 
@@ -72,7 +72,7 @@ class Vectors:
         for where, table in by_split(keys, paths):
             check_unique(table, table.column_names, "vector", where)
         self.keys = pa.concat_tables(keys)
-        self.width = self._find_width()
+        self.width = vector_width(self._paths, self.columns)
         self._groups = [
             (f, g, file.metadata.row_group(g).num_rows)
             for f, file in enumerate(self._files)
@@ -80,21 +80,19 @@ class Vectors:
         ]
         self._starts = np.cumsum([0, *(rows for _, _, rows in self._groups)])
         self._decoded: tuple[int, list[np.ndarray]] | None = None
-        self._gathered: list[np.ndarray] | None = None
         self._spilled: list[IO[bytes]] | None = None
 
-    def prepare(self, rows: np.ndarray) -> None:
-        """Choose how to read, given every row that will be taken, in that order (int64, -1 for none)."""
-        present = rows[rows >= 0]
-        groups = np.searchsorted(self._starts, present, side="right")
+    def in_order(self, rows: np.ndarray) -> OrderedVectors:
+        """The vectors of `rows` (int64 [n], each at most once, -1 for none), in that order; chooses how to read."""
+        there = rows[rows >= 0]
+        groups = np.searchsorted(self._starts, there, side="right")
         decodes = 1 + int(np.count_nonzero(np.diff(groups)))
         largest = max((rows for _, _, rows in self._groups), default=0)
-        if self._spilled or self._gathered or (decodes <= 2 * len(self._groups) and largest <= _DIRECT_GROUP_ROWS):
-            return
-        if self.nbytes <= self._memory:
-            self._gathered = self._gather()
-        else:
-            self._spilled = self._spill()
+        direct = decodes <= 2 * len(self._groups) and largest <= _DIRECT_GROUP_ROWS
+        fits = len(rows) * self.width * 4 * len(self.columns) <= self._memory
+        if not direct and not fits:
+            self._spilled = self._spilled or self._spill()
+        return OrderedVectors(self, rows, gather=fits and not direct and len(rows) > 0)
 
     @property
     def nbytes(self) -> int:
@@ -103,11 +101,6 @@ class Vectors:
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Vectors of `rows` (int64 [n], -1 for none): float32 [n, width] for each column, zeros where there is none."""
-        if self._gathered is not None:
-            taken = [np.take(matrix, rows, axis=0, mode="clip") for matrix in self._gathered]
-            for matrix in taken:
-                matrix[rows < 0] = 0
-            return taken
         there = np.flatnonzero(rows >= 0)
         if self._spilled is None:
             return self._take_decoded(rows, there)
@@ -137,29 +130,27 @@ class Vectors:
         """For each column float32 [rows, width], zeros for null."""
         return [read_vectors(table, name, self.width, where)[0] for name in self.columns]
 
-    def _find_width(self) -> int:
-        for file, where in zip(self._files, self._where, strict=True):
-            for name in self.columns:
-                dtype = file.schema_arrow.field(name).type
-                if pa.types.is_fixed_size_list(dtype):
-                    return int(dtype.list_size)
-            with telling(where):
-                for batch in file.iter_batches(64, columns=list(self.columns)):
-                    for column in batch.columns:
-                        if column.null_count < len(column):
-                            return int(pc.list_value_length(pc.drop_null(column))[0].as_py())
-        raise CorruptFileError("there is not one vector in the file", where=self._where[0], fix="Fetch it again.")
+    def gather(self, rows: np.ndarray) -> list[list[np.ndarray | None]]:
+        """For each column its vectors of `rows`, as float32 [up to 16,384, width] blocks.
 
-    def _gather(self) -> list[np.ndarray]:
-        """Every column in memory."""
+        Each vector is put at its place as it is decoded, so that there is no second copy.
+        """
+        places = np.full(self.keys.num_rows, -1, np.int64)
+        places[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        starts = range(0, len(rows), _BLOCK_ROWS)
 
-        def gather(column: int) -> np.ndarray:
-            whole = np.empty((self.keys.num_rows, self.width), np.float32)
+        def gather(column: int) -> list[np.ndarray | None]:
+            blocks = [np.zeros((min(_BLOCK_ROWS, len(rows) - i), self.width), np.float32) for i in starts]
             at = 0
-            for block in self._blocks(column):
-                whole[at : at + len(block)] = block
-                at += len(block)
-            return whole
+            for decoded in self._blocks(column):
+                place = places[at : at + len(decoded)]
+                at += len(decoded)
+                order = np.argsort(place)
+                edges = np.searchsorted(place[order], [*starts, len(rows)])
+                for block, first, last in zip(blocks, edges[:-1], edges[1:], strict=True):
+                    chosen = order[first:last]
+                    block[place[chosen] % _BLOCK_ROWS] = decoded[chosen]
+            return list(blocks)
 
         return self._side_by_side(gather)
 
@@ -209,7 +200,44 @@ class Vectors:
         """Let go of files and copies."""
         for stream in [*self._files, *(self._spilled or ())]:
             stream.close()
-        self._spilled = self._gathered = self._decoded = None
+        self._spilled = self._decoded = None
+
+
+class OrderedVectors:
+    """Vectors of chosen rows in the order they are wanted; made by `Vectors.in_order`.
+
+    Attributes:
+        width: number of float32 in each vector.
+        columns: names of the vector columns.
+    """
+
+    def __init__(self, vectors: Vectors, rows: np.ndarray, *, gather: bool) -> None:
+        self.width, self.columns = vectors.width, vectors.columns
+        self._vectors, self._rows = vectors, rows
+        self._blocks = vectors.gather(rows) if gather else None
+        self._given_back = 0
+
+    def take(self, start: int, stop: int) -> list[np.ndarray]:
+        """float32 [stop - start, width] for each column, zeros where there is no vector; not to be written to.
+
+        Memory of the rows before `start` is given back: what is written next finds it. To ask for them again is slow.
+        """
+        if self._blocks is None:
+            return self._vectors.take(self._rows[start:stop])
+        if start < self._given_back * _BLOCK_ROWS:
+            self._blocks, self._given_back = self._vectors.gather(self._rows), 0
+        first, last = start // _BLOCK_ROWS, -(-stop // _BLOCK_ROWS)
+        for blocks in self._blocks:
+            blocks[self._given_back : first] = [None] * (first - self._given_back)
+        self._given_back = first
+        return [_rows_of(blocks[first:last], start - first * _BLOCK_ROWS, stop - start) for blocks in self._blocks]
+
+
+def _rows_of(blocks: Sequence[np.ndarray | None], start: int, count: int) -> np.ndarray:
+    """Rows of neighbouring blocks; a view if they are of one."""
+    there = [block for block in blocks if block is not None]
+    whole = there[0] if len(there) == 1 else np.concatenate([there[0][start:], *there[1:]])
+    return whole[start : start + count] if len(there) == 1 else whole[:count]
 
 
 def _read_rows(stream: IO[bytes], rows: np.ndarray, there: np.ndarray, out: np.ndarray) -> None:

@@ -71,9 +71,8 @@ def test_each_key_gets_its_own_vector(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors, "_DIRECT_GROUP_ROWS", 0 if big_groups else 100)
         found = joins.open_product_vectors(paths, root / "scratch", memory)
-        rows = joins.find_rows(found, keys(asked))
-        found.prepare(rows)
-        parts = [found.take(rows[i : i + 3]) for i in range(0, len(rows), 3)]
+        ordered = found.in_order(joins.find_rows(found, keys(asked)))
+        parts = [ordered.take(i, i + 3) for i in range(0, len(asked), 3)]
         text, image = (np.concatenate(column) for column in zip(*parts, strict=True))
         found.close()
     expected = {i: np.nan_to_num(v) for i, v in zip(ids, matrix, strict=True)} | {"unknown": np.zeros(3)}
@@ -120,4 +119,4 @@ def test_a_full_disk_is_told_with_the_space_needed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
     monkeypatch.setattr(vectors, "_DIRECT_GROUP_ROWS", 0)
     with pytest.raises(DiskError, match="GB free"):
-        found.prepare(np.array([0, 1]))
+        found.in_order(np.array([0, 1]))
