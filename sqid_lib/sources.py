@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import json
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqid_lib import schemas
-from sqid_lib.errors import DownloadError, MissingFileError, SourceError
+from sqid_lib import resuming, schemas
+from sqid_lib.errors import DiskError, DownloadError, MissingFileError, SourceError, SqidError
 from sqid_lib.tables import first_line
 
 ESCI_URL = "https://media.githubusercontent.com/media/amazon-science/esci-data/main/shopping_queries_dataset"
@@ -54,6 +55,7 @@ _LAYOUTS: dict[str, tuple[str, ...]] = {
 }
 _OPTIONAL = ("product_status", "supp_status")
 _ATTEMPTS = 4
+_UNKNOWN = "unknown-"
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,11 @@ def fingerprint(files: Sequence[File]) -> str:
 def download(file: File, cache_dir: str | None = None, download_config: Any = None) -> str:
     """Local path of a file, through datasets' download manager: cached under its version, with a progress bar.
 
+    A download over https that broke goes on where it stopped, now or when the same version is asked for again.
+
     Raises:
-        MissingFileError, DownloadError: after retries with backoff; offline, at once.
+        MissingFileError, DownloadError: after retries with backoff; offline, at once. The file changed meanwhile.
+        DiskError: no space in the cache.
     """
     if file.local:
         return file.url
@@ -119,9 +124,29 @@ def download(file: File, cache_dir: str | None = None, download_config: Any = No
     url = file.url
     if not url.startswith("hf://"):
         url += "#" + urllib.parse.quote(file.version, safe="")
+        if not offline():
+            _fetch(file, url, config)
+            config.force_download = False
     elif offline():
         return _cached_hub_file(url)
     return str(retrying(lambda: datasets.DownloadManager(download_config=config).download(url), file.url))
+
+
+def _fetch(file: File, key: str, config: Any) -> None:
+    """Put a file where the download manager looks for `key`."""
+    import datasets
+    from datasets.utils.file_utils import hash_url_to_filename
+
+    cached = Path(config.cache_dir or datasets.config.DOWNLOADED_DATASETS_PATH) / hash_url_to_filename(key)
+    if config.force_download:
+        cached.unlink(missing_ok=True)
+    if cached.exists():
+        return
+    retrying(lambda: resuming.fetch(file.url, cached), file.url)
+    now = retrying(lambda: _head(file.url), file.url)
+    if not file.version.startswith(_UNKNOWN) and (now is None or now.version != file.version):
+        cached.unlink(missing_ok=True)
+        raise DownloadError("the file changed while it was downloaded", where=file.url, fix="Load it again.")
 
 
 def offline() -> bool:
@@ -219,7 +244,7 @@ def _head(url: str) -> File | None:
             return None
         raise error.__cause__ from None
     parts = [str(info[k]) for k in ("ETag", "Last-Modified") if info.get(k)]
-    return File(url, "-".join([*parts, str(info.get("size"))]) if parts else f"unknown-{time.time_ns()}")
+    return File(url, "-".join([*parts, str(info.get("size"))]) if parts else f"{_UNKNOWN}{time.time_ns()}")
 
 
 def _http_options() -> dict[str, Any]:
@@ -273,8 +298,11 @@ def retrying(call: Any, where: str) -> Any:
     raise AssertionError("unreachable")
 
 
-def _tell(error: Exception, where: str) -> tuple[SourceError, bool]:
+def _tell(error: Exception, where: str) -> tuple[SqidError, bool]:
     """The error to show, and whether another attempt may help."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or "the cache"
+        return DiskError(f"no space for {where}", where=place, fix="Free some space, or name another cache_dir."), False
     response = getattr(error, "response", None)
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
     kind = type(error).__name__

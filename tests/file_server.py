@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ class FileServer:
         etags, ranges: whether answers carry an ETag and honour Range; without an ETag there is a Last-Modified.
         broken: path → number of answers with status 503 still to give.
         status: path → status always given.
+        cuts: path → bytes after which the next answers with a body break off.
+        before: path → what happens just before the next answer with a body.
     """
 
     def __init__(self, root: Path) -> None:
@@ -24,6 +27,8 @@ class FileServer:
         self.etags = self.ranges = self.dates = True
         self.broken: dict[str, int] = {}
         self.status: dict[str, int] = {}
+        self.cuts: dict[str, list[int]] = {}
+        self.before: dict[str, Callable[[], object]] = {}
         self.requests: list[tuple[str, str, str | None]] = []
 
     def __enter__(self) -> FileServer:
@@ -64,6 +69,8 @@ class FileServer:
             self.broken[path] -= 1
             status = 503
         file = self.root / path.lstrip("/")
+        if body and path in self.before:
+            self.before.pop(path)()
         if status != 200 or not file.is_file():
             self._send(handler, status if status != 200 else 404, b"", {}, body)
             return
@@ -80,15 +87,25 @@ class FileServer:
                 first, _, last = wanted.removeprefix("bytes=").partition("-")
                 start, stop = int(first), min(int(last or len(data) - 1), len(data) - 1)
                 headers["Content-Range"] = f"bytes {start}-{stop}/{len(data)}"
-                data, status = data[start : stop + 1], 206
-        self._send(handler, status, data, headers, body)
+                data, status = (data[start : stop + 1], 206) if start < len(data) else (b"", 416)
+        cut = self.cuts[path].pop(0) if body and self.cuts.get(path) else None
+        self._send(handler, status, data, headers, body, cut)
 
     @staticmethod
-    def _send(handler: BaseHTTPRequestHandler, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+    def _send(
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        data: bytes,
+        headers: dict[str, str],
+        body: bool,
+        cut: int | None = None,
+    ) -> None:
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         if body:
-            handler.wfile.write(data)
+            handler.wfile.write(data[:cut])
+        if cut is not None:
+            handler.close_connection = True

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,7 @@ from loopback_hub import LoopbackHub
 from tiny_esci import write_artifacts, write_esci
 
 from sqid_lib import schemas, sources
-from sqid_lib.errors import DownloadError, LfsPointerError, MissingFileError, SourceError
+from sqid_lib.errors import DiskError, DownloadError, LfsPointerError, MissingFileError, SourceError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -80,6 +85,87 @@ def test_a_download_is_cached_until_the_file_changes(tmp_path: Path, cache: str,
         page.write_text("three")
         os.utime(page, (1, 1))
         assert fetch() == "three"
+
+
+CHUNK = 10 * 1024 * 1024  # what huggingface_hub reads before it writes
+BIG = bytes(range(256)) * 96_000  # 24.6 MB
+BIG_PATH = f"/{schemas.ESCI_PRODUCTS}"
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Iterator[FileServer]:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / schemas.ESCI_PRODUCTS).write_bytes(BIG)
+    with FileServer(tmp_path / "www") as server:
+        yield server
+
+
+def ranges(server: FileServer) -> list[str | None]:
+    return [asked for method, _, asked in server.requests if method == "GET"]
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(big: FileServer, cache: str) -> None:
+    big.cuts[BIG_PATH] = [CHUNK + 300_000, CHUNK + 200_000]
+    (file,) = sources.find(big.url, "products", cache)
+    assert Path(sources.download(file, cache)).read_bytes() == BIG
+    assert ranges(big) == [None, f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
+
+
+def test_a_later_process_goes_on_where_an_earlier_one_was_killed(big: FileServer, cache: str) -> None:
+    code = "import sys; from sqid_lib import sources; c = sys.argv[2]; "
+    code += "(f,) = sources.find(sys.argv[1], 'products', c); print(sources.download(f, c))"
+    big.cuts[BIG_PATH] = [CHUNK + 300_000]
+    with subprocess.Popen([sys.executable, "-c", code, big.url, cache]) as process:
+        big.before[BIG_PATH] = lambda: big.before.update({BIG_PATH: process.kill})  # as it asks for the rest
+    assert process.returncode == -signal.SIGKILL
+    asked = len(ranges(big))
+    path = subprocess.run([sys.executable, "-c", code, big.url, cache], capture_output=True, text=True, check=True)
+    assert Path(path.stdout.strip()).read_bytes() == BIG
+    assert ranges(big)[asked:] == [f"bytes={CHUNK}-"]
+
+
+@pytest.mark.parametrize("kept", [1, 300_000, len(BIG), len(BIG) + 5])
+@pytest.mark.parametrize("with_ranges", [True, False])
+def test_whatever_part_is_there_the_whole_file_comes(big: FileServer, cache: str, kept: int, with_ranges: bool) -> None:
+    big.ranges = with_ranges
+    (file,) = sources.find(big.url, "products", cache)
+    path = Path(sources.download(file, cache))
+    path.unlink()
+    Path(f"{path}.part").write_bytes((BIG + b"other")[:kept])
+    assert sources.download(file, cache) == str(path)
+    assert path.read_bytes() == BIG
+
+
+def test_a_file_that_changes_while_it_is_downloaded_is_not_kept(
+    big: FileServer, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = sources.find(big.url, "products", cache)
+    big.cuts[BIG_PATH] = [CHUNK + 300_000]
+    other = BIG[::-1]
+    big.before[BIG_PATH] = lambda: big.before.update(
+        {BIG_PATH: lambda: (big.root / schemas.ESCI_PRODUCTS).write_bytes(other)}
+    )
+    with pytest.raises(DownloadError, match="changed while"):
+        sources.download(file, cache)
+    (file,) = sources.find(big.url, "products", cache)
+    assert Path(sources.download(file, cache)).read_bytes() == other
+
+
+def test_a_full_disk_is_told_at_once(big: FileServer, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    (file,) = sources.find(big.url, "products", cache)
+    with pytest.raises(DiskError, match="no space"):
+        sources.download(file, cache)
+
+
+def test_asked_to_download_again_it_does(big: FileServer, cache: str) -> None:
+    (file,) = sources.find(big.url, "products", cache)
+    first = sources.download(file, cache)
+    assert sources.download(file, cache, datasets.DownloadConfig(force_download=True)) == first
+    assert ranges(big) == [None, None]
 
 
 def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, esci: Path, cache: str) -> None:
