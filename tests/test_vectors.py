@@ -70,9 +70,11 @@ def test_each_key_gets_its_own_vector(
     asked = [*sorted(ids), "unknown"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors, "_DIRECT_GROUP_ROWS", 0 if big_groups else 100)
+        patch.setattr(vectors, "_BLOCK_ROWS", 4)
         found = joins.open_product_vectors(paths, root / "scratch", memory)
         ordered = found.in_order(joins.find_rows(found, keys(asked)))
-        parts = [ordered.take(i, i + 3) for i in range(0, len(asked), 3)]
+        parts = [ordered.take(i, min(i + 3, len(asked))) for i in range(0, len(asked), 3)]
+        whole = ordered.take(0, len(asked))  # of memory that was given back
         text, image = (np.concatenate(column) for column in zip(*parts, strict=True))
         found.close()
     expected = {i: np.nan_to_num(v) for i, v in zip(ids, matrix, strict=True)} | {"unknown": np.zeros(3)}
@@ -80,6 +82,8 @@ def test_each_key_gets_its_own_vector(
     has = np.array([expected[i].any() for i in asked])
     np.testing.assert_array_equal(image, np.where(has[:, None], text + 1, 0))
     np.testing.assert_array_equal(vectors.present(image), has)
+    for again, once in zip(whole, (text, image), strict=True):
+        np.testing.assert_array_equal(again, once)
     assert not (root / "scratch").exists() or list((root / "scratch").iterdir()) == []
 
 
