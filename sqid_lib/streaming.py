@@ -73,6 +73,7 @@ class Stream(Generic[B]):
         self._epoch = 0
         self._resume: Any = self._START  # where the next iteration starts
         self._at = (0, self._START)  # epoch and position of the latest iteration
+        self._kept: tuple[int, Memory] | None = None  # a process and its memory
 
     @property
     def epoch(self) -> int:
@@ -128,6 +129,15 @@ class Stream(Generic[B]):
     def _memory(self) -> Memory:
         return Recycler()
 
+    def _kept_memory(self) -> Memory:
+        """This process's memory, the same from epoch to epoch: fresh pages cost more than the gather."""
+        if self._kept is None or self._kept[0] != os.getpid():
+            self._kept = os.getpid(), self._memory()
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
 
 class StoreStream(Stream[B]):
     """Batches gathered from a store by threads, ahead of their use."""
@@ -146,7 +156,7 @@ class StoreStream(Stream[B]):
         worker, workers, in_worker = self._worker()
         # batch k is worker k % workers's, so DataLoader, which asks them in turn, gives the order of one process
         mine = (k for k in range(start, len(self)) if k % workers == worker)
-        memory: Memory = self._memory()
+        memory = self._kept_memory()
 
         def make(k: int) -> B:
             chosen = units[k * size : (k + 1) * size]
