@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sqid_lib import schemas
-from sqid_lib.errors import DownloadError, MissingFileError, SourceError
+from sqid_lib.errors import DownloadError, MissingFileError, SourceError, SqidError
 from sqid_lib.tables import first_line
 
 ESCI_URL = "https://media.githubusercontent.com/media/amazon-science/esci-data/main/shopping_queries_dataset"
@@ -263,7 +263,7 @@ def retrying(call: Any, where: str) -> Any:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return call()
-        except SourceError:
+        except SqidError:
             raise
         except Exception as error:  # three http libraries lie below, each with its own tree
             told, again = _tell(error, where)

@@ -161,7 +161,7 @@ class StoreStream(Stream[B]):
         def make(k: int) -> B:
             chosen = units[k * size : (k + 1) * size]
             layout = self.gather.layout(chosen)
-            buffer = memory.take(max(stop for _, stop, _, _ in place(layout).values()))
+            buffer = memory.take(size_of(layout))
             self.gather.fill(chosen, carve(buffer.bytes, layout), (self.order.seed, epoch, self.order.rank, k))
             return cast(B, memory.batch(self.gather.kind, buffer, layout))
 
@@ -271,6 +271,11 @@ def place(layout: Layout) -> dict[str, tuple[int, int, np.dtype[Any], tuple[int,
         places[name] = (start, stop, dtype, shape)
         start = -(-stop // _ALIGN) * _ALIGN
     return places
+
+
+def size_of(layout: Layout) -> int:
+    """Bytes of the buffer that `place` needs."""
+    return max(stop for _, stop, _, _ in place(layout).values())
 
 
 def carve(buffer: npt.NDArray[np.uint8], layout: Layout) -> Arrays:
