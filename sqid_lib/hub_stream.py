@@ -122,15 +122,15 @@ class ReleaseStream(Stream[PairBatch]):
                 batch = self._batch([*waiting, (block, rows[:cut])], memory)
                 rows, waiting, count = rows[cut:], [], 0
                 self._at = (epoch, (number, len(block.judgments) - len(rows)))
-                yield batch
-                del batch
+                yield memory.hand_over(batch)
+                del batch  # not held on to while the next one is made
             if len(rows):
                 waiting.append(block.only(rows))
                 count += len(rows)
             del block  # its memory is for the block after the next
         if count and not self.order.drop_last:
             self._at = (epoch, (len(blocks), 0))
-            yield self._batch(waiting, memory)
+            yield memory.hand_over(self._batch(waiting, memory))
 
     def _blocks(self, epoch: int, slot: int, slots: int) -> list[list[tuple[int, int]]]:
         """This slot's row groups of an epoch, as (file, group), in blocks of `buffer` products."""

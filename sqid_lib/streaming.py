@@ -167,7 +167,8 @@ class StoreStream(Stream[B]):
 
         for k, batch in ahead(make, mine, 0 if in_worker else self.prefetch):
             self._at = (epoch, k + 1)
-            yield batch
+            yield memory.hand_over(batch)
+            del batch  # not held on to while the next one is made
 
 
 class StreamOptions(TypedDict, total=False):
@@ -291,7 +292,11 @@ class Memory(Protocol):
 
     def take(self, size: int) -> Buffer: ...
 
-    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any: ...
+    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
+        """A batch of what was gathered into `buffer`, made by any thread."""
+
+    def hand_over(self, batch: Any) -> Any:
+        """The batch for the thread that asks, which is the one that uses it."""
 
 
 @dataclass(frozen=True)
@@ -326,6 +331,9 @@ class Recycler:
     def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
         """A batch of numpy arrays."""
         return kind(**carve(buffer.bytes, layout))
+
+    def hand_over(self, batch: Any) -> Any:
+        return batch
 
 
 def lease(whole: npt.NDArray[np.uint8], size: int, ended: Callable[..., object], *args: Any) -> npt.NDArray[np.uint8]:

@@ -87,6 +87,7 @@ class _Pinned:
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         on_gpu = device is not None and device.type == "cuda"
+        # its device is the one copied to: what "cuda" alone stands for differs from thread to thread
         self.copies: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def take(self, size: int) -> Buffer:
@@ -97,10 +98,20 @@ class _Pinned:
         if self.copies is None:
             return _views(kind, buffer.owner.to(self.device), layout)
         with torch.cuda.stream(self.copies):
-            flat = buffer.owner.to(self.device, non_blocking=True)
-        self.copies.synchronize()  # this is the thread that gathers ahead: the one that trains does not wait
-        flat.record_stream(torch.cuda.default_stream(self.device))  # where it is used: not to be reused before that
-        return _views(kind, flat, layout)
+            flat = buffer.owner.to(self.copies.device, non_blocking=True)
+            copied = self.copies.record_event()
+        batch = _views(kind, flat, layout)
+        batch.__dict__["_copied"] = flat, copied
+        return batch
+
+    def hand_over(self, batch: Any) -> Any:
+        """Let the user's stream, which another thread cannot know, wait for the copy, and its memory for the user."""
+        if self.copies is not None:
+            flat, copied = batch.__dict__.pop("_copied")
+            user = torch.cuda.current_stream(self.copies.device)
+            user.wait_event(copied)
+            flat.record_stream(user)
+        return batch
 
 
 class _Slots:
@@ -124,6 +135,9 @@ class _Slots:
     def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
         batch = _views(kind, torch.from_numpy(buffer.bytes), layout)
         batch.__dict__["_send"] = buffer.owner.sender(kind, layout, len(buffer.bytes))
+        return batch
+
+    def hand_over(self, batch: Any) -> Any:
         return batch
 
 

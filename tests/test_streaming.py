@@ -464,9 +464,14 @@ def test_no_gpu(store: EmbeddingStore, options: Any) -> None:
 def test_batches_on_a_gpu(store: EmbeddingStore) -> None:
     here = list(store.pairs(batch_size=9, shuffle=True))
     for options in ({"device": "cuda"}, {"pin_memory": True}):
-        kept = list(store.pairs(batch_size=9, shuffle=True, **options))
-        for one, other in zip(here, kept, strict=True):
-            assert_same(one, other.to("cpu"))
+        for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+            with torch.cuda.stream(stream):
+                kept = list(store.pairs(batch_size=9, shuffle=True, **options))
+                sums = [batch.text_features.sum() for batch in store.pairs(batch_size=9, shuffle=True, **options)]
+            stream.synchronize()
+            for one, other, total in zip(here, kept, sums, strict=True):
+                assert_same(one, other.to("cpu"))
+                torch.testing.assert_close(one.text_features.sum(), total.cpu())
 
 
 def test_numpy_batches(store: EmbeddingStore) -> None:
