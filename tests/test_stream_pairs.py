@@ -311,7 +311,7 @@ def test_a_process_that_leaves_iterators_behind_ends(release: Path, workers: int
         "for iterator in iterators:\n    next(iterator)\n"
         "print('done', flush=True)"
     )
-    command = [sys.executable, "-W", "ignore", "-c", code, release]
+    command = [sys.executable, "-W", "ignore", "-c", code, str(release)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert (done.stdout, done.stderr) == ("done\n", "")
 

@@ -464,7 +464,7 @@ def test_no_gpu(store: EmbeddingStore, options: Any) -> None:
 def test_batches_on_a_gpu(store: EmbeddingStore) -> None:
     here = list(store.pairs(batch_size=9, shuffle=True))
     for options in ({"device": "cuda"}, {"pin_memory": True}):
-        for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):  # type: ignore[no-untyped-call]
             with torch.cuda.stream(stream):
                 kept = list(store.pairs(batch_size=9, shuffle=True, **options))
                 sums = [batch.text_features.sum() for batch in store.pairs(batch_size=9, shuffle=True, **options)]
