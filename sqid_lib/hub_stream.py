@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,12 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sqid_lib import schemas
-from sqid_lib.batches import PairBatch, Rows, pair_layout, take, take_products
+from sqid_lib.batches import Arrays, PairBatch, Rows, pair_layout, take, take_products
 from sqid_lib.errors import UsageError
-from sqid_lib.parquet import read_vectors
+from sqid_lib.parquet import dense, read_vectors
 from sqid_lib.remote_release import Judged, Release, open_release, read_judged
 from sqid_lib.selection import key_strings
-from sqid_lib.streaming import Memory, Order, Stream, StreamOptions, ahead, carve, place, wants_tensors
+from sqid_lib.streaming import Memory, Order, Recycler, Stream, StreamOptions, ahead, carve, size_of, wants_tensors
 
 
 def stream_pairs(
@@ -102,11 +103,14 @@ class ReleaseStream(Stream[PairBatch]):
     def _batches(self, epoch: int, start: Any) -> Iterator[PairBatch]:
         worker, workers, _ = self._worker()
         blocks = self._blocks(epoch, self.order.rank * workers + worker, self.order.world_size * workers)
-        memory: Memory = self._memory()
+        memory, block_memory = self._kept_memory(), Recycler()
         block_number, offset = start
+        for shard in self.release.shards:
+            shard.enter_process()
 
         def read(number: int) -> _Block:
-            return self._read(blocks[number], (self.order.seed, epoch, number, self.order.rank, worker, workers))
+            draw = (self.order.seed, epoch, number, self.order.rank, worker, workers)
+            return self._read(blocks[number], draw, block_memory)
 
         waiting: list[tuple[_Block, Rows]] = []  # pairs that no batch has yet
         count = 0
@@ -118,13 +122,15 @@ class ReleaseStream(Stream[PairBatch]):
                 batch = self._batch([*waiting, (block, rows[:cut])], memory)
                 rows, waiting, count = rows[cut:], [], 0
                 self._at = (epoch, (number, len(block.judgments) - len(rows)))
-                yield batch
+                yield memory.hand_over(batch)
+                del batch  # not held on to while the next one is made
             if len(rows):
-                waiting.append((block, rows))
+                waiting.append(block.only(rows))
                 count += len(rows)
+            del block  # its memory is for the block after the next
         if count and not self.order.drop_last:
             self._at = (epoch, (len(blocks), 0))
-            yield self._batch(waiting, memory)
+            yield memory.hand_over(self._batch(waiting, memory))
 
     def _blocks(self, epoch: int, slot: int, slots: int) -> list[list[tuple[int, int]]]:
         """This slot's row groups of an epoch, as (file, group), in blocks of `buffer` products."""
@@ -143,40 +149,49 @@ class ReleaseStream(Stream[PairBatch]):
             room -= rows
         return blocks
 
-    def _read(self, groups: list[tuple[int, int]], draw: tuple[int, ...]) -> _Block:
+    def _read(self, groups: list[tuple[int, int]], draw: tuple[int, ...], memory: Recycler) -> _Block:
         room = sum(self.release.shards[f].metadata.row_group(g).num_rows for f, g in groups)
-        text, image = (np.empty((room, self.judged.width), self.dtype) for _ in range(2))
-        has_image, product_index = np.empty(room, np.bool_), np.empty(room, np.int64)
-        products, judgments, start = [], [], 0
+        layout = pair_layout(max(room, self.buffer), self.judged.width, self.dtype)
+        layout = {name: layout[name] for name in ("text_features", "image_features", "has_image", "product_index")}
+        products = carve(memory.take(size_of(layout)).bytes, layout)
+        pairs, start = [], 0
         for f, g in groups:
-            shard = self.release.shards[f]
-            where, table = f"{shard.path}, row group {g}", shard.read(g)
-            shown = table["has_image"].to_numpy()
+            *found, start = self.release.shards[f].read(g, partial(self._take, (f, g), products, start))
+            pairs.append(found)
+        positions, judgments = (np.concatenate(column) for column in zip(*pairs, strict=True))
+        if self.order.shuffle:
+            order = np.random.default_rng(draw).permutation(len(positions))
+            positions, judgments = positions[order], judgments[order]
+        return _Block(**products, products=positions, judgments=judgments)
+
+    def _take(
+        self, group: tuple[int, int], products: Arrays, start: int, pieces: Iterator[pa.Table]
+    ) -> tuple[Rows, Rows, int]:
+        """Write the judged products of a row group from row `start` of `products` on: their pairs, and the next row."""
+        shard = self.release.shards[group[0]]
+        where, first = f"{shard.path}, row group {group[1]}", shard.first_of(group[1])
+        positions, judgments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for table in pieces:
+            shown = dense(table["has_image"])
             rows, found = self.judged.of(key_strings(table), shard.split)
             if self.wanted is not None:
                 kept = shown[rows] == self.wanted
                 rows, found = rows[kept], found[kept]
-            some, position = np.unique(rows, return_inverse=True)  # the others need not stay in memory
+            some, position = np.unique(rows, return_inverse=True)  # the others need no memory
             here = slice(start, start + len(some))
-            for matrix, column in zip((text, image), schemas.VECTOR_COLUMNS, strict=True):
-                matrix[here] = read_vectors(table, column, self.judged.width, where)[0][some]
-            has_image[here] = shown[some]
-            product_index[here] = shard.first_of(g) + some
-            products.append(position + start)
+            for name, column in zip(("text_features", "image_features"), schemas.VECTOR_COLUMNS, strict=True):
+                take(read_vectors(table, column, self.judged.width, where)[0], some, products[name][here])
+            products["has_image"][here] = shown[some]
+            products["product_index"][here] = first + some
+            positions.append(position + start)
             judgments.append(found)
-            start = here.stop
-            del table
-            pa.default_memory_pool().release_unused()  # what was decoded is copied by now
-        pairs = np.concatenate(products), np.concatenate(judgments)
-        if self.order.shuffle:
-            order = np.random.default_rng(draw).permutation(len(pairs[0]))
-            pairs = pairs[0][order], pairs[1][order]
-        return _Block(text, image, has_image, product_index, *pairs)
+            start, first = here.stop, first + len(table)
+        return np.concatenate(positions), np.concatenate(judgments), start
 
     def _batch(self, parts: list[tuple[_Block, Rows]], memory: Memory) -> PairBatch:
         rows = sum(len(chosen) for _, chosen in parts)
         layout = pair_layout(rows, self.judged.width, self.dtype)
-        buffer = memory.take(max(stop for _, stop, _, _ in place(layout).values()))
+        buffer = memory.take(size_of(layout))
         out, start = carve(buffer.bytes, layout), 0
         for block, chosen in parts:
             here = {name: field[start : start + len(chosen)] for name, field in out.items()}
@@ -202,3 +217,15 @@ class _Block:
     product_index: Rows
     products: Rows
     judgments: Rows
+
+    def only(self, pairs: Rows) -> tuple[_Block, Rows]:
+        """A copy of some pairs, which does not hold on to the memory of the others, and their numbers in it."""
+        rows, here = self.products[pairs], np.arange(len(pairs))
+        return _Block(
+            self.text_features[rows],
+            self.image_features[rows],
+            self.has_image[rows],
+            self.product_index[rows],
+            products=here,
+            judgments=self.judgments[pairs],
+        ), here

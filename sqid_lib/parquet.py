@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ def read_vectors(
     """
     if column not in table.column_names:
         raise SchemaError("a column is missing", where=where, expected=column, got=table.column_names)
-    lists = table[column].combine_chunks()
+    lists = _one_chunk(table[column])
     if pa.types.is_null(lists.type):  # not one vector in the file
         return np.zeros((len(lists), width), np.float32), np.zeros(len(lists), np.bool_)
     if (
@@ -85,10 +86,25 @@ def read_vectors(
     values = lists.flatten().cast(pa.float32())
     if values.null_count:
         raise ContractError("a vector holds a null", where=f"{where}: {column}")
-    valid = lists.is_valid().to_numpy(zero_copy_only=False)
-    flat = values.to_numpy().reshape(-1, width)
+    valid = dense(lists.is_valid())
+    flat = dense(values).reshape(-1, width)
     if valid.all():
         return flat, valid
     vectors = np.zeros((len(valid), width), dtype=np.float32)
     vectors[valid] = flat
     return vectors, valid
+
+
+def dense(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Numbers or booleans without a null, read-only; pyarrow's own `to_numpy` imports pandas, which takes 45 MB."""
+    values = _one_chunk(column)
+    if pa.types.is_boolean(values.type):  # bits in arrow, bytes in numpy
+        return np.from_dlpack(values.cast(pa.uint8())).view(np.bool_)
+    return np.from_dlpack(values)
+
+
+def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Without the copy that `combine_chunks` makes even of one chunk."""
+    if isinstance(column, pa.Array):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

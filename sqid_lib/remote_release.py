@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,47 +22,69 @@ import pyarrow.parquet as pq
 from sqid_lib import schemas
 from sqid_lib.batches import Rows
 from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
-from sqid_lib.parquet import read_vectors, row_groups
+from sqid_lib.parquet import dense, open_parquet, read_vectors
 from sqid_lib.selection import key_strings
 from sqid_lib.sources import retrying
 from sqid_lib.tables import read_parquet, telling
 
+T = TypeVar("T")
+_PIECE = 256  # rows decoded at once; 1.5 MB at width 768
 _COLUMNS = ["product_id", "product_locale", "has_image", *schemas.VECTOR_COLUMNS]
 _SPLIT = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5})?\.parquet$")
 
 
 class Judged:
-    """The judgments that the filters keep, and the queries, in memory."""
+    """The judgments that the filters keep, and their queries, in memory."""
 
-    def __init__(self, tables: list[tuple[str, pa.Table]], queries: pa.Table, width: int) -> None:
+    def __init__(self, tables: list[tuple[str, pa.Table]], width: int) -> None:
         self.width = width
-        self.query_features, _ = read_vectors(queries, schemas.VECTOR_COLUMNS[0], width, schemas.QUERIES)
-        self.query_ids: Rows = queries["query_id"].to_numpy()
-        table = pa.concat_tables(table for _, table in tables)
-        self.gain: npt.NDArray[np.float32] = table["gain"].to_numpy()
-        rows = pc.index_in(table["query_id"], value_set=queries["query_id"])
-        if rows.null_count:
-            raise IntegrityError("a judged query is not in the release", where=schemas.JUDGMENTS)
-        self.query_rows = rows.to_numpy().astype(np.int64)
-        self.digest = hashlib.sha256(self.query_rows.tobytes() + self.gain.tobytes()).hexdigest()[:16]
+        judged = np.concatenate([dense(table["query_id"]) for _, table in tables])
+        self.gain: npt.NDArray[np.float32] = np.concatenate([dense(table["gain"]) for _, table in tables])
+        self.query_ids, rows = np.unique(judged, return_inverse=True)
+        self.query_rows: Rows = rows.astype(np.int64)
+        self.query_features = np.empty((len(self.query_ids), width), np.float32)
+        parts = (self.query_ids, self.query_rows, self.gain)
+        self.digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
         self._by_split: dict[str, tuple[pa.Array, Rows, Rows]] = {}
         splits = np.repeat([split for split, _ in tables], [len(table) for _, table in tables])
-        for split in dict.fromkeys(split for split, _ in tables):
-            mine = np.flatnonzero(splits == split)
-            encoded = key_strings(table.take(mine)).dictionary_encode()
-            codes = encoded.indices.to_numpy()
-            order = np.argsort(codes, kind="stable")
-            starts = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
-            self._by_split[split] = (encoded.dictionary, starts, mine[order])
+        for part in dict.fromkeys(split for split, _ in tables):
+            keys = key_strings(pa.concat_tables(table for split, table in tables if split == part))
+            order = pc.sort_indices(keys)
+            keys = keys.take(order)
+            new = pc.not_equal(keys[1:], keys[:-1])
+            known = pa.concat_arrays([keys[:1], keys[1:].filter(new)])
+            starts = np.concatenate([[0], np.flatnonzero(dense(new)) + 1, [len(keys)]])
+            self._by_split[part] = (known, starts, np.flatnonzero(splits == part)[dense(order)])
+
+    def read_queries(self, paths: Iterable[Path]) -> None:
+        """Fill `query_features`. A query may be there several times, if it is judged in several splits."""
+        missing = np.ones(len(self.query_ids), np.bool_)
+        columns = ["query_id", schemas.VECTOR_COLUMNS[0]]
+        for path in paths:
+            with open_parquet(path) as file, telling(str(path)):
+                for piece in file.iter_batches(_PIECE, columns=columns):
+                    ids = dense(piece["query_id"])
+                    rows = np.searchsorted(self.query_ids, ids).clip(max=len(missing) - 1)
+                    asked = (self.query_ids[rows] == ids) & missing[rows]
+                    vectors, _ = read_vectors(pa.Table.from_batches([piece]), columns[1], self.width, str(path))
+                    self.query_features[rows[asked]] = vectors[asked]
+                    missing[rows[asked]] = False
+        if missing.any():
+            raise IntegrityError("a judged query is not in the release", where=schemas.JUDGMENTS)
 
     def of(self, keys: pa.Array, split: str) -> tuple[Rows, Rows]:
         """The pairs of some products: their position in `keys`, and the judgment."""
         if split not in self._by_split:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         known, starts, judgments = self._by_split[split]
-        found = pc.fill_null(pc.index_in(keys, value_set=known), -1).to_numpy().astype(np.int64)
-        rows = np.flatnonzero(found >= 0)
-        first, counts = starts[found[rows]], np.diff(starts)[found[rows]]
+        least, most = pc.min_max(keys).values()  # of a sorted release, so that few of `known` need a look
+        low, high = (
+            side(range(len(known)), end.as_py() or "", key=lambda n: known[n].as_py())
+            for side, end in ((bisect_left, least), (bisect_right, most))
+        )
+        found = pc.index_in(keys, value_set=known[low:high])
+        rows, nth = np.flatnonzero(dense(found.is_valid())), dense(found.drop_null()) + low
+        first, counts = starts[nth], starts[nth + 1] - starts[nth]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.repeat(rows, counts), judgments[np.repeat(first, counts) + within]
 
@@ -68,12 +92,6 @@ class Judged:
 def read_judged(
     release: Release, labels: Iterable[str] | None, split: str | None, queries: Iterable[int] | None
 ) -> Judged:
-    read = [table for table, _ in row_groups(release.queries, ("query_id", schemas.VECTOR_COLUMNS[0]))]
-    query_table = pa.concat_tables(read)
-    # a query may be judged in several splits
-    _, first = np.unique(query_table["query_id"].to_numpy(), return_index=True)
-    if len(first) < len(query_table):
-        query_table = query_table.take(np.sort(first))
     wanted = None if queries is None else pa.array(sorted(queries), pa.int64())
     grades = None if labels is None else pa.array(sorted(labels), pa.string())
     tables = []
@@ -86,7 +104,10 @@ def read_judged(
             tables.append((part, table))
     if not tables:
         raise StoreError("no judgment is left", where=release.name, fix="Loosen the filters.")
-    judged = Judged(tables, query_table, release.width)
+    judged = Judged(tables, release.width)
+    tables.clear()
+    del table
+    judged.read_queries(release.queries)
     pa.default_memory_pool().release_unused()
     return judged
 
@@ -104,26 +125,38 @@ class Shard:
 
     def __init__(self, path: str, split: str, first_row: int) -> None:
         self.path, self.split, self.first_row = path, split, first_row
-        self._file: pq.ParquetFile | None = None
-        self._lock = threading.Lock()  # two threads that read ahead in one ParquetFile can wait for each other forever
+        self._close()
         self.metadata: pq.FileMetaData = None
         self.metadata = self._telling(lambda: self._open().metadata, path)
+
+    def _close(self) -> None:
+        self._file: pq.ParquetFile | None = None
+        self._lock = threading.Lock()  # two threads that read ahead in one ParquetFile can wait for each other forever
+        self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
-        self._lock = threading.Lock()
+        self._close()
+
+    def enter_process(self) -> None:
+        """Before threads read: a fork must not share a connection, nor a lock that a thread it lacks holds."""
+        if self._pid != os.getpid():
+            self._close()
 
     def first_of(self, group: int) -> int:
         """The first row of a row group, counted through the files of the release."""
         return self.first_row + sum(int(self.metadata.row_group(before).num_rows) for before in range(group))
 
-    def read(self, group: int) -> pa.Table:
-        """One row group, asked for again if the network fails; DownloadError if it keeps failing."""
-        table: pa.Table = self._telling(lambda: self._read(group), f"{self.path}, row group {group}")
-        return table
+    def read(self, group: int, use: Callable[[Iterator[pa.Table]], T]) -> T:
+        """What `use` makes of a row group, which comes in small pieces: decoding whole ones takes 50 MB more.
+
+        `use` is called again from the start if the network fails; DownloadError if it keeps failing.
+        """
+        result: T = self._telling(lambda: self._read(group, use), f"{self.path}, row group {group}")
+        return result
 
     def _telling(self, call: Callable[[], Any], where: str) -> Any:
         if "://" in self.path:
@@ -131,16 +164,21 @@ class Shard:
         with telling(where):
             return call()
 
-    def _read(self, group: int) -> pa.Table:
-        try:
-            with self._lock:
-                table = self._open().read_row_group(group, columns=_COLUMNS)
-        except BaseException:
-            self._file = None  # a broken connection is not asked again
-            raise
-        if table.num_rows != self.metadata.row_group(group).num_rows:
-            raise CorruptFileError("the row group is cut", where=self.path, got=f"{table.num_rows} rows")
-        return table
+    def _read(self, group: int, use: Callable[[Iterator[pa.Table]], T]) -> T:
+        with self._lock:
+            try:
+                return use(self._pieces(group))
+            except BaseException:
+                self._file = None  # a broken connection is not asked again
+                raise
+
+    def _pieces(self, group: int) -> Iterator[pa.Table]:
+        rows, expected = 0, self.metadata.row_group(group).num_rows
+        for piece in self._open().iter_batches(_PIECE, row_groups=[group], columns=_COLUMNS):
+            rows += len(piece)
+            yield pa.Table.from_batches([piece])
+        if rows != expected:
+            raise CorruptFileError("the row group is cut", where=self.path, expected=expected, got=f"{rows} rows")
 
     def _open(self) -> pq.ParquetFile:
         if self._file is None:

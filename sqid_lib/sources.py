@@ -288,7 +288,7 @@ def retrying(call: Any, where: str) -> Any:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return call()
-        except SourceError:
+        except SqidError:
             raise
         except Exception as error:  # three http libraries lie below, each with its own tree
             told, again = _tell(error, where)

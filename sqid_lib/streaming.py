@@ -73,6 +73,7 @@ class Stream(Generic[B]):
         self._epoch = 0
         self._resume: Any = self._START  # where the next iteration starts
         self._at = (0, self._START)  # epoch and position of the latest iteration
+        self._kept: tuple[int, Memory] | None = None  # a process and its memory
 
     @property
     def epoch(self) -> int:
@@ -128,6 +129,15 @@ class Stream(Generic[B]):
     def _memory(self) -> Memory:
         return Recycler()
 
+    def _kept_memory(self) -> Memory:
+        """This process's memory, the same from epoch to epoch: fresh pages cost more than the gather."""
+        if self._kept is None or self._kept[0] != os.getpid():
+            self._kept = os.getpid(), self._memory()
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
 
 class StoreStream(Stream[B]):
     """Batches gathered from a store by threads, ahead of their use."""
@@ -146,18 +156,19 @@ class StoreStream(Stream[B]):
         worker, workers, in_worker = self._worker()
         # batch k is worker k % workers's, so DataLoader, which asks them in turn, gives the order of one process
         mine = (k for k in range(start, len(self)) if k % workers == worker)
-        memory: Memory = self._memory()
+        memory = self._kept_memory()
 
         def make(k: int) -> B:
             chosen = units[k * size : (k + 1) * size]
             layout = self.gather.layout(chosen)
-            buffer = memory.take(max(stop for _, stop, _, _ in place(layout).values()))
+            buffer = memory.take(size_of(layout))
             self.gather.fill(chosen, carve(buffer.bytes, layout), (self.order.seed, epoch, self.order.rank, k))
             return cast(B, memory.batch(self.gather.kind, buffer, layout))
 
         for k, batch in ahead(make, mine, 0 if in_worker else self.prefetch):
             self._at = (epoch, k + 1)
-            yield batch
+            yield memory.hand_over(batch)
+            del batch  # not held on to while the next one is made
 
 
 class StreamOptions(TypedDict, total=False):
@@ -263,6 +274,11 @@ def place(layout: Layout) -> dict[str, tuple[int, int, np.dtype[Any], tuple[int,
     return places
 
 
+def size_of(layout: Layout) -> int:
+    """Bytes of the buffer that `place` needs."""
+    return max(stop for _, stop, _, _ in place(layout).values())
+
+
 def carve(buffer: npt.NDArray[np.uint8], layout: Layout) -> Arrays:
     """The fields as views of one buffer."""
     return {
@@ -276,7 +292,11 @@ class Memory(Protocol):
 
     def take(self, size: int) -> Buffer: ...
 
-    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any: ...
+    def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
+        """A batch of what was gathered into `buffer`, made by any thread."""
+
+    def hand_over(self, batch: Any) -> Any:
+        """The batch for the thread that asks, which is the one that uses it."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +331,9 @@ class Recycler:
     def batch(self, kind: type[Any], buffer: Buffer, layout: Layout) -> Any:
         """A batch of numpy arrays."""
         return kind(**carve(buffer.bytes, layout))
+
+    def hand_over(self, batch: Any) -> Any:
+        return batch
 
 
 def lease(whole: npt.NDArray[np.uint8], size: int, ended: Callable[..., object], *args: Any) -> npt.NDArray[np.uint8]:

@@ -87,6 +87,7 @@ class _Pinned:
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         on_gpu = device is not None and device.type == "cuda"
+        # its device is the one copied to: what "cuda" alone stands for differs from thread to thread
         self.copies: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def take(self, size: int) -> Buffer:
@@ -97,10 +98,20 @@ class _Pinned:
         if self.copies is None:
             return _views(kind, buffer.owner.to(self.device), layout)
         with torch.cuda.stream(self.copies):
-            flat = buffer.owner.to(self.device, non_blocking=True)
-        self.copies.synchronize()  # this is the thread that gathers ahead: the one that trains does not wait
-        flat.record_stream(torch.cuda.default_stream(self.device))  # where it is used: not to be reused before that
-        return _views(kind, flat, layout)
+            flat = buffer.owner.to(self.copies.device, non_blocking=True)
+            copied = self.copies.record_event()
+        batch = _views(kind, flat, layout)
+        batch.__dict__["_copied"] = flat, copied
+        return batch
+
+    def hand_over(self, batch: Any) -> Any:
+        """Let the user's stream, which another thread cannot know, wait for the copy, and its memory for the user."""
+        if self.copies is not None:
+            flat, copied = batch.__dict__.pop("_copied")
+            user = torch.cuda.current_stream(self.copies.device)
+            user.wait_event(copied)
+            flat.record_stream(user)
+        return batch
 
 
 class _Slots:
@@ -114,8 +125,10 @@ class _Slots:
             if slot.free and slot.size >= size:
                 break
         else:
-            self._slots = [slot for slot in self._slots if not slot.free]  # those were too small
-            slot = _Slot(size)
+            for small in [slot for slot in self._slots if slot.free]:
+                self._slots.remove(small)
+                small.whole[2] = 1
+            slot = _Slot(size + size // 4)  # batches of lists differ in size
             self._slots.append(slot)
         return Buffer(slot.lease(size), slot)
 
@@ -124,10 +137,14 @@ class _Slots:
         batch.__dict__["_send"] = buffer.owner.sender(kind, layout, len(buffer.bytes))
         return batch
 
+    def hand_over(self, batch: Any) -> Any:
+        return batch
+
 
 class _Slot:
     """Shared bytes behind a header: byte 0 is 1 while the training process uses the batch in them, byte 1 once that
-    process keeps them mapped, so that from then on a name is enough: handing memory over costs a handshake.
+    process keeps them mapped, so that from then on a name is enough: handing memory over costs a handshake. Byte 2 is 1
+    once the worker is done with them for good.
     """
 
     HEADER = 64
@@ -167,22 +184,31 @@ _mapped: dict[tuple[int, int], Any] = {}  # in the training process: slots of li
 def _receive(name: tuple[int, int], shared: torch.Tensor | None, kind: type[Any], layout: Layout, size: int) -> Any:
     """In the training process: the batch in a slot, which is given back once no view of the batch is left."""
     if shared is not None:
-        _forget_dead_workers()
+        _unmap()
         _mapped[name] = shared.numpy()
         _mapped[name][1] = 1
     whole = _mapped[name]
 
     def ended() -> None:
         whole[0] = 0
-        _forget_dead_workers()
+        _unmap()
 
     return _views(kind, torch.from_numpy(lease(whole[_Slot.HEADER :], size, ended)), layout)
 
 
-def _forget_dead_workers() -> None:
-    for pid in {pid for pid, _ in _mapped}:
-        try:
-            os.kill(pid, 0)
-        except OSError:
-            for name in [name for name in _mapped if name[0] == pid]:
-                _mapped.pop(name, None)
+def _unmap() -> None:
+    """Let go the slots of dead workers, and those that a worker let go."""
+    names = list(_mapped)  # DataLoader(pin_memory=True) receives in a thread of its own
+    dead = {pid for pid in {pid for pid, _ in names} if not _lives(pid)}
+    for name in names:
+        slot = _mapped.get(name)
+        if name[0] in dead or (slot is not None and slot[2]):
+            _mapped.pop(name, None)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True

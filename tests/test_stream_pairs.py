@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tiny_release import write_release
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from sqid_lib import schemas
+from sqid_lib import remote_release, schemas
 from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
 from sqid_lib.hub_stream import stream_pairs
 from sqid_lib.store import EmbeddingStore
@@ -161,6 +162,23 @@ def test_numpy_and_dtype(release: Path) -> None:
         np.testing.assert_array_equal(numpy.text_features, tensors.text_features)
 
 
+def test_row_groups_in_many_pieces(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: Any = {"batch_size": 11, "shuffle": True, "buffer": 20, "has_image": True, "labels": ["E", "S"]}
+    whole = list(stream_pairs(release, **options))
+    monkeypatch.setattr(remote_release, "_PIECE", 2)
+    for one, other in zip(whole, stream_pairs(release, **options), strict=True):
+        for name, field in vars(one).items():
+            assert torch.equal(field, getattr(other, name))
+
+
+def test_pandas_is_not_imported(release: Path) -> None:
+    code = (
+        "import sys\nfrom sqid_lib import stream_pairs\nassert sum(len(b.gain) for b in stream_pairs(sys.argv[1]))\n"
+        "assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, release], check=True, timeout=100)
+
+
 def test_splits_that_share_products(release: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(release, tmp_path / "two")
     for config in (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS):
@@ -240,6 +258,62 @@ def test_other_columns_and_unknown_queries(release: Path, tmp_path: Path) -> Non
     pq.write_table(pq.read_table(first).drop_columns(["has_image"]), first)
     with pytest.raises(SchemaError, match="not the columns of a release"):
         stream_pairs(copy)
+
+
+# -- threads and forks ---------------------------------------------------------------------------------------------
+
+
+def gatherers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("sqid-gather")]
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+@pytest.mark.parametrize("batches", [1, 5])
+def test_leaving_early_ends_the_threads(release: Path, store: EmbeddingStore, prefetch: int, batches: int) -> None:
+    stream = stream_pairs(release, batch_size=3, buffer=5, shuffle=True, prefetch=prefetch)
+    for _ in range(5):
+        iterator = iter(stream)
+        list(itertools.islice(iterator, batches))
+        iterator.close()  # type: ignore[attr-defined]
+    for thread in gatherers():
+        thread.join(timeout=10)
+    assert not gatherers()
+    assert sorted(keys(stream)) == every_pair(store)
+
+
+def test_an_error_in_a_thread_ends_the_epoch_every_time(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise OSError("disk gone")
+
+    stream = stream_pairs(release, batch_size=3, buffer=5, prefetch=2)
+    monkeypatch.setattr("sqid_lib.hub_stream.read_vectors", fail)
+    for _ in range(3):
+        with pytest.raises(CorruptFileError, match="disk gone"):
+            list(stream)
+    for thread in gatherers():
+        thread.join(timeout=10)
+    assert not gatherers()
+
+
+def test_a_fork_while_a_thread_reads(release: Path, store: EmbeddingStore) -> None:
+    stream: Any = stream_pairs(release, batch_size=7, shuffle=True, buffer=10)
+    with stream.release.shards[0]._lock, stream.release.shards[1]._lock:  # as a thread that reads ahead holds them
+        loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+        assert sorted(keys(loader)) == every_pair(store)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_process_that_leaves_iterators_behind_ends(release: Path, workers: int) -> None:
+    code = (
+        "import sys\nfrom sqid_lib import stream_pairs\nfrom torch.utils.data import DataLoader\n"
+        "stream = stream_pairs(sys.argv[1], batch_size=2, buffer=3, prefetch=2, shuffle=True)\n"
+        f"iterators = [iter(DataLoader(stream, batch_size=None, num_workers={workers})) for _ in range(2)]\n"
+        "for iterator in iterators:\n    next(iterator)\n"
+        "print('done', flush=True)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(release)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert (done.stdout, done.stderr) == ("done\n", "")
 
 
 # -- over the Hub ------------------------------------------------------------------------------------------------

@@ -375,8 +375,29 @@ def test_worker_memory_is_let_go(store: EmbeddingStore) -> None:
     for _ in range(2):
         batches = load(store.pairs(batch_size=9), 2)
         assert sum(len(batch.gain) for batch in batches) == PAIRS
-    torch_stream._forget_dead_workers()
+    torch_stream._unmap()
     assert not torch_stream._mapped
+
+
+def test_workers_that_live_on_keep_to_their_memory(store: EmbeddingStore) -> None:
+    from sqid_lib import torch_stream
+
+    def mapped() -> set[tuple[int, int]]:
+        assert sum(len(batch.gain) for batch in loader) == PAIRS
+        return set(torch_stream._mapped)
+
+    loader = load(store.pairs(batch_size=9, shuffle=True), 1, persistent_workers=True)
+    epochs = [mapped() for _ in range(6)]
+    assert len(set.union(*epochs)) <= 6  # two wait, one is in use, one is being made, and some slack
+
+
+def test_slots_that_became_too_small_are_let_go(store: EmbeddingStore) -> None:
+    from sqid_lib import torch_stream
+
+    loader = load(store.lists(batch_size=3, shuffle=True), 1, persistent_workers=True)
+    for _ in range(3):
+        assert sum(batch.mask.sum().item() for batch in loader) == PAIRS
+    assert all(not slot[2] for slot in torch_stream._mapped.values())
 
 
 def test_the_recycler_gives_a_buffer_again_only_when_all_views_are_gone() -> None:
@@ -443,9 +464,14 @@ def test_no_gpu(store: EmbeddingStore, options: Any) -> None:
 def test_batches_on_a_gpu(store: EmbeddingStore) -> None:
     here = list(store.pairs(batch_size=9, shuffle=True))
     for options in ({"device": "cuda"}, {"pin_memory": True}):
-        kept = list(store.pairs(batch_size=9, shuffle=True, **options))
-        for one, other in zip(here, kept, strict=True):
-            assert_same(one, other.to("cpu"))
+        for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):
+                kept = list(store.pairs(batch_size=9, shuffle=True, **options))
+                sums = [batch.text_features.sum() for batch in store.pairs(batch_size=9, shuffle=True, **options)]
+            stream.synchronize()
+            for one, other, total in zip(here, kept, sums, strict=True):
+                assert_same(one, other.to("cpu"))
+                torch.testing.assert_close(one.text_features.sum(), total.cpu())
 
 
 def test_numpy_batches(store: EmbeddingStore) -> None:
