@@ -167,6 +167,8 @@ def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: lis
                 vectors[name] = run(inputs)
             if name.endswith("forward only"):
                 seconds[name][-1] = CLOCK.pop()
+        shown = ", ".join(f"{name} {len(inputs) / values[-1]:.2f}" for name, values in seconds.items())
+        print(f"  {unit}s/s: {shown}", flush=True)
         norms = np.linalg.norm(vectors["naive map"], axis=1)
         difference = np.linalg.norm(vectors["ours"] - vectors["naive map"], axis=1) / norms
         worst = max(worst, float(difference.max()))
