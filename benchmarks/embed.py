@@ -167,6 +167,8 @@ def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: lis
                 vectors[name] = run(inputs)
             if name.endswith("forward only"):
                 seconds[name][-1] = CLOCK.pop()
+        shown = ", ".join(f"{name} {len(inputs) / values[-1]:.2f}" for name, values in seconds.items())
+        print(f"  {unit}s/s: {shown}", flush=True)
         norms = np.linalg.norm(vectors["naive map"], axis=1)
         difference = np.linalg.norm(vectors["ours"] - vectors["naive map"], axis=1) / norms
         worst = max(worst, float(difference.max()))
@@ -193,7 +195,7 @@ def forward_only_pictures(encoder: Encoder, batch: list[bytes]) -> np.ndarray:
     """Seconds of the forward passes with every picture prepared before go to CLOCK."""
     prepared = [encoder._pixels.prepare(decode(data)) for data in batch]
     start = now[0]()
-    size = 128 if encoder.on_gpu else 8
+    size = encoder.image_batch
     outputs = [encoder._forward_images(prepared[at : at + size]) for at in range(0, len(prepared), size)]
     vectors = np.concatenate([output.cpu().numpy() for output in outputs])
     CLOCK.append(now[0]() - start)
@@ -240,11 +242,12 @@ def report_profile(encoder: Encoder, some: list[bytes]) -> None:
     """Milliseconds per picture of each step, alone and on one thread."""
     images = [decode(data) for data in some]
     prepared = [encoder._pixels.prepare(image) for image in images]
+    size = encoder.image_batch
     steps: dict[str, Callable[[], Any]] = {
         "decode": lambda: [decode(data) for data in some],
         "resize, crop": lambda: [encoder._pixels.prepare(image) for image in images],
         "CLIPImageProcessor": lambda: [encoder._pixels._whole(image) for image in images],
-        "forward": lambda: [encoder._forward_images(prepared[at : at + 8]) for at in range(0, len(prepared), 8)],
+        "forward": lambda: [encoder._forward_images(prepared[at : at + size]) for at in range(0, len(prepared), size)],
     }
     for name, step in steps.items():
         seconds: list[float] = []

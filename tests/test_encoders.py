@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -227,6 +227,48 @@ def test_packed_linears_that_fail_are_not_used(clip: Path, monkeypatch: pytest.M
     assert load_encoder(str(clip), device="cpu", linear="packed").linear == "plain"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 7, 5), (3, 257, 513)])
+def test_quick_gelu_in_place_gives_the_same_floats(shape: tuple[int, ...], dtype: str) -> None:
+    import torch
+    from transformers.activations import QuickGELUActivation
+
+    from sqid_lib.encoders.activation import InPlaceQuickGELU
+
+    inputs = (20 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(getattr(torch, dtype))
+    expected = QuickGELUActivation()(inputs)
+    with torch.inference_mode():
+        got = InPlaceQuickGELU()(inputs.clone())
+    # vector and scalar code may round the exponential differently where an array ends
+    torch.testing.assert_close(got, expected, rtol=2e-7 if dtype == "float32" else 0, atol=0)
+
+
+def test_quick_gelu_is_replaced_only_between_linear_layers(encoder: Encoder) -> None:
+    from torch import nn
+    from transformers.activations import QuickGELUActivation
+
+    from sqid_lib.encoders.activation import InPlaceQuickGELU, replace_quick_gelu
+
+    kinds = [type(module) for module in encoder._network.modules()]
+    assert kinds.count(InPlaceQuickGELU) == 4  # two layers in each tower
+    assert QuickGELUActivation not in kinds
+    other = nn.Module()
+    other.dense, other.activation_fn = nn.Linear(2, 2), QuickGELUActivation()
+    replace_quick_gelu(other)
+    assert type(other.activation_fn) is QuickGELUActivation
+
+
+@pytest.mark.parametrize(
+    ("vision", "expected"), [((224, 14), 4), ((224, 32), 16), ((224, 16), 5), ((384, 4), 1), ((None, 14), 8)]
+)
+def test_pictures_at_once_are_about_a_thousand_patches(vision: tuple[int | None, int], expected: int) -> None:
+    from sqid_lib.encoders.encoder import _pictures_at_once
+
+    config = SimpleNamespace(vision_config=SimpleNamespace(image_size=vision[0], patch_size=vision[1]))
+    assert _pictures_at_once(config) == expected
+    assert _pictures_at_once(SimpleNamespace()) == 8
+
+
 @pytest.mark.parametrize("name", ["CLIPImageProcessor", "SiglipImageProcessor", "ChineseCLIPImageProcessor"])
 def test_byte_tables_give_the_processors_own_numbers(name: str, tmp_path: Path) -> None:
     import torch
@@ -281,6 +323,30 @@ def test_out_of_memory_halves_the_batch(encoder: Encoder, monkeypatch: pytest.Mo
     assert relative(encoder.encode_text(ODD_TEXTS), expected[0]) < 1e-5
     assert relative(encoder.encode_images(images), expected[1]) < 1e-5
     assert max(sizes) <= fits
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA out of memory. Tried to allocate", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", ""]
+)
+def test_what_counts_as_out_of_memory(words: str) -> None:
+    from sqid_lib.encoders.encoder import _out_of_memory
+
+    assert _out_of_memory(RuntimeError(words)) == bool(words)
+
+
+def test_float32_on_a_gpu_is_not_tf32(clip: Path) -> None:
+    import torch
+
+    encoder = load_encoder(str(clip), device="cpu")
+    encoder.device = "cuda:0"  # the switches can be looked at without a GPU
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with encoder._no_tf32():
+            assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_not_even_one_fits(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

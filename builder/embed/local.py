@@ -86,7 +86,8 @@ class Local:
                 return None
             return image
 
-        size = max(self._settings.image_batch, 128) if self._encoder.on_gpu else self._settings.image_batch
+        wanted, suits = self._settings.image_batch, self._encoder.image_batch
+        size = max(wanted, suits) if self._encoder.on_gpu else min(wanted, suits)
         stored = zip(ordered, self._pictures.read(ordered), strict=True)
         vectors = self._encoder.encode_images(stored, decode=open_picture, batch_size=size)
         place = {digest: row for row, digest in enumerate(ordered)}

@@ -48,6 +48,7 @@ class Encoder:
         dtype: dtype of the weights; vectors are float32 whatever it is.
         text_limit: most tokens of a text; the rest is cut off.
         linear: kernels of the linear layers, "packed" or "plain"; see `sqid_lib.encoders.linear`.
+        image_batch: pictures per forward pass that suit the device.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Encoder:
         self.model_id, self.revision, self.device, self.dtype = model_id, revision, str(device), dtype
         self.text_limit = rule.limit
         self.linear = linear
+        self.image_batch = 128 if self.on_gpu else _pictures_at_once(network.config)
         self._network, self._tokenizer, self._pixels, self._rule = network, tokenizer, Pixels(processor), rule
         self._table = None if self._pixels.table is None else torch.from_numpy(self._pixels.table).to(device)
         self.width = int(self._forward_text(self._tokenize([""])).shape[1])
@@ -111,8 +113,7 @@ class Encoder:
 
         Args:
             images: PIL pictures of any mode, or what `decode` makes pictures of.
-            batch_size: pictures per forward pass, by default what suits the device; halved while they do not fit into
-                memory.
+            batch_size: pictures per forward pass, by default `image_batch`; halved while they do not fit into memory.
             decode: called in the threads; a picture for which it returns None gets a row of NaN.
             threads: how many; by default one beside a CPU, all cores for a GPU.
 
@@ -120,7 +121,7 @@ class Encoder:
             EncoderError: the model fails, or not even one picture fits into memory.
         """
 
-        size = batch_size or (128 if self.on_gpu else 8)
+        size = batch_size or self.image_batch
         threads = threads or ((os.cpu_count() or 1) if self.on_gpu else 1)
 
         def prepare(item: T) -> Inputs | None:
@@ -196,14 +197,19 @@ class Encoder:
 
     @contextmanager
     def _no_tf32(self) -> Iterator[None]:
-        """cuDNN's convolutions round float32 to TF32 unless told otherwise."""
+        """cuDNN's convolutions round float32 to TF32 unless told otherwise, and products where the caller asked."""
         import torch
 
         if not self.device.startswith("cuda") or self.dtype != "float32":
             yield
-        else:
+            return
+        asked = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
             with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
                 yield
+        finally:
+            torch.set_float32_matmul_precision(asked)
 
     def _halving(self, forward: Callable[[Sequence[Any]], torch.Tensor], batch: Sequence[Any]) -> torch.Tensor:
         """`forward` on the batch, or on its halves while it does not fit into memory."""
@@ -227,9 +233,19 @@ class Encoder:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # CUDA raises a RuntimeError of its own class, the CPU allocator a plain one that says "can't allocate memory"
+    # CUDA's allocator says "out of memory", cuBLAS and cuDNN "…_STATUS_ALLOC_FAILED", the CPU's "can't allocate memory"
     words = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+    said = ("out of memory", "alloc_failed", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(part in words for part in said)
+
+
+def _pictures_at_once(config: Any) -> int:
+    """What fills a CPU's cores and not its memory: about 1,024 patches (benchmarks/RESULTS.md); L/14 4, B/32 16."""
+    vision = getattr(config, "vision_config", None)
+    side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if not isinstance(side, int) or not isinstance(patch, int):
+        return 8  # no transformer, or not of square patches
+    return min(16, max(1, 1024 // max(1, side // patch) ** 2))
 
 
 def _token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -65,7 +65,10 @@ def load_encoder(
         processor = _image_processor(directory)
     _check_weights(network, info, model)
     network = network.eval().requires_grad_(False).to(place)
-    from sqid_lib.encoders.linear import choose  # here, for it needs torch to be imported at all
+    from sqid_lib.encoders.activation import replace_quick_gelu  # here, for they need torch to be imported at all
+    from sqid_lib.encoders.linear import choose
+
+    replace_quick_gelu(network)
 
     return Encoder(
         model_id=model,
