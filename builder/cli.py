@@ -92,7 +92,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         metavar="STATUS",
-        help="with --only fetch: try pictures of this status again",
+        help="with --only fetch: try pictures of this status again; with --only resolve: visit such pages again",
     )
     build.set_defaults(run=_build)
 
@@ -100,8 +100,11 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _build(args: argparse.Namespace) -> int:
     from builder import pipeline, recipe
 
-    if args.retry and args.only not in (None, "fetch"):
-        raise UsageError("--retry belongs to the fetch stage", fix="Use it with --only fetch or without --only.")
+    if args.retry and args.only not in (None, "fetch", "resolve"):
+        raise UsageError(
+            "--retry belongs to the stages fetch and resolve",
+            fix="Use it with --only fetch, with --only resolve, or, for pictures, without --only.",
+        )
     with _demo_shop(args) as overrides:
         loaded = recipe.load(args.recipe, [*overrides, *args.overrides])
         out = pipeline.build(

@@ -27,6 +27,7 @@ def open_ledger(path: Path, tables: str) -> sqlite3.Connection:
         db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two builds in one directory would spoil each other
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint=10000")  # pages; each checkpoint waits for the disk
         db.executescript(tables)
     except sqlite3.DatabaseError as error:
         raise CorruptFileError(

@@ -128,6 +128,7 @@ class Client:
         self._limits, self._accept = limits, accept
         self._spill = str(spill) if spill else None
         self._allowed = frozenset(_host_port(entry) for entry in limits.allow_hosts)
+        self._running: dict[asyncio.Timeout, float] = {}  # with the loop's time when each must be done, soonest first
         self.user_agent = user_agent(contact)
 
     async def __aenter__(self) -> Self:
@@ -145,12 +146,25 @@ class Client:
             trust_env=limits.trust_env,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.read_timeout, sock_read=limits.read_timeout),
         )
+        self._watch = asyncio.create_task(self._end_late_ones())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watch.cancel()
         await self._session.close()
+
+    async def _end_late_ones(self) -> None:
+        """The total time of all requests under one timer: one for each would cost a tenth of all work here."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            while self._running and next(iter(self._running.values())) <= clock():
+                late = next(iter(self._running))
+                del self._running[late]
+                late.reschedule(clock())
+            soonest = next(iter(self._running.values()), clock() + self._limits.timeout)
+            await asyncio.sleep(soonest - clock())
 
     async def get(self, url: str, *, redirects: int | None = None, every_body: bool = False) -> Answer:
         """GET an url, following at most `redirects` redirects (default: the recipe's). Raises nothing a server causes.
@@ -160,8 +174,10 @@ class Client:
         """
         left = self._limits.max_redirects if redirects is None else redirects
         at = url
+        time_limit = asyncio.timeout(None)  # set by the watch
         try:
-            async with asyncio.timeout(self._limits.timeout):
+            async with time_limit:
+                self._running[time_limit] = asyncio.get_running_loop().time() + self._limits.timeout
                 while True:
                     answer = await self._hop(at, every_body)
                     target = answer.headers.get("Location") if answer.http_status in REDIRECTS else None
@@ -177,6 +193,8 @@ class Client:
                     at = join_url(at, target)
         except TimeoutError:
             return Answer("timeout", at, detail=f"not done after {self._limits.timeout:g} s")
+        finally:
+            self._running.pop(time_limit, None)
 
     async def _hop(self, url: str, every_body: bool) -> Answer:
         try:

@@ -47,6 +47,7 @@ class Decoders:
         self._max_pixels = max_pixels
         self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
         self.running: set[asyncio.subprocess.Process] = set()
+        self._starting: set[asyncio.Task[asyncio.subprocess.Process]] = set()
 
     async def __aenter__(self) -> Self:
         for _ in range(self.processes):
@@ -56,6 +57,7 @@ class Decoders:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await asyncio.gather(*self._starting, return_exceptions=True)
         for process in list(self.running):
             await self._end(process)
 
@@ -72,7 +74,7 @@ class Decoders:
         process = await self._idle.get()
         answered = False
         try:
-            process = process or await self._start()
+            process = process or await self._started()
             async with asyncio.timeout(SECONDS + 5):  # the process ends itself before; this is for a stopped one
                 checked = await self._ask(process, data)
             answered = True
@@ -81,8 +83,7 @@ class Decoders:
             return Checked(_ENDED, detail=_reason(await self._end(process) if process else None, error))
         finally:
             if not answered and process in self.running:
-                process.kill()  # cancelled half-way: its pipe is out of step
-                self.running.discard(process)
+                process.kill()  # cancelled half-way: its pipe is out of step; reaped as the pool ends
             self._idle.put_nowait(process if answered else None)
 
     async def _ask(self, process: asyncio.subprocess.Process, data: bytes) -> Checked:
@@ -96,6 +97,12 @@ class Decoders:
         status, _, detail = (await process.stdout.readexactly(length)).decode().partition("\n")
         return Checked(status, detail=detail)
 
+    async def _started(self) -> asyncio.subprocess.Process:
+        start = asyncio.create_task(self._start())
+        self._starting.add(start)
+        start.add_done_callback(self._starting.discard)
+        return await asyncio.shield(start)  # a start cancelled half-way would leave its process behind
+
     async def _start(self) -> asyncio.subprocess.Process:
         # a program of its own, not multiprocessing: that would run the caller's script again
         process = await asyncio.create_subprocess_exec(
@@ -104,7 +111,7 @@ class Decoders:
             "builder.pictures",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env=environment(),
         )
         self.running.add(process)
         _widen(process)
@@ -128,6 +135,11 @@ class Decoders:
         except TimeoutError:
             process.kill()
             return await process.wait()
+
+
+def environment() -> dict[str, str]:
+    """For processes of our own: they import what this one would."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def _widen(process: asyncio.subprocess.Process) -> None:

@@ -35,7 +35,7 @@ def build(
     Args:
         only: run this stage alone.
         engine: what runs the embed stage; "local".
-        retry: image statuses to fetch once more.
+        retry: image statuses to fetch once more; with `only="resolve"`, statuses of pages to visit once more.
         say: told the start of every stage, a line each.
 
     Returns:
@@ -57,7 +57,9 @@ def build(
     try:
         with filelock.FileLock(work / ".lock", timeout=0):
             for stage in stages if only is None else (only,):
-                _run(stage, recipe, work, engine, retry, say or (lambda _: None))
+                # the two stages know different statuses: a whole build means pictures
+                again = retry if stage == "fetch" or only == "resolve" else ()
+                _run(stage, recipe, work, engine, again, say or (lambda _: None))
     except filelock.Timeout as error:
         raise StageError(
             "another build is at work here", where=work, fix="Wait for it, or use another --work."
@@ -99,7 +101,7 @@ def _run_picture_stage(stage: str, recipe: Recipe, work: Path, engine: str, retr
     if stage == "resolve":
         from builder.resolve import resolve
 
-        resolve(recipe, work)
+        resolve(recipe, work, retry)
     elif stage == "fetch":
         from builder.fetch import fetch
 

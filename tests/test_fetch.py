@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,15 +23,16 @@ import pyarrow.parquet as pq
 import pytest
 from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostile, jpeg
 
-from builder.fetch import fetch
+from builder.fetch import fetch, ledger
 from builder.fetch.stage import RETRIABLE
 from builder.recipe import Esci, Fetch, Recipe
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, DiskError, FetchError, MissingFileError, UsageError
+from sqid_lib.errors import CorruptFileError, DiskError, FetchError, MissingFileError, StageError, UsageError
 from sqid_lib.image_status import image_status
 from sqid_lib.selection import Selection
 
 HOST = "https://images.example"
+LARGE = STATIC["/large"].partition(b"\r\n\r\n")[2]
 
 
 async def shop(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -349,14 +351,18 @@ def test_bytes_that_changed_on_disk_are_fetched_again(server: LoopbackServer, tm
 
 
 def test_a_full_disk_is_told_and_the_rest_is_fetched_when_there_is_room(
-    strange: LoopbackServer, tmp_path: Path
+    strange: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolved(tmp_path, [f"{HOST}/ok", f"{HOST}/large"])
+    monkeypatch.setattr("builder.fetch.keeper._ROOM", 1)
+    size = len(LARGE) + 1  # enough for one picture, and for the memory it is handed over in
+    tight = recipe(strange, concurrency=1)
+    tight = dataclasses.replace(tight, fetch=dataclasses.replace(tight.fetch, max_bytes=size))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))  # the nearest thing to a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # the nearest thing to a full disk
     try:
         with pytest.raises(DiskError, match=r"spool\.bin.*Make room and run the build again"):
-            fetch(recipe(strange, concurrency=1), tmp_path)
+            fetch(tight, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     fetch(recipe(strange), tmp_path)
@@ -424,6 +430,76 @@ def test_killed_downloads_lose_and_double_nothing(tmp_path: Path, kills: int) ->
         fetch(built, resolved(tmp_path / "calm", numbered(*range(count))))
     assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
     assert len(pictures(tmp_path / "killed")) == sum(n % 7 != 6 for n in range(count))
+
+
+DEATHS = """
+import os, signal, sys
+from pathlib import Path
+from builder.fetch import keeping, ledger
+
+real, calls = ledger.Ledger.record, [0]
+def record(self, results):
+    calls[0] += 1
+    if calls[0] == 6 and WHEN == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, results)
+    if calls[0] == 6 and WHEN == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+ledger.Ledger.record = record
+keeping.serve(Path(FOLDER), sys.stdin.buffer, sys.stdout.buffer)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_death_of_the_process_that_keeps_is_told_and_loses_nothing(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    real = subprocess.Popen
+
+    def dying(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        if "builder.fetch.keeping" not in command:
+            return real(command, **options)
+        code = DEATHS.replace("WHEN", repr(when)).replace("FOLDER", repr(command[-1]))
+        return real([sys.executable, "-c", code], **options)
+
+    work = resolved(tmp_path / "killed", numbered(*range(60)))
+    with monkeypatch.context() as patch:
+        patch.setattr("builder.fetch.keeper.subprocess.Popen", dying)
+        with pytest.raises(
+            StageError, match=r"the process that keeps pictures ended; got SIGKILL.*what is done is kept"
+        ):
+            fetch(recipe(server, concurrency=6), work)
+    fetch(recipe(server), work)
+    assert len(server.hits()) == 60
+    assert len(server.requests) - 60 <= 2 * 6  # what was in flight then, and what began before all was stopped
+    fetch(recipe(server), resolved(tmp_path / "calm", numbered(*range(60))))
+    assert contents(work) == contents(tmp_path / "calm")
+
+
+def test_pictures_wait_for_room_in_the_memory_they_are_handed_over_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def large(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(LARGE + request.path.encode()))
+
+    monkeypatch.setattr("builder.fetch.keeper._ROOM", 1)  # so there is room for one picture, not for two
+    with LoopbackServer(large) as server:
+        fetch(recipe(server), resolved(tmp_path, numbered(*range(8))))
+    assert list(pictures(tmp_path).values()) == [LARGE + f"/{n}.jpg".encode() for n in range(8)]
+
+
+def test_a_request_cut_off_by_the_death_of_the_build_is_not_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "builder.fetch.keeping", str(tmp_path)]
+    rows = [[f"{HOST}/{n}", "not_found", 404, None, None, None, None, None, None] for n in range(2)]
+    lines = [json.dumps([0, [row]]).encode() for row in rows]
+    with tempfile.TemporaryFile() as memory:
+        memory.write(b"-")
+        memory.flush()
+        said = lines[0].replace(b"[0", f"[{memory.fileno()}".encode()) + b"\n" + lines[1]
+        done = subprocess.run(command, input=said, capture_output=True, check=True, pass_fds=[memory.fileno()])
+    assert (done.stdout, done.stderr) == (b"null\nnull\n", b"")
+    with ledger.Ledger(tmp_path) as kept:
+        assert list(kept.look_up([f"{HOST}/0", f"{HOST}/1"])) == [f"{HOST}/0"]
 
 
 KILLER = """

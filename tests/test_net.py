@@ -224,6 +224,26 @@ def test_what_will_not_pass_is_not(server: LoopbackServer, path: str) -> None:
     assert not get(server.origin + path, limits(server))[0].again
 
 
+def test_every_request_has_a_total_time_of_its_own(server: LoopbackServer) -> None:
+    async def run() -> None:
+        async with Client(limits(server), accept=ACCEPT_PICTURES) as client:
+            first = asyncio.create_task(client.get(f"{server.origin}/drip"))
+            await asyncio.sleep(1.0)
+            second = asyncio.create_task(client.get(f"{server.origin}/drip"))
+            assert (await first).detail == "not done after 2 s"
+            assert not second.done()
+            assert (await client.get(f"{server.origin}/ok")).status == "ok"
+            assert not second.done()
+            assert (await second).detail == "not done after 2 s"
+            third = asyncio.create_task(client.get(f"{server.origin}/drip"))
+            await asyncio.sleep(0.1)
+            third.cancel()
+            with pytest.raises(asyncio.CancelledError):  # the caller's wish is no timeout
+                await third
+
+    asyncio.run(run())
+
+
 def test_a_host_that_cannot_be_reached_is_not_tried_again() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

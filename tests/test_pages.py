@@ -20,6 +20,7 @@ from hostile_server import LoopbackServer, Request, answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builder.pipeline import build
 from builder.recipe import Esci, Fetch, Pages, Recipe, Resolve
 from builder.resolve import resolve
 from builder.resolve.page_pictures import is_captcha, main_picture
@@ -270,6 +271,18 @@ def test_a_finished_visit_asks_for_nothing_again(server: LoopbackServer, tmp_pat
     assert sorted(r.path for r in server.requests[done:]) == ["/dp/BROKEN", "/dp/FORBIDDEN", "/robots.txt"]
     with pytest.raises(UsageError, match="--retry"):
         resolve(recipe(server), tmp_path, retry=["ok"])
+
+
+def test_a_build_of_this_stage_alone_visits_failed_pages_again(server: LoopbackServer, tmp_path: Path) -> None:
+    sampled(tmp_path, "OK", "GONE", "BROKEN")
+    (tmp_path / ".stamps").mkdir()
+    (tmp_path / ".stamps" / "sample").touch()
+    build(recipe(server), tmp_path, only="resolve")
+    done = len(server.requests)
+    build(recipe(server), tmp_path, only="resolve", retry=["error"])
+    assert sorted(r.path for r in server.requests[done:]) == ["/dp/BROKEN", "/robots.txt"]
+    with pytest.raises(UsageError, match="no such failure of a page"):
+        build(recipe(server), tmp_path, only="resolve", retry=["timeout"])
 
 
 @pytest.mark.parametrize("name", ["CAPTCHA", "CAPTCHA-503"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from builder.fetch.keeper import Keeper
-from builder.fetch.ledger import Ledger, Outcome
+from builder.fetch.ledger import Outcome
 from builder.net import ACCEPT_PICTURES, Answer, Client, mirrored
 from builder.pictures import Checked, Decoders
 from builder.progress import Progress
@@ -131,23 +131,24 @@ class Downloads:
 
 
 async def download(
-    urls: Iterable[str], limits: Fetch, ledger: Ledger, progress: Progress, *, spill: Path, decode: bool = True
+    urls: Iterable[str], limits: Fetch, folder: Path, progress: Progress, *, decode: bool = True
 ) -> None:
     """Download every url and record its outcome, in whatever order they arrive.
 
     Args:
         urls: distinct, none of them in the ledger.
-        spill: directory for large bodies in flight.
+        folder: of the ledger, which nobody may have open; large bodies in flight lie here too.
         decode: check in decoder processes that each body is a picture; without, sizes in pixels stay unknown.
 
     Raises:
         FetchError: the network is down.
         DiskError: no space left.
+        StageError: the process that keeps pictures ended.
     """
     try:
         async with (
-            Client(limits, accept=ACCEPT_PICTURES, spill=spill) as client,
-            Keeper(ledger) as keeper,
+            Client(limits, accept=ACCEPT_PICTURES, spill=folder) as client,
+            Keeper(folder, limits.max_bytes) as keeper,
             Decoders(max_pixels=limits.max_pixels) as decoders,
         ):
             await Downloads(limits, keeper, client, decoders if decode else None, progress).run(urls)

@@ -59,7 +59,8 @@ class Ledger:
         self._db = open_ledger(folder / "ledger.sqlite", _TABLES)
         self._write = os.open(self.spool, os.O_RDWR | os.O_CREAT, 0o644)
         self._end = self._query("SELECT coalesce(max(offset + length), 0) FROM pictures")[0][0]
-        os.ftruncate(self._write, self._end)  # what a kill cut off; a file too short grows zeros that the sha256 finds
+        if os.fstat(self._write).st_size != self._end:  # else ext4 would write the file out as it is closed
+            os.ftruncate(self._write, self._end)  # what a kill cut off; zeros that grow are found by the sha256
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +78,7 @@ class Ledger:
         rows = self._query(f"SELECT * FROM outcomes WHERE url IN ({', '.join('?' * len(urls))})", *urls)
         return {row[0]: Outcome(*row) for row in rows}
 
-    def record(self, results: Sequence[tuple[Outcome, bytes | None]]) -> None:
+    def record(self, results: Sequence[tuple[Outcome, bytes | memoryview | None]]) -> None:
         """Keep outcomes, with the sha256 of their pictures, and each picture unless an equal one is kept already.
 
         Raises:
@@ -154,7 +155,7 @@ class Ledger:
         return self._db.execute(sql, values).fetchall()
 
 
-def _write_all(descriptor: int, pictures: list[bytes], offset: int) -> None:
+def _write_all(descriptor: int, pictures: list[bytes | memoryview], offset: int) -> None:
     for start in range(0, len(pictures), _AT_ONCE):
         some = pictures[start : start + _AT_ONCE]
         end = offset + sum(map(len, some))

@@ -57,8 +57,12 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     with Ledger(folder) as ledger:
         recover(folder, ledger)
         ledger.forget(retry)
-        _download_and_assemble(recipe.fetch, folder, ledger, urls)
-        _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledger)
+    for _ in range(_ROUNDS):
+        _download(recipe.fetch, folder, urls)
+        with Ledger(folder) as ledger:
+            if _assemble(recipe.fetch, folder, ledger, urls):
+                return _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledger)
+    raise DiskError("pictures read back differ from what was written", where=folder, fix="Check the disk.")
 
 
 def _products(recipe: Recipe, work: Path) -> Iterator[pa.RecordBatch]:
@@ -83,20 +87,25 @@ def _check_retry(retry: Sequence[str]) -> None:
         raise UsageError("no such failure", where="--retry", expected=", ".join(RETRIABLE), got=", ".join(unknown))
 
 
-def _download_and_assemble(limits: Fetch, folder: Path, ledger: Ledger, urls: Sequence[str]) -> None:
-    for _ in range(_ROUNDS):
+def _download(limits: Fetch, folder: Path, urls: Sequence[str]) -> None:
+    with Ledger(folder) as ledger:
         todo = [url for url, outcome in _outcomes(ledger, urls) if outcome is None]
-        if todo:
-            with Progress(_FOLDER, len(urls), len(urls) - len(todo)) as progress:
-                asyncio.run(download(todo, limits, ledger, progress, spill=folder))
-        sha256s = dict.fromkeys(o.sha256 for _, o in _outcomes(ledger, urls) if o and o.sha256)
-        try:
-            with telling_disk(folder):
-                return assemble(folder, ledger, list(sha256s), limits.shard_rows)
-        except DamagedError as error:  # by a power cut, say: fetch those again
-            ledger.forget_pictures(error.sha256s)
-            recover(folder, ledger)
-    raise DiskError("pictures read back differ from what was written", where=folder, fix="Check the disk.")
+    if todo:
+        with Progress(_FOLDER, len(urls), len(urls) - len(todo)) as progress:
+            asyncio.run(download(todo, limits, folder, progress))
+
+
+def _assemble(limits: Fetch, folder: Path, ledger: Ledger, urls: Sequence[str]) -> bool:
+    """Write the shards; says whether all pictures were sound, and forgets those that were not."""
+    sha256s = dict.fromkeys(o.sha256 for _, o in _outcomes(ledger, urls) if o and o.sha256)
+    try:
+        with telling_disk(folder):
+            assemble(folder, ledger, list(sha256s), limits.shard_rows)
+    except DamagedError as error:  # by a power cut, say: fetch those again
+        ledger.forget_pictures(error.sha256s)
+        recover(folder, ledger)
+        return False
+    return True
 
 
 def _outcomes(ledger: Ledger, urls: Sequence[str]) -> Iterator[tuple[str, Outcome | None]]:
