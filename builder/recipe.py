@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -279,10 +279,26 @@ def _check(recipe: Recipe, where: str) -> None:
     for key, (choice, known) in choices.items():
         if choice not in known:
             raise RecipeError(f"bad value for {key!r}", where=where, expected=" or ".join(known), got=repr(choice))
+    for key, problem, expected, got in _problems(recipe):
+        raise RecipeError(problem or f"bad value for {key!r}", where=where, expected=expected, got=got)
+
+
+def _problems(recipe: Recipe) -> Iterator[tuple[str, str | None, str, str]]:
+    """What is wrong with addresses: (key, in words, expected, got)."""
+    for port in recipe.fetch.ports:
+        if not 0 < port < 65_536:
+            yield "fetch.ports", None, "1 to 65535", str(port)
     for host in recipe.fetch.allow_hosts:
-        name, colon, port = host.rpartition(":")
-        if not (colon and name and port.isdigit()):
-            raise RecipeError("bad value for 'fetch.allow_hosts'", where=where, expected="host:port", got=repr(host))
+        name, _, digits = host.rpartition(":")
+        if not (name and digits.isascii() and digits.isdigit() and 0 < int(digits) < 65_536):
+            yield "fetch.allow_hosts", None, "host:port", repr(host)
+    for mirrored in (text for pair in recipe.fetch.mirrors.items() for text in pair):
+        if not mirrored.startswith(("http://", "https://")):
+            yield "fetch.mirrors", None, "urls that begin with http:// or https://", repr(mirrored)
+    pages = recipe.resolve.pages
+    if pages.permission and not pages.contact.strip():
+        problem = "product pages need a contact"
+        yield "resolve.pages.contact", problem, "resolve.pages.contact: an address for questions", repr(pages.contact)
 
 
 def _absolute(recipe: Recipe, base: Path) -> Recipe:
@@ -290,7 +306,7 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
         return path if "://" in path else str((base / Path(path).expanduser()).resolve())
 
     model = recipe.encoder.model
-    if "://" not in model and (base / model).is_dir():
+    if "://" not in model and (base / Path(model).expanduser()).is_dir():
         model = absolute(model)
     return dataclasses.replace(
         recipe,
