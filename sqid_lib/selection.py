@@ -85,16 +85,21 @@ def read_examples(path: str, selection: Selection, columns: Sequence[str], *, wh
         for batch in file.iter_batches(_BATCH_ROWS * 16, columns=wanted.names):
             table = pa.Table.from_batches([batch])
             _check_values(table, "esci_label", schemas.LABELS, where)
+            _check_no_nulls(table, [flag, "product_locale", "split"], where)
             mask = pc.and_(
                 pc.equal(table.column(flag).cast(pa.int64()), 1),
                 _among(table.column("product_locale"), locales),
             )
             kept.append(conform(table.filter(mask).select(wanted.names), wanted, where))
     table = pa.concat_tables(kept).select(list(columns))
+    _check_no_nulls(table, columns, where)
+    return table
+
+
+def _check_no_nulls(table: pa.Table, columns: Sequence[str], where: str) -> None:
     for name in columns:
         if table.column(name).null_count:
             raise SchemaError(f"column {name!r} has nulls", where=where, got=f"{table.column(name).null_count} of them")
-    return table
 
 
 def _among(column: pa.ChunkedArray, values: pa.Array) -> pa.ChunkedArray:

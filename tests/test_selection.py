@@ -73,10 +73,11 @@ def test_an_unknown_label_is_refused_wherever_it_stands(tmp_path: Path) -> None:
         read(esci, Selection())
 
 
-def test_a_null_key_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["product_id", "product_locale", "split", "large_version"])
+def test_a_null_is_refused_where_it_decides(tmp_path: Path, column: str) -> None:
     rows = tiny_esci.examples()
-    rows[0]["product_id"] = None
-    with pytest.raises(SchemaError, match="product_id"):
+    rows[0][column] = None
+    with pytest.raises(SchemaError, match=column):
         read(
             write_esci(tmp_path, examples=rows),
             Selection(splits=("test", "train"), locales=("us", "es"), version="large"),
