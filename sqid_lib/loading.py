@@ -25,7 +25,6 @@ from sqid_lib.vectors import Vectors
 
 SHARDS = 16  # what DataLoader workers and nodes share out
 MEMORY = 1_200_000_000  # the published vectors, 1.0 GB, fit; a stream takes none
-_BLOCK_SHARDS_ROWS = 400_000
 
 _ESCI_TABLES = ("examples", "products", "sources")
 _TABLES = {
@@ -259,7 +258,7 @@ class _Urls:
 
     def texts(self, start: int, stop: int) -> Iterator[pa.Table]:
         while start < stop:
-            block, offset = divmod(start, _BLOCK_SHARDS_ROWS)
+            block, offset = divmod(start, selection.TEXT_ROWS_AT_ONCE)
             table = self._texts_of(block).slice(offset, stop - start)
             yield table
             start += table.num_rows
@@ -267,7 +266,7 @@ class _Urls:
     def _texts_of(self, block: int) -> pa.Table:
         if self._block is None or self._block[0] != block:
             self._block = None  # the old block goes before the new one comes
-            keys = self.keys.slice(block * _BLOCK_SHARDS_ROWS, _BLOCK_SHARDS_ROWS)
+            keys = self.keys.slice(block * selection.TEXT_ROWS_AT_ONCE, selection.TEXT_ROWS_AT_ONCE)
             path, where = self.plan.paths("products")[0]
             whole = keys.num_rows == self.count
             positions = _positions(_stamped(self.plan, "products")[0], _Same(self.keys)) if whole else None

@@ -17,7 +17,7 @@ from sqid_lib.errors import DuplicateKeyError, EmptyFileError, IntegrityError, L
 from sqid_lib.tables import conform, open_parquet, read_csv, telling
 
 _BATCH_ROWS = 8_192  # of text: small enough for the processor's cache
-_TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
+TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
 _SLICE_ROWS = 16_384
 _SPAN_ROWS = 131_072
 _KEY_ROWS = 524_288  # of product keys: each batch builds the table of wanted ones anew
@@ -215,8 +215,8 @@ def product_texts(
     schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
     if positions is None:
         positions = locate_products(path, keys, where=where)
-    for start in range(0, keys.num_rows, _TEXT_ROWS_AT_ONCE):
-        stop = min(start + _TEXT_ROWS_AT_ONCE, keys.num_rows)
+    for start in range(0, keys.num_rows, TEXT_ROWS_AT_ONCE):
+        stop = min(start + TEXT_ROWS_AT_ONCE, keys.num_rows)
         texts = _gather_texts(path, positions, start, stop, schema, where)
         for begin in range(0, stop - start, _SLICE_ROWS):
             part = texts.slice(begin, _SLICE_ROWS)

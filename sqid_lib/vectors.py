@@ -208,11 +208,10 @@ class OrderedVectors:
 
     Attributes:
         width: number of float32 in each vector.
-        columns: names of the vector columns.
     """
 
     def __init__(self, vectors: Vectors, rows: np.ndarray, *, gather: bool) -> None:
-        self.width, self.columns = vectors.width, vectors.columns
+        self.width = vectors.width
         self._vectors, self._rows = vectors, rows
         self._blocks = vectors.gather(rows) if gather else None
         self._given_back = 0
@@ -236,8 +235,9 @@ class OrderedVectors:
 def _rows_of(blocks: Sequence[np.ndarray | None], start: int, count: int) -> np.ndarray:
     """Rows of neighbouring blocks; a view if they are of one."""
     there = [block for block in blocks if block is not None]
-    whole = there[0] if len(there) == 1 else np.concatenate([there[0][start:], *there[1:]])
-    return whole[start : start + count] if len(there) == 1 else whole[:count]
+    if len(there) == 1:
+        return there[0][start : start + count]
+    return np.concatenate([there[0][start:], *there[1:]])[:count]
 
 
 def _read_rows(stream: IO[bytes], rows: np.ndarray, there: np.ndarray, out: np.ndarray) -> None:

@@ -133,7 +133,7 @@ def test_texts_come_for_exactly_the_keys_in_their_order(
         schema=pa.schema([("product_id", pa.string()), ("product_locale", pa.string())]),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_TEXT_ROWS_AT_ONCE", at_once)
+        patch.setattr(selection, "TEXT_ROWS_AT_ONCE", at_once)
         patch.setattr(selection, "_SLICE_ROWS", slice_rows)
         found = texts(esci, table, schemas.TEXT_COLUMNS)
     rows = [row for part in found for row in part.to_pylist()]
