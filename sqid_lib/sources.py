@@ -143,8 +143,10 @@ def _fetch(file: File, key: str, config: Any) -> None:
     if cached.exists():
         return
     retrying(lambda: resuming.fetch(file.url, cached), file.url)
+    if file.version.startswith(_UNKNOWN):
+        return
     now = retrying(lambda: _head(file.url), file.url)
-    if not file.version.startswith(_UNKNOWN) and (now is None or now.version != file.version):
+    if now is None or now.version != file.version:
         cached.unlink(missing_ok=True)
         raise DownloadError("the file changed while it was downloaded", where=file.url, fix="Load it again.")
 
