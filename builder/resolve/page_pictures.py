@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from builder.net import join_url
+from builder.urls import join_url
 from sqid_lib.errors import missing_extra
 
 if TYPE_CHECKING:

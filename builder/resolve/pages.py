@@ -15,10 +15,12 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 
 from builder.ledger import open_ledger, telling_disk, transaction
-from builder.net import ACCEPT_PAGES, REDIRECTS, Answer, Client, join_url, mirrored
+from builder.net import ACCEPT_PAGES, Answer, Client
 from builder.progress import Progress
 from builder.recipe import Fetch, Pages
 from builder.resolve.page_pictures import is_captcha, main_picture
+from builder.transfer import REDIRECTS
+from builder.urls import join_url, mirrored
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, RecipeError, missing_extra
 from sqid_lib.image_status import image_status
@@ -172,7 +174,7 @@ class _Visitor:
                     ) from None
                 return Page(url, "error", detail=f"robots.txt of {_origin(at)} cannot be read")
             answer = await self._get(at)
-            target = answer.headers.get("Location") if answer.http_status in REDIRECTS else None
+            target = answer.headers.get("location") if answer.http_status in REDIRECTS else None
             if target is None:
                 return self._judge(url, at, answer)
             at = join_url(at, target)
@@ -269,7 +271,7 @@ class _Visitor:
         at = url
         for _ in range(self._limits.max_redirects + 1):
             answer = await self._get(at)
-            target = answer.headers.get("Location") if answer.http_status in REDIRECTS else None
+            target = answer.headers.get("location") if answer.http_status in REDIRECTS else None
             if target is None:
                 break
             at = join_url(at, target)
@@ -303,7 +305,7 @@ def _read(answer: Answer) -> bytes:
 
 
 def _charset(answer: Answer) -> str:
-    _, _, charset = answer.headers.get("Content-Type", "").lower().partition("charset=")
+    _, _, charset = answer.headers.get("content-type", "").lower().partition("charset=")
     return charset.split(";")[0].strip("\"' ") or "utf-8"
 
 
