@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
+from builder.connections import Connections, Problem
 from builder.recipe import Fetch
-from builder.transfer import REDIRECTS, CurlError, Transfer, connections
+from builder.transfer import REDIRECTS, Transfer
 from builder.urls import BadUrlError, join_url, parse_url
 
 ACCEPT_PICTURES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1"
@@ -50,15 +51,14 @@ class Answer:
     retry_after: float | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Request:
-    """One that is under way, its redirects included."""
+    """One that is under way, its redirects included. The watch ends it by cancelling `coming`, and says why."""
 
-    time_limit: asyncio.Timeout  # set by the watch when `until` has come
     until: float
     transfer: Transfer | None = None
-    coming: asyncio.Future[Any] | None = None
-    stalled: bool = False
+    coming: asyncio.Future[Problem | None] | None = None
+    ended: str | None = None
 
 
 class Client:
@@ -80,12 +80,12 @@ class Client:
         self._allowed = frozenset(_host_port(entry) for entry in limits.allow_hosts)
         self._requests: set[_Request] = set()
         self._idle: list[Transfer] = []
-        self._names: dict[tuple[str, int], tuple[float, asyncio.Task[str]]] = {}
+        self._names: dict[tuple[str, int], tuple[float, asyncio.Task[str | None]]] = {}
         self.user_agent = user_agent(contact)
         self._headers = [f"User-Agent: {self.user_agent}", f"Accept: {accept}", "Accept-Encoding: identity"]
 
     async def __aenter__(self) -> Self:
-        self._multi = connections(self._limits.concurrency, self._limits.per_host)
+        self._connections = Connections(self._limits.concurrency, self._limits.per_host)
         self._watch = asyncio.create_task(self._end_late_ones())
         return self
 
@@ -95,7 +95,7 @@ class Client:
         self._watch.cancel()
         for _, lookup in self._names.values():
             lookup.cancel()
-        await self._multi.aclose()
+        self._connections.close()
         for transfer in self._idle:
             transfer.curl.close()
 
@@ -106,13 +106,16 @@ class Client:
         while True:
             await asyncio.sleep(tick)
             now = time.monotonic()
-            for request in list(self._requests):
-                heard = request.transfer.heard if request.transfer else None
+            for request in self._requests:
+                if request.transfer is None or request.coming is None:
+                    continue
+                heard = request.transfer.heard
                 if now >= request.until:
-                    self._requests.discard(request)
-                    request.time_limit.reschedule(asyncio.get_running_loop().time())
-                elif request.coming and heard is not None and now - heard >= read_timeout:
-                    request.stalled = request.coming.cancel()
+                    request.ended = f"not done after {self._limits.timeout:g} s"
+                elif heard is not None and now - heard >= read_timeout:
+                    request.ended = f"nothing came for {read_timeout:g} s"
+                if request.ended:
+                    request.coming.cancel()
 
     async def get(self, url: str, *, redirects: int | None = None, every_body: bool = False) -> Answer:
         """GET an url, following at most `redirects` redirects (default: the recipe's). Raises nothing a server causes.
@@ -125,23 +128,20 @@ class Client:
         """
         left = self._limits.max_redirects if redirects is None else redirects
         at = url
-        request = _Request(asyncio.timeout(None), time.monotonic() + self._limits.timeout)
+        request = _Request(time.monotonic() + self._limits.timeout)
+        self._requests.add(request)
         try:
-            async with request.time_limit:
-                self._requests.add(request)
-                while True:
-                    answer = await self._hop(request, at, every_body)
-                    target = answer.headers.get("location") if answer.http_status in REDIRECTS else None
-                    if target is None or redirects == 0:
-                        return answer
-                    if left == 0:
-                        many = f"redirected more than {self._limits.max_redirects} times"
-                        answer.status, answer.detail = "redirects", many
-                        return answer
-                    left -= 1
-                    at = join_url(at, target)
-        except TimeoutError:
-            return Answer("timeout", at, detail=f"not done after {self._limits.timeout:g} s")
+            while True:
+                answer = await self._hop(request, at, every_body)
+                target = answer.headers.get("location") if answer.http_status in REDIRECTS else None
+                if target is None or redirects == 0:
+                    return answer
+                if left == 0:
+                    many = f"redirected more than {self._limits.max_redirects} times"
+                    answer.status, answer.detail = "redirects", many
+                    return answer
+                left -= 1
+                at = join_url(at, target)
         finally:
             self._requests.discard(request)
 
@@ -155,7 +155,9 @@ class Client:
         if not allowed and port not in self._limits.ports:
             return Answer("refused", url, detail=f"port {port} is not among the recipe's ports")
         try:
-            addresses = None if self._limits.trust_env else await self._look_up(host, port)
+            addresses = None if self._limits.trust_env else await self._look_up(host, port, request.until)
+        except TimeoutError:
+            return Answer("timeout", url, detail=f"no answer of the name service in {self._limits.timeout:g} s")
         except (OSError, UnicodeError) as error:
             return Answer("connection", url, detail=_line(error))
         transfer = self._idle.pop() if self._idle else self._transfer()
@@ -163,38 +165,32 @@ class Client:
         plain = f"{target.scheme}://{authority}{target.raw_path_qs}"
         transfer.begin(plain, addresses=addresses, allowed=allowed, every_body=every_body)
         try:
-            answer = await self._transferred(request, transfer, url)
-        except BaseException:
+            return await self._transferred(request, transfer, url)
+        finally:
             transfer.drop()
-            raise
-        if answer.body is None:
-            transfer.drop()
-        return answer
 
     async def _transferred(self, request: _Request, transfer: Transfer, url: str) -> Answer:
-        error: CurlError | None = None
-        request.transfer, request.stalled = transfer, False
+        request.transfer, request.coming = transfer, self._connections.begin(transfer.curl)
         try:
-            request.coming = self._multi.add_handle(transfer.curl)
-            await request.coming
-        except CurlError as raised:
-            error = raised
+            problem = await request.coming
         except asyncio.CancelledError:
-            if not request.stalled:
+            self._connections.abandon(transfer.curl)
+            task = asyncio.current_task()
+            if request.ended is None or (task and task.cancelling()):
                 raise
-            return Answer("timeout", url, detail=f"nothing came for {self._limits.read_timeout:g} s")
+            return Answer("timeout", url, detail=request.ended)
         finally:
             request.coming = request.transfer = None
-        self._idle.append(transfer)  # one that was cancelled is still in curl's hands
+            self._idle.append(transfer)
         if transfer.failure:
             raise transfer.failure
         code = transfer.code
         answered = transfer.complete and code >= 200
-        if error is None or (answered and not transfer.wanted):
+        if problem is None or (answered and not transfer.wanted):
             return _answered(transfer, url, code)
         if answered and code != 200 and transfer.problem:  # its body is of no use
             return _answered(transfer, url, code, body=False)
-        status, detail, again = transfer.why(error)
+        status, detail, again = transfer.why(*problem)
         return Answer(status, url, code if answered else None, detail=detail, again=again)
 
     def _transfer(self) -> Transfer:
@@ -210,23 +206,26 @@ class Client:
     def _is_own_proxy(self, host: str, port: int) -> bool:
         return self._limits.trust_env and _host_port(f"{host}:{port}") in self._allowed
 
-    async def _look_up(self, host: str, port: int) -> str | None:
+    async def _look_up(self, host: str, port: int, until: float) -> str | None:
         """What the name service says of a host, for curl; None for an address. Asked anew after five minutes."""
-        try:
-            ipaddress.ip_address(host)
-            return None
-        except ValueError:
-            pass
         now = time.monotonic()
-        until, lookup = self._names.get((host, port), (0.0, None))
-        if lookup is None or now >= until or (lookup.done() and (lookup.cancelled() or lookup.exception())):
+        good, lookup = self._names.get((host, port), (0.0, None))
+        if lookup is None or now >= good or (lookup.done() and (lookup.cancelled() or lookup.exception())):
             lookup = asyncio.create_task(_addresses(host, port))
             self._names[host, port] = now + _NAMES_AGE, lookup
-        return await asyncio.shield(lookup)
+        if not lookup.done():
+            await asyncio.wait((lookup,), timeout=max(0.0, until - now))
+        if not lookup.done():
+            raise TimeoutError
+        return lookup.result()
 
 
-async def _addresses(host: str, port: int) -> str:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+async def _addresses(host: str, port: int) -> str | None:
+    try:
+        ipaddress.ip_address(host)
+        return None
+    except ValueError:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     spelled = (f"[{where[0]}]" if family == socket.AF_INET6 else str(where[0]) for family, _, _, _, where in found)
     return f"{host}:{port}:{','.join(dict.fromkeys(spelled))}"
 
@@ -238,11 +237,12 @@ def _answered(transfer: Transfer, url: str, code: int, *, body: bool = True) -> 
         answer.again = code in _RETRIED or code >= 500
         answer.retry_after = _seconds(answer.headers.get("retry-after"))
     if transfer.wanted and body:
-        transfer.end()
+        read = transfer.body()
         if transfer.problem and code == 200:
+            read.close()
             answer.status, answer.detail = transfer.problem
         else:
-            answer.body = transfer.body
+            answer.body = read
     return answer
 
 

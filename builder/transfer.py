@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import socket
 import ssl
@@ -22,7 +23,6 @@ except ImportError:
     raise missing_extra("pycurl", "build", "to download pictures") from None
 
 REDIRECTS = (301, 302, 303, 307, 308)
-CurlError = pycurl.error
 
 _PROBLEMS = {  # curl's words say how long it took, so no two runs would record the same
     pycurl.E_COULDNT_CONNECT: "no connection",
@@ -38,15 +38,6 @@ _IN_MEMORY = 1 << 20  # bytes of a body kept in memory; more goes to a temporary
 _BUFFER = 1 << 17  # bytes that curl hands over at once, at most
 _UNWANTED = 1 << 16  # bytes read of a body nobody wants, so that its connection can be used again
 _STATUS_LINE = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})\b")
-
-
-def connections(total: int, per_host: int) -> Any:
-    """What runs transfers in the event loop, over at most so many connections (a `pycurl.AsyncCurlMulti`)."""
-    multi = pycurl.AsyncCurlMulti()
-    multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, total)
-    multi.setopt(pycurl.M_MAX_HOST_CONNECTIONS, per_host)
-    multi.setopt(pycurl.M_MAXCONNECTS, total)
-    return multi
 
 
 class Transfer:
@@ -102,10 +93,12 @@ class Transfer:
             every_body: read the bodies of other answers than 200 too.
         """
         self._allowed, self._every_body = allowed, every_body
-        self._headers: list[bytes] = []
+        self._lines: list[bytes] = []  # of the last answer's head
+        self._pieces: list[bytes] = []  # of the body
+        self._file: IO[bytes] | None = None  # where pieces go when there are many
+        self._kept = False  # whether the body is
         self._inflate: Any = None
         self._wire = self._size = 0
-        self.body: IO[bytes] | None = None
         self.problem: tuple[str, str] | None = None  # status and detail
         self.refused: str | None = None
         self.failure: OSError | None = None  # of the spill
@@ -124,26 +117,22 @@ class Transfer:
     @property
     def complete(self) -> bool:
         """Whether all headers of an answer came."""
-        return bool(self._headers) and not self._headers[-1].strip()
+        return bool(self._lines) and not self._lines[-1].strip()
 
     @property
     def wanted(self) -> bool:
         """Whether the body of this answer is to be read."""
-        status = _STATUS_LINE.match(self._headers[0]) if self._headers else None
+        status = _STATUS_LINE.match(self._lines[0]) if self._lines else None
         code = int(status[1]) if status else 0
         return code == 200 or (self._every_body and code not in REDIRECTS)
 
     def headers(self) -> dict[str, str]:
         """The headers of the last answer by their names in lower case; of equal names the first."""
-        named: dict[str, str] = {}
-        for line in self._headers[1:]:
-            name, _, value = line.decode("latin-1").partition(":")
-            named.setdefault(name.strip().lower(), value.strip())
-        return named
+        pairs = [line.decode("latin-1").partition(":") for line in reversed(self._lines[1:])]
+        return {name.lower(): value.strip() for name, _, value in pairs}
 
-    def why(self, error: pycurl.error) -> tuple[str, str, bool]:
-        """What an error comes to: a status, one line for people, and whether another try may help."""
-        code, words = (*error.args, "")[:2]
+    def why(self, code: int, words: str) -> tuple[str, str, bool]:
+        """What a problem of curl's comes to: a status, one line for people, and whether another try may help."""
         if self.problem:
             return *self.problem, False
         if self.refused:
@@ -155,20 +144,22 @@ class Transfer:
         detail = _PROBLEMS.get(code) or " ".join(words.split())[:200] or f"curl error {code}"
         return "bad_url" if code == pycurl.E_URL_MALFORMAT else "connection", detail, code in _RESETS
 
-    def end(self) -> None:
-        """After a request that came whole: tells `problem` what its body lacks, and goes to the start of it."""
+    def body(self) -> IO[bytes]:
+        """The body, at its start, after a request that came whole; `problem` then tells what it lacks."""
         if self._inflate is not None and self._wire and not self._inflate.eof:
             self.problem = "corrupt", "content encoding: truncated"
         elif not self._size:
             self.problem = "empty", "no bytes"
-        if self.body is not None:
-            self.body.seek(0)
+        file, self._file = self._file or io.BytesIO(b"".join(self._pieces)), None
+        file.seek(0)
+        return file
 
     def drop(self) -> None:
-        """Forget the body."""
-        if self.body is not None:
-            self.body.close()
-            self.body = None
+        """Forget what came."""
+        self._pieces.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     # -- called by curl; what they raise would be printed and lost ---------------------------------------------
 
@@ -197,10 +188,11 @@ class Transfer:
 
     def _header(self, line: bytes) -> None:
         self.heard = time.monotonic()
-        if self.complete and not self._wire and _STATUS_LINE.match(line):  # after an interim answer or a proxy's
-            self._headers.clear()
-        if not self._wire:  # trailers are nobody's wish
-            self._headers.append(line)
+        if self._wire:
+            return  # trailers are nobody's wish
+        if line[:5] == b"HTTP/" and self.complete:  # after an interim answer, or a proxy's
+            self._lines.clear()
+        self._lines.append(line)
 
     def _write(self, data: bytes) -> int | None:
         self.heard = time.monotonic()
@@ -208,37 +200,38 @@ class Transfer:
             if not self._wire:
                 self._start()
             self._wire += len(data)
-            if self.problem is None:
+            if self._kept:
                 self._keep(data)
         except zlib.error as error:
             self.problem = "corrupt", f"content encoding: {error}"
         except OSError as error:
             self.failure = error
-        if self.problem or self.failure or (self.body is None and self._wire > _UNWANTED):
+        if self.problem or self.failure or (self._wire > _UNWANTED and not self._kept):
             return -1
         return None
 
     def _start(self) -> None:
-        if not self.wanted:
-            return
+        self._kept = self.wanted
         encoding = self.headers().get("content-encoding", "identity").lower()
         if encoding in ("gzip", "x-gzip", "deflate"):
             self._inflate = zlib.decompressobj(47)
-        elif encoding not in ("identity", ""):
+        elif self._kept and encoding not in ("identity", ""):
             self.problem = "http_error", f"content encoding {encoding[:40]!r} was not asked for"
-            return
-        self.body = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=self._spill)  # noqa: SIM115 - goes to the caller
 
     def _keep(self, data: bytes) -> None:
-        if self.body is None:
-            return
         if self._inflate is not None:
             data = self._inflate.decompress(data, self._cap - self._size + 1)
         self._size += len(data)
         if self._wire > self._cap or self._size > self._cap:
             self.problem = "too_large", f"more than {self._cap} bytes"
-            return
-        self.body.write(data)
+        elif self._file is not None:
+            self._file.write(data)
+        else:
+            self._pieces.append(data)
+            if self._size > _IN_MEMORY:
+                self._file = tempfile.TemporaryFile(dir=self._spill)  # noqa: SIM115 - goes to the caller
+                self._file.writelines(self._pieces)
+                self._pieces.clear()
 
 
 def _proxy_of(url: str) -> str:

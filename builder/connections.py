@@ -1,0 +1,132 @@
+"""Curl's transfers in the event loop, which hears of all their sockets through one file descriptor.
+
+pycurl's own AsyncCurlMulti adds every socket to the loop and removes it again for every request: a quarter of all work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import Any
+
+from sqid_lib.errors import missing_extra
+
+try:
+    import pycurl
+except ImportError:
+    raise missing_extra("pycurl", "build", "to download pictures") from None
+
+Problem = tuple[int, str]  # curl's code and its words
+
+_INTEREST = {
+    pycurl.POLL_IN: selectors.EVENT_READ,
+    pycurl.POLL_OUT: selectors.EVENT_WRITE,
+    pycurl.POLL_INOUT: selectors.EVENT_READ | selectors.EVENT_WRITE,
+}
+_READY = {
+    selectors.EVENT_READ: pycurl.CSELECT_IN,
+    selectors.EVENT_WRITE: pycurl.CSELECT_OUT,
+    selectors.EVENT_READ | selectors.EVENT_WRITE: pycurl.CSELECT_IN | pycurl.CSELECT_OUT,
+}
+
+
+class Connections:
+    """Runs transfers in the event loop it is made in; connections stay open for further requests.
+
+    Args:
+        total: connections at once; further transfers wait.
+        per_host: the same, to one host and port.
+    """
+
+    def __init__(self, total: int, per_host: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._coming: dict[pycurl.Curl, asyncio.Future[Problem | None]] = {}
+        self._timer: asyncio.Handle | None = None
+        self._selector: Any = selectors.DefaultSelector()
+        self._loop.add_reader(self._selector.fileno(), self._ready)
+        self._multi = pycurl.CurlMulti()
+        options = {
+            pycurl.M_MAX_TOTAL_CONNECTIONS: total,
+            pycurl.M_MAX_HOST_CONNECTIONS: per_host,
+            pycurl.M_MAXCONNECTS: total,
+            pycurl.M_SOCKETFUNCTION: self._watch,
+            pycurl.M_TIMERFUNCTION: self._wake,
+        }
+        for option, value in options.items():
+            self._multi.setopt(option, value)
+
+    def begin(self, curl: pycurl.Curl) -> asyncio.Future[Problem | None]:
+        """Start a transfer. The result is None, or why it failed."""
+        coming = self._coming[curl] = self._loop.create_future()
+        self._multi.add_handle(curl)
+        return coming
+
+    def abandon(self, curl: pycurl.Curl) -> None:
+        """Break a transfer off, if it has not ended."""
+        if self._coming.pop(curl, None):
+            self._multi.remove_handle(curl)
+
+    def close(self) -> None:
+        """Break everything off and close all connections."""
+        for curl in list(self._coming):
+            self.abandon(curl)
+        if self._timer:
+            self._timer.cancel()
+        self._loop.remove_reader(self._selector.fileno())
+        self._multi.close()
+        self._selector.close()
+
+    # -- called by curl -----------------------------------------------------------------------------------------
+
+    def _watch(self, what: int, socket: int, _multi: object, _data: object) -> None:
+        watched = socket in self._selector.get_map()
+        if what == pycurl.POLL_REMOVE:
+            if watched:
+                self._selector.unregister(socket)
+        elif watched:
+            self._selector.modify(socket, _INTEREST[what])
+        else:
+            self._selector.register(socket, _INTEREST[what])
+
+    def _wake(self, milliseconds: int) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None
+        if milliseconds == 0:
+            self._timer = self._loop.call_soon(self._time_is_up)  # curl must not be entered from itself
+        elif milliseconds > 0:
+            self._timer = self._loop.call_later(milliseconds / 1000, self._time_is_up)
+
+    # -- called by the loop -------------------------------------------------------------------------------------
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        self._act([(pycurl.SOCKET_TIMEOUT, 0)])
+
+    def _ready(self) -> None:
+        self._act([(key.fd, _READY[events]) for key, events in self._selector.select(0)])
+
+    def _act(self, sockets: list[tuple[int, int]]) -> None:
+        try:
+            for socket, events in sockets:
+                self._multi.socket_action(socket, events)
+        except pycurl.error as error:  # nothing more will come of any transfer
+            for curl, coming in list(self._coming.items()):
+                self.abandon(curl)
+                self._settle(coming, (error.args[0], f"curl broke down: {error.args[-1]}"))
+        left = 1
+        while left:
+            left, whole, failed = self._multi.info_read()
+            for curl in whole:
+                self._end(curl, None)
+            for curl, code, words in failed:
+                self._end(curl, (code, words))
+
+    def _end(self, curl: pycurl.Curl, problem: Problem | None) -> None:
+        self._multi.remove_handle(curl)
+        self._settle(self._coming.pop(curl), problem)
+
+    @staticmethod
+    def _settle(coming: asyncio.Future[Problem | None], problem: Problem | None) -> None:
+        if not coming.done():  # else cancelled
+            coming.set_result(problem)
