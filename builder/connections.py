@@ -41,7 +41,9 @@ class Connections:
     def __init__(self, total: int, per_host: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._coming: dict[pycurl.Curl, asyncio.Future[Problem | None]] = {}
-        self._timer: asyncio.Handle | None = None
+        self._due: float | None = None  # when curl asks to be woken, by the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
+        self._watched: set[int] = set()
         self._selector: Any = selectors.DefaultSelector()
         self._loop.add_reader(self._selector.fileno(), self._ready)
         self._multi = pycurl.CurlMulti()
@@ -79,29 +81,36 @@ class Connections:
     # -- called by curl -----------------------------------------------------------------------------------------
 
     def _watch(self, what: int, socket: int, _multi: object, _data: object) -> None:
-        watched = socket in self._selector.get_map()
         if what == pycurl.POLL_REMOVE:
-            if watched:
+            if socket in self._watched:
+                self._watched.remove(socket)
                 self._selector.unregister(socket)
-        elif watched:
+        elif socket in self._watched:
             self._selector.modify(socket, _INTEREST[what])
         else:
+            self._watched.add(socket)
             self._selector.register(socket, _INTEREST[what])
 
     def _wake(self, milliseconds: int) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer = None
-        if milliseconds == 0:
-            self._timer = self._loop.call_soon(self._time_is_up)  # curl must not be entered from itself
-        elif milliseconds > 0:
-            self._timer = self._loop.call_later(milliseconds / 1000, self._time_is_up)
+        """Curl moves its timer twice a request, mostly later: the loop's is set anew only where it must be sooner."""
+        if milliseconds < 0:
+            self._due = None
+            return
+        self._due = self._loop.time() + milliseconds / 1000
+        if self._timer is None or self._due < self._timer.when():
+            if self._timer:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(self._due, self._time_is_up)
 
     # -- called by the loop -------------------------------------------------------------------------------------
 
     def _time_is_up(self) -> None:
         self._timer = None
-        self._act([(pycurl.SOCKET_TIMEOUT, 0)])
+        if self._due is not None and self._due > self._loop.time():
+            self._timer = self._loop.call_at(self._due, self._time_is_up)
+        elif self._due is not None:
+            self._due = None
+            self._act([(pycurl.SOCKET_TIMEOUT, 0)])
 
     def _ready(self) -> None:
         self._act([(key.fd, _READY[events]) for key, events in self._selector.select(0)])

@@ -7,8 +7,8 @@ import email.utils
 import ipaddress
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import IO, Self
 
 from builder.connections import Connections, Problem
 from builder.recipe import Fetch
-from builder.transfer import REDIRECTS, Transfer
+from builder.transfer import REDIRECTS, Transfer, headers
 from builder.urls import BadUrlError, join_url, parse_url
 
 ACCEPT_PICTURES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1"
@@ -34,7 +34,7 @@ class Answer:
         status: "ok" if a body came with 200, else a value of `schemas.IMAGE_STATUS`.
         url: the url that answered, after redirects.
         http_status: of the last answer; None where none came.
-        headers: by their names in lower case.
+        head: its lines, up to the empty one.
         body: the decoded body, at its start; None unless `ok` or asked for.
         detail: one line for people.
         again: whether another try may help.
@@ -44,11 +44,16 @@ class Answer:
     status: str
     url: str
     http_status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    head: Sequence[bytes] = ()
     body: IO[bytes] | None = None
     detail: str | None = None
     again: bool = False
     retry_after: float | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers by their names in lower case; of equal names the first."""
+        return headers(self.head)
 
 
 @dataclass(eq=False, slots=True)
@@ -231,7 +236,7 @@ async def _addresses(host: str, port: int) -> str | None:
 
 
 def _answered(transfer: Transfer, url: str, code: int, *, body: bool = True) -> Answer:
-    answer = Answer(_status_of(code), url, code, transfer.headers())
+    answer = Answer(_status_of(code), url, code, transfer.head)
     if code != 200:
         answer.detail = f"HTTP {code}"
         answer.again = code in _RETRIED or code >= 500

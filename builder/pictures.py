@@ -10,6 +10,7 @@ import signal
 import struct
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -139,7 +140,8 @@ class Decoders:
 
 def environment() -> dict[str, str]:
     """For processes of our own: they import what this one would."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    root = str(Path(__file__).resolve().parents[1])  # which an editable install finds by other means
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (*sys.path, root) if p)}
 
 
 def _widen(process: asyncio.subprocess.Process) -> None:

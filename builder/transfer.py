@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from builder.addresses import why_refused
@@ -93,7 +93,7 @@ class Transfer:
             every_body: read the bodies of other answers than 200 too.
         """
         self._allowed, self._every_body = allowed, every_body
-        self._lines: list[bytes] = []  # of the last answer's head
+        self.head: list[bytes] = []  # the lines of the last answer up to the empty one
         self._pieces: list[bytes] = []  # of the body
         self._file: IO[bytes] | None = None  # where pieces go when there are many
         self._kept = False  # whether the body is
@@ -117,19 +117,14 @@ class Transfer:
     @property
     def complete(self) -> bool:
         """Whether all headers of an answer came."""
-        return bool(self._lines) and not self._lines[-1].strip()
+        return bool(self.head) and not self.head[-1].strip()
 
     @property
     def wanted(self) -> bool:
         """Whether the body of this answer is to be read."""
-        status = _STATUS_LINE.match(self._lines[0]) if self._lines else None
+        status = _STATUS_LINE.match(self.head[0]) if self.head else None
         code = int(status[1]) if status else 0
         return code == 200 or (self._every_body and code not in REDIRECTS)
-
-    def headers(self) -> dict[str, str]:
-        """The headers of the last answer by their names in lower case; of equal names the first."""
-        pairs = [line.decode("latin-1").partition(":") for line in reversed(self._lines[1:])]
-        return {name.lower(): value.strip() for name, _, value in pairs}
 
     def why(self, code: int, words: str) -> tuple[str, str, bool]:
         """What a problem of curl's comes to: a status, one line for people, and whether another try may help."""
@@ -191,8 +186,8 @@ class Transfer:
         if self._wire:
             return  # trailers are nobody's wish
         if line[:5] == b"HTTP/" and self.complete:  # after an interim answer, or a proxy's
-            self._lines.clear()
-        self._lines.append(line)
+            self.head.clear()
+        self.head.append(line)
 
     def _write(self, data: bytes) -> int | None:
         self.heard = time.monotonic()
@@ -212,7 +207,9 @@ class Transfer:
 
     def _start(self) -> None:
         self._kept = self.wanted
-        encoding = self.headers().get("content-encoding", "identity").lower()
+        if not any(line[:17].lower() == b"content-encoding:" for line in self.head):
+            return
+        encoding = headers(self.head)["content-encoding"].lower()
         if encoding in ("gzip", "x-gzip", "deflate"):
             self._inflate = zlib.decompressobj(47)
         elif self._kept and encoding not in ("identity", ""):
@@ -232,6 +229,12 @@ class Transfer:
                 self._file = tempfile.TemporaryFile(dir=self._spill)  # noqa: SIM115 - goes to the caller
                 self._file.writelines(self._pieces)
                 self._pieces.clear()
+
+
+def headers(head: Sequence[bytes]) -> dict[str, str]:
+    """The headers among the lines of an answer's head, by their names in lower case; of equal names the first."""
+    pairs = [line.decode("latin-1").partition(":") for line in reversed(head[1:])]
+    return {name.lower(): value.strip() for name, _, value in pairs}
 
 
 def _proxy_of(url: str) -> str:

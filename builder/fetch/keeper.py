@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
@@ -24,7 +23,6 @@ from sqid_lib import errors
 _BATCH = 8  # results worth a message; fewer wait
 _PATIENCE = 0.005  # seconds that they wait
 _ROOM = 8 << 20  # bytes of pictures in a batch, at least
-_FIELDS = attrgetter(*Outcome.__dataclass_fields__)
 
 
 @dataclass
@@ -58,7 +56,7 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._gathered, self._sent = (_Batch(*_memory(self._room)) for _ in range(2))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "builder.fetch.keeping", str(self._folder)],
+            [sys.executable, "-S", "-m", "builder.fetch.keeping", str(self._folder)],  # -S: a third of the start
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(self._gathered.descriptor, self._sent.descriptor),
@@ -102,7 +100,7 @@ class Keeper:
         if picture is not None:
             batch.memory[batch.size : batch.size + length] = picture
             batch.size += length
-        batch.rows.append((*_FIELDS(outcome), None if picture is None else length))
+        batch.rows.append((*outcome, None if picture is None else length))
         batch.done.append(done)
         self._send_soon()
         await done

@@ -6,11 +6,9 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from builder.ledger import open_ledger, telling_disk, transaction
 
@@ -25,8 +23,7 @@ CREATE TABLE IF NOT EXISTS swap (shards INTEGER PRIMARY KEY);
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How one url ended: "ok", or a failure of `schemas.IMAGE_STATUS`. Sizes in bytes and pixels."""
 
     url: str
@@ -40,8 +37,6 @@ class Outcome:
 
 
 _AT_ONCE = 512  # buffers in one call; systems allow 1,024
-_BEFORE_SHA256 = attrgetter("url", "status", "http_status", "bytes")
-_AFTER_SHA256 = attrgetter("width", "height", "detail")
 
 
 class Ledger:
@@ -86,10 +81,7 @@ class Ledger:
         """
         # few calls for many rows: each would wait its turn for the lock on the interpreter
         sha256s = [data and hashlib.sha256(data).hexdigest() for _, data in results]
-        outcomes = [
-            (*_BEFORE_SHA256(outcome), sha256, *_AFTER_SHA256(outcome))
-            for (outcome, _), sha256 in zip(results, sha256s, strict=True)
-        ]
+        outcomes = [(*outcome[:4], sha256, *outcome[5:]) for (outcome, _), sha256 in zip(results, sha256s, strict=True)]
         pictures = {sha256: data for (_, data), sha256 in zip(results, sha256s, strict=True) if sha256 and data}
         with telling_disk(self.spool), transaction(self._db):
             marks = ", ".join("?" * len(pictures))
