@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import ipaddress
 import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from builder.connections import Connections, Problem
+from builder.ledger import telling_disk
 from builder.recipe import Fetch
 from builder.transfer import REDIRECTS, Transfer, headers
 from builder.urls import BadUrlError, join_url, parse_url
@@ -129,7 +131,7 @@ class Client:
             every_body: read the bodies of other answers than 200 too.
 
         Raises:
-            OSError: the disk refused a large body.
+            DiskError: no space for a large body.
         """
         left = self._limits.max_redirects if redirects is None else redirects
         at = url
@@ -155,8 +157,8 @@ class Client:
             target = parse_url(url)
         except BadUrlError as error:
             return Answer("bad_url", url, detail=str(error))
-        host, port = target.raw_host or "", target.port or 0
-        allowed = _host_port(f"{target.host}:{port}") in self._allowed
+        host, port = target.host, target.port
+        allowed = (target.name, str(port)) in self._allowed
         if not allowed and port not in self._limits.ports:
             return Answer("refused", url, detail=f"port {port} is not among the recipe's ports")
         try:
@@ -167,7 +169,7 @@ class Client:
             return Answer("connection", url, detail=_line(error))
         transfer = self._idle.pop() if self._idle else self._transfer()
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        plain = f"{target.scheme}://{authority}{target.raw_path_qs}"
+        plain = f"{target.scheme}://{authority}{target.path}"
         transfer.begin(plain, addresses=addresses, allowed=allowed, every_body=every_body)
         try:
             return await self._transferred(request, transfer, url)
@@ -188,7 +190,8 @@ class Client:
             request.coming = request.transfer = None
             self._idle.append(transfer)
         if transfer.failure:
-            raise transfer.failure
+            with telling_disk(Path(self._spill or tempfile.gettempdir())):
+                raise transfer.failure
         code = transfer.code
         answered = transfer.complete and code >= 200
         if problem is None or (answered and not transfer.wanted):

@@ -233,7 +233,7 @@ class Transfer:
 
 def headers(head: Sequence[bytes]) -> dict[str, str]:
     """The headers among the lines of an answer's head, by their names in lower case; of equal names the first."""
-    pairs = [line.decode("latin-1").partition(":") for line in reversed(head[1:])]
+    pairs = [line.decode("utf-8", "surrogateescape").partition(":") for line in reversed(head[1:])]
     return {name.lower(): value.strip() for name, _, value in pairs}
 
 

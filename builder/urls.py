@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Mapping
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from sqid_lib.errors import missing_extra
@@ -16,6 +17,7 @@ except ImportError:
 
 _VISIBLE_ASCII = string.digits + string.ascii_letters + string.punctuation
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PATH = re.compile(r"[^/?#]*//[^/?#]*([^#]*)")
 _ON_THE_WIRE = re.compile(r"[!-~]*")  # visible ASCII
 
 
@@ -23,7 +25,25 @@ class BadUrlError(ValueError):
     """An url that is never requested; the message says why."""
 
 
-def parse_url(url: str) -> URL:
+class Target(NamedTuple):
+    """What a request needs of an url.
+
+    Attributes:
+        scheme: http or https.
+        name: the host as people write it.
+        host: the host as the name service knows it, in ASCII.
+        port: the url's, or the scheme's own.
+        path: with the query, as it goes on the wire.
+    """
+
+    scheme: str
+    name: str
+    host: str
+    port: int
+    path: str
+
+
+def parse_url(url: str) -> Target:
     """An url as it goes on the wire: every published byte stays, what HTTP cannot carry is percent-encoded.
 
     Raises:
@@ -31,27 +51,30 @@ def parse_url(url: str) -> URL:
     """
     url = url.strip()
     try:
-        parsed = URL(url, encoded=True) if _ON_THE_WIRE.fullmatch(url) else _encoded(url)
-        host, port, scheme = parsed.raw_host, parsed.port, parsed.scheme
+        text = url if _ON_THE_WIRE.fullmatch(url) else _encoded(url)
+        parsed = URL(text, encoded=True)
+        name, host, port, scheme = parsed.host, parsed.raw_host, parsed.port, parsed.scheme
     except BadUrlError:
         raise
     except (ValueError, TypeError) as error:
         raise BadUrlError(f"not an url: {error}") from None
     if scheme not in ("http", "https"):
         raise BadUrlError(f"scheme {scheme!r} is not http or https")
-    if not host or port is None:
+    if not host or not name or port is None:
         raise BadUrlError("no host in the url")
     if parsed.raw_user is not None or parsed.raw_password is not None:
         raise BadUrlError("a user name in the url")
-    return parsed
+    match = _PATH.match(text)
+    path = match[1] if match else ""
+    return Target(scheme, name.lower(), host.lower(), port, path if path.startswith("/") else f"/{path}")
 
 
-def _encoded(url: str) -> URL:
+def _encoded(url: str) -> str:
     if _CONTROL.search(url):
         raise BadUrlError("control characters in the url")
     if not (urlsplit(url).hostname or "").isascii():
-        return URL(url)  # the host becomes punycode
-    return URL(quote(url, safe=_VISIBLE_ASCII), encoded=True)
+        return str(URL(url))  # the host becomes punycode
+    return quote(url, safe=_VISIBLE_ASCII, errors="surrogateescape")  # raw bytes of a header too
 
 
 def join_url(base: str, target: str) -> str:

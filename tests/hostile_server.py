@@ -31,10 +31,12 @@ class LoopbackServer:
 
     Attributes:
         requests: every request so far, in order.
+        connections: how many were made.
     """
 
     def __init__(self, handler: Handler) -> None:
         self.requests: list[Request] = []
+        self.connections = 0
         self._handler = handler
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -65,6 +67,7 @@ class LoopbackServer:
             task = asyncio.current_task()
             assert task is not None
             connections.add(task)
+            self.connections += 1
             try:
                 with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
                     while True:
@@ -160,6 +163,8 @@ STATIC = {
     "/redirect-file": answer(b"", 302, Location="file:///etc/passwd"),
     "/redirect-script": answer(b"", 302, Location="javascript:alert(1)"),
     "/redirect-broken": answer(b"", 302, Location="http://[::1/"),
+    "/redirect-utf8": answer(b"", 302, Location="/caf\u00e9|%7C"),
+    "/redirect-raw": answer(b"", 302, Location="/caf@").replace(b"@", b"\xe9"),
     "/redirect-0": answer(b"", 301, Location="/ok"),
     "/redirect-1": answer(b"", 302, Location="redirect-0"),
     "/redirect-2": answer(b"", 307, Location="/redirect-1"),
@@ -169,6 +174,13 @@ STATIC = {
     "/garbage": b"\x00\xff garbage that is no HTTP\r\n\r\n",
     "/long-header": b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 1_000_000 + b"\r\n\r\n",
     "/bad-chunks": answer(Transfer_Encoding="chunked") + b"zzz\r\nnot a chunk\r\n",
+    "/transfer-gzip": answer(Transfer_Encoding="gzip, chunked") + b"5\r\nhello\r\n0\r\n\r\n",
+    "/two-lengths": answer(JPEG, Content_Length=5).replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n", 1),
+    "/ok-trailers": answer(Transfer_Encoding="chunked")
+    + b"%x\r\n%s\r\n0\r\nHTTP/1.1 404: X\r\nX-Late: 1\r\n\r\n" % (len(JPEG), JPEG),
+    "/ok-after-hints": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + answer(JPEG),
+    "/big-404": answer(bytes(5_000_000), 404),
+    "/cut-404": answer(b"gone", 404, Content_Length=1000),
     "/cookie": answer(JPEG, Set_Cookie="a=b; Path=/"),
 }
 
@@ -178,7 +190,7 @@ async def hostile(request: Request, writer: asyncio.StreamWriter) -> None:
     if request.path in STATIC:
         writer.write(STATIC[request.path])
         await writer.drain()
-        if request.path in ("/ok-no-length", "/says-too-much", "/garbage", "/bad-chunks"):
+        if request.path in ("/ok-no-length", "/says-too-much", "/garbage", "/bad-chunks", "/cut-404"):
             raise ConnectionResetError
     elif request.path.startswith("/to/"):  # /to/HOST:PORT redirects there
         writer.write(answer(b"", 302, Location=f"http://{request.path[4:]}/private"))

@@ -6,11 +6,15 @@ import dataclasses
 import ipaddress
 import resource
 import socket
+import ssl
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_server import JPEG, LoopbackServer, Request, answer, hostile
+import trustme
+from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +22,7 @@ from builder.addresses import why_refused
 from builder.net import ACCEPT_PICTURES, Answer, Client, user_agent
 from builder.recipe import Fetch
 from builder.urls import BadUrlError, join_url, mirrored, parse_url
+from sqid_lib.errors import DiskError
 
 # -- the guard, address by address, without a connection ----------------------------------------------------------
 
@@ -79,14 +84,19 @@ def test_addresses_inside_others_are_judged_as_themselves(ip: ipaddress.IPv4Addr
     ],
 )
 def test_urls_keep_every_published_byte(url: str) -> None:
-    assert str(parse_url(url)) == url
+    assert url.endswith(parse_url(url).path)
     assert parse_url(f" {url}\n") == parse_url(url)
 
 
+def test_parts_of_an_url() -> None:
+    assert parse_url("HTTP://H.example:8080") == ("http", "h.example", "h.example", 8080, "/")
+    assert parse_url("https://h.example?") == ("https", "h.example", "h.example", 443, "/?")
+    assert parse_url("http://[::1]/a?b/c#d") == ("http", "::1", "::1", 80, "/a?b/c")
+
+
 def test_what_http_cannot_carry_is_encoded() -> None:
-    assert str(parse_url("http://h.example/a b/é%7C")) == "http://h.example/a%20b/%C3%A9%7C"
-    assert parse_url("http://bücher.example/a").host == "bücher.example"
-    assert parse_url("http://bücher.example/a").raw_host == "xn--bcher-kva.example"
+    assert parse_url("http://h.example/a b/é%7C").path == "/a%20b/%C3%A9%7C"
+    assert parse_url("http://bücher.example/a") == ("http", "bücher.example", "xn--bcher-kva.example", 80, "/a")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +170,7 @@ def get(url: str, fetch: Fetch, **options: Any) -> tuple[Answer, bytes | None]:
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("path", ["/ok", "/ok-no-length", "/ok-gzip", "/ok-deflate", "/ok-said-to-be-html", "/cookie"])
+@pytest.mark.parametrize("path", [p for p in STATIC if p.startswith("/ok")] + ["/cookie"])
 def test_bodies_come_whole(server: LoopbackServer, path: str) -> None:
     answered, body = get(server.origin + path, limits(server))
     assert (answered.status, answered.http_status, body) == ("ok", 200, JPEG)
@@ -188,6 +198,10 @@ STATUSES = {
     "/redirect-broken": "bad_url",
     "/says-too-much": "too_large",
     "/negative-length": "connection",
+    "/two-lengths": "connection",
+    "/transfer-gzip": "connection",
+    "/big-404": "not_found",
+    "/cut-404": "not_found",
     "/garbage": "connection",
     "/long-header": "connection",
     "/bad-chunks": "connection",
@@ -268,6 +282,83 @@ def test_bodies_of_errors_come_when_asked_for(server: LoopbackServer) -> None:
     assert (answered.status, answered.http_status, body) == ("not_found", 404, b"gone")
 
 
+def test_redirects_keep_bytes_that_are_no_ascii(server: LoopbackServer) -> None:
+    assert get(f"{server.origin}/redirect-utf8", limits(server))[0].url == f"{server.origin}/café|%7C"
+    assert server.requests[-1].path == "/caf%C3%A9|%7C"
+    get(f"{server.origin}/redirect-raw", limits(server))
+    assert server.requests[-1].path == "/caf%E9"
+
+
+@given(st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#")), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_paths_arrive_byte_for_byte(server: LoopbackServer, parts: list[str]) -> None:
+    path = "/x" + "/".join(parts)
+    get(server.origin + path, limits(server))
+    assert server.requests[-1].path == path
+
+
+def test_connections_are_used_again_and_made_anew_when_the_server_closed_them(server: LoopbackServer) -> None:
+    async def closes(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(JPEG))
+        await writer.drain()
+        if request.path == "/last":
+            raise ConnectionResetError
+
+    async def run(running: LoopbackServer) -> None:
+        async with Client(limits(running), accept=ACCEPT_PICTURES) as client:
+            for path in ["/a", "/b", "/last", "/c", "/last", "/d"]:
+                answered = await client.get(running.origin + path)
+                assert answered.body is not None, answered
+                with answered.body as body:
+                    assert body.read() == JPEG
+                await asyncio.sleep(0.02)
+
+    with LoopbackServer(closes) as running:
+        asyncio.run(run(running))
+        assert running.connections == 3
+
+
+def test_no_host_gets_more_connections_than_the_recipe_says(server: LoopbackServer) -> None:
+    async def run(running: LoopbackServer) -> list[Answer]:
+        async with Client(limits(running, per_host=2), accept=ACCEPT_PICTURES) as client:
+            return await asyncio.gather(*(client.get(f"{running.origin}/404") for _ in range(20)))
+
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)
+        writer.write(STATIC["/404"])
+
+    with LoopbackServer(slow) as running:
+        assert {a.status for a in asyncio.run(run(running))} == {"not_found"}
+        assert (running.connections, len(running.requests)) == (2, 20)
+
+
+def test_a_cancelled_request_does_not_pass_for_one_that_timed_out(server: LoopbackServer) -> None:
+    async def run() -> None:
+        async with Client(limits(server), accept=ACCEPT_PICTURES) as client:
+            task = asyncio.create_task(client.get(f"{server.origin}/silence"))
+            await asyncio.sleep(0.2)
+            (request,) = client._requests
+            assert request.coming is not None
+            request.ended = "late"  # as the watch would, in the same turn of the loop
+            request.coming.cancel()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+
+
+def test_a_disk_that_refuses_large_bodies_is_no_fault_of_the_url(server: LoopbackServer, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Client(
+            dataclasses.replace(limits(server), max_bytes=10_000_000), accept="*/*", spill=tmp_path / "gone"
+        ) as client:
+            await client.get(f"{server.origin}/endless-body")
+
+    with pytest.raises(DiskError, match="gone"):
+        asyncio.run(run())
+
+
 # every spelling of this machine's own address
 SPELLINGS = [
     *("127.0.0.1", "localhost", "127.1", "127.0.1", "2130706433", "017700000001", "0177.0.0.1", "0x7f.1"),
@@ -333,6 +424,58 @@ def test_a_name_that_changes_its_address_between_hops_is_checked_at_each(
     answered, _ = get(f"http://rebinding.example:{server.port}/to/rebinding.example:{private.port}", fetch)
     assert answered.status == "refused"
     assert private.requests == []
+
+
+def test_names_are_looked_up_once_and_not_waited_for_longer_than_a_request(
+    server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def lookup(host: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(host)
+        if host == "slow.example":
+            time.sleep(1)
+        return real("127.0.0.1", *args, **kwargs)
+
+    async def run() -> list[Answer]:
+        fetch = Fetch(allow_hosts=(f"a.example:{server.port}", f"slow.example:{server.port}"), timeout=0.4)
+        async with Client(fetch, accept=ACCEPT_PICTURES) as client:
+            hosts = ["a.example"] * 3 + ["slow.example"]
+            return await asyncio.gather(*(client.get(f"http://{h}:{server.port}/404") for h in hosts))
+
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    assert [a.status for a in asyncio.run(run())] == ["not_found"] * 3 + ["timeout"]
+    assert sorted(asked) == ["a.example", "slow.example"]
+
+
+def test_https_is_verified(server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    async def run(port_of: socket.socket) -> Answer:
+        async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer(b"gone", 404, Connection="close"))
+            writer.close()
+
+        running = await asyncio.start_server(page, sock=port_of, ssl=context)
+        async with running:
+            port = port_of.getsockname()[1]
+            async with Client(Fetch(allow_hosts=(f"localhost:{port}",)), accept="*/*") as client:
+                return await client.get(f"https://localhost:{port}/")
+
+    def https() -> Answer:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            return asyncio.run(run(listening))
+
+    untrusted = https()
+    assert (untrusted.status, untrusted.again) == ("connection", False)
+    assert "certificate" in str(untrusted.detail)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    assert https().status == "not_found"
 
 
 def test_ports_outside_the_recipe_are_refused_before_any_connection() -> None:
