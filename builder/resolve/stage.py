@@ -51,7 +51,7 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
             "no such failure of a page", where="--retry", expected=", ".join(_RETRIABLE), got=", ".join(unknown)
         )
     if recipe.resolve.pages.permission:
-        from builder.resolve.pages import check_permission  # needs aiohttp, which tables do without
+        from builder.resolve.pages import check_permission  # needs pycurl, which tables do without
 
         check_permission(recipe.resolve.pages)
     products = _sampled(work)
