@@ -69,9 +69,10 @@ class Connections:
             self._multi.remove_handle(curl)
 
     def close(self) -> None:
-        """Break everything off and close all connections."""
-        for curl in list(self._coming):
+        """Break everything off and close all connections; who waits for a transfer is cancelled."""
+        for curl, coming in list(self._coming.items()):
             self.abandon(curl)
+            coming.cancel()
         if self._timer:
             self._timer.cancel()
         self._loop.remove_reader(self._selector.fileno())

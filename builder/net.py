@@ -19,7 +19,7 @@ from builder.connections import Connections, Problem
 from builder.ledger import telling_disk
 from builder.recipe import Fetch
 from builder.transfer import REDIRECTS, Transfer, headers
-from builder.urls import BadUrlError, join_url, parse_url
+from builder.urls import BadUrlError, join_url, one_line, parse_url
 
 ACCEPT_PICTURES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1"
 ACCEPT_PAGES = "text/html, application/xhtml+xml;q=0.9, */*;q=0.1"
@@ -84,6 +84,7 @@ class Client:
     def __init__(self, limits: Fetch, *, accept: str, contact: str = "", spill: Path | None = None) -> None:
         self._limits = limits
         self._spill = str(spill) if spill else None
+        self._spills = spill or Path(tempfile.gettempdir())
         self._allowed = frozenset(_host_port(entry) for entry in limits.allow_hosts)
         self._requests: set[_Request] = set()
         self._idle: list[Transfer] = []
@@ -118,11 +119,13 @@ class Client:
                     continue
                 heard = request.transfer.heard
                 if now >= request.until:
-                    request.ended = f"not done after {self._limits.timeout:g} s"
+                    ended = f"not done after {self._limits.timeout:g} s"
                 elif heard is not None and now - heard >= read_timeout:
-                    request.ended = f"nothing came for {read_timeout:g} s"
-                if request.ended:
-                    request.coming.cancel()
+                    ended = f"nothing came for {read_timeout:g} s"
+                else:
+                    continue
+                if request.coming.cancel():  # else it has just ended by itself
+                    request.ended = ended
 
     async def get(self, url: str, *, redirects: int | None = None, every_body: bool = False) -> Answer:
         """GET an url, following at most `redirects` redirects (default: the recipe's). Raises nothing a server causes.
@@ -140,6 +143,7 @@ class Client:
         try:
             while True:
                 answer = await self._hop(request, at, every_body)
+                answer.detail = answer.detail and one_line(answer.detail)
                 target = answer.headers.get("location") if answer.http_status in REDIRECTS else None
                 if target is None or redirects == 0:
                     return answer
@@ -166,7 +170,7 @@ class Client:
         except TimeoutError:
             return Answer("timeout", url, detail=f"no answer of the name service in {self._limits.timeout:g} s")
         except (OSError, UnicodeError) as error:
-            return Answer("connection", url, detail=_line(error))
+            return Answer("connection", url, detail=f"{type(error).__name__}: {error}")
         transfer = self._idle.pop() if self._idle else self._transfer()
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         plain = f"{target.scheme}://{authority}{target.path}"
@@ -189,22 +193,12 @@ class Client:
         finally:
             request.coming = request.transfer = None
             self._idle.append(transfer)
-        if transfer.failure:
-            with telling_disk(Path(self._spill or tempfile.gettempdir())):
-                raise transfer.failure
-        code = transfer.code
-        answered = transfer.complete and code >= 200
-        if problem is None or (answered and not transfer.wanted):
-            return _answered(transfer, url, code)
-        if answered and code != 200 and transfer.problem:  # its body is of no use
-            return _answered(transfer, url, code, body=False)
-        status, detail, again = transfer.why(*problem)
-        return Answer(status, url, code if answered else None, detail=detail, again=again)
+        with telling_disk(self._spills):
+            return _outcome(transfer, url, problem)
 
     def _transfer(self) -> Transfer:
         return Transfer(
             self._headers,
-            read_timeout=self._limits.read_timeout,
             cap=self._limits.max_bytes,
             proxies=self._limits.trust_env,
             may_connect=self._is_own_proxy,
@@ -220,6 +214,7 @@ class Client:
         good, lookup = self._names.get((host, port), (0.0, None))
         if lookup is None or now >= good or (lookup.done() and (lookup.cancelled() or lookup.exception())):
             lookup = asyncio.create_task(_addresses(host, port))
+            lookup.add_done_callback(_heed)
             self._names[host, port] = now + _NAMES_AGE, lookup
         if not lookup.done():
             await asyncio.wait((lookup,), timeout=max(0.0, until - now))
@@ -238,11 +233,32 @@ async def _addresses(host: str, port: int) -> str | None:
     return f"{host}:{port}:{','.join(dict.fromkeys(spelled))}"
 
 
+def _heed(lookup: asyncio.Task[str | None]) -> None:
+    """An error that nobody waits for any more would be printed."""
+    if not lookup.cancelled():
+        lookup.exception()
+
+
+def _outcome(transfer: Transfer, url: str, problem: Problem | None) -> Answer:
+    if transfer.failure:
+        raise transfer.failure
+    code = transfer.code
+    answered = transfer.complete and code >= 200
+    if (answered or problem is None) and transfer.status != code:  # curl read the first line, or a trailer, otherwise
+        return Answer("connection", url, detail="the answer is no HTTP")
+    if problem is None or (answered and not transfer.wanted):
+        return _answered(transfer, url, code)
+    if answered and code != 200 and transfer.problem:  # its body is of no use
+        return _answered(transfer, url, code, body=False)
+    status, detail, again = transfer.why(*problem)
+    return Answer(status, url, code if answered else None, detail=detail, again=again)
+
+
 def _answered(transfer: Transfer, url: str, code: int, *, body: bool = True) -> Answer:
     answer = Answer(_status_of(code), url, code, transfer.head)
     if code != 200:
         answer.detail = f"HTTP {code}"
-        answer.again = code in _RETRIED or code >= 500
+        answer.again = code in _RETRIED or 500 <= code < 600
         answer.retry_after = _seconds(answer.headers.get("retry-after"))
     if transfer.wanted and body:
         read = transfer.body()
@@ -289,7 +305,3 @@ def _seconds(retry_after: str | None) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

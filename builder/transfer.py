@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import re
 import socket
@@ -31,6 +32,8 @@ _PROBLEMS = {  # curl's words say how long it took, so no two runs would record 
     pycurl.E_RECV_ERROR: "the connection broke",
     pycurl.E_SEND_ERROR: "the connection broke",
     pycurl.E_UNSUPPORTED_PROTOCOL: "the answer is no HTTP",
+    pycurl.E_COULDNT_RESOLVE_PROXY: "the environment's proxy is unknown, or no url",  # curl's words tell its password
+    100: "the headers are too large",
 }
 _RESETS = (pycurl.E_GOT_NOTHING, pycurl.E_PARTIAL_FILE, pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR)
 
@@ -45,7 +48,6 @@ class Transfer:
 
     Args:
         headers: sent with every request.
-        read_timeout: seconds until a connection must be made.
         cap: bytes of a body, on the wire and decoded.
         proxies: whether the environment's proxies are used.
         may_connect: told the IP address and port of a connection, says whether the recipe allows it anything.
@@ -56,13 +58,11 @@ class Transfer:
         self,
         headers: list[str],
         *,
-        read_timeout: float,
         cap: int,
         proxies: bool,
         may_connect: Callable[[str, int], bool],
         spill: str | None,
     ) -> None:
-        self._read_timeout = read_timeout
         self._cap, self._proxies, self._may_connect, self._spill = cap, proxies, may_connect, spill
         self.curl = curl = pycurl.Curl()
         options: dict[int, Any] = {
@@ -72,7 +72,7 @@ class Transfer:
             pycurl.HTTPHEADER: headers,
             pycurl.PATH_AS_IS: 1,
             pycurl.BUFFERSIZE: _BUFFER,
-            pycurl.CONNECTTIMEOUT_MS: max(1, round(1000 * read_timeout)),
+            pycurl.CONNECTTIMEOUT_MS: 2**31 - 1,  # no limit: it would count the wait for other connections to end
             pycurl.MAXFILESIZE_LARGE: cap,
             pycurl.OPENSOCKETFUNCTION: self._open_socket,
             pycurl.PREREQFUNCTION: self._connected,
@@ -102,7 +102,7 @@ class Transfer:
         self.problem: tuple[str, str] | None = None  # status and detail
         self.refused: str | None = None
         self.failure: OSError | None = None  # of the spill
-        self.heard: float | None = None  # when the connection was ready or something came; monotonic
+        self.heard: float | None = None  # when a connection was begun, was ready or something came; monotonic
         self.curl.setopt(pycurl.URL, url)
         if addresses is not None:
             self.curl.setopt(pycurl.RESOLVE, [addresses])
@@ -120,11 +120,15 @@ class Transfer:
         return bool(self.head) and not self.head[-1].strip()
 
     @property
+    def status(self) -> int:
+        """The HTTP status as the headers so far have it; 0 if they have none."""
+        status = _STATUS_LINE.match(self.head[0]) if self.head else None
+        return int(status[1]) if status else 0
+
+    @property
     def wanted(self) -> bool:
         """Whether the body of this answer is to be read."""
-        status = _STATUS_LINE.match(self.head[0]) if self.head else None
-        code = int(status[1]) if status else 0
-        return code == 200 or (self._every_body and code not in REDIRECTS)
+        return self.status == 200 or (self._every_body and self.status not in REDIRECTS)
 
     def why(self, code: int, words: str) -> tuple[str, str, bool]:
         """What a problem of curl's comes to: a status, one line for people, and whether another try may help."""
@@ -135,8 +139,10 @@ class Transfer:
         if code == pycurl.E_FILESIZE_EXCEEDED:
             return "too_large", f"more than {self._cap} bytes", False
         if code == pycurl.E_OPERATION_TIMEDOUT:
-            return "timeout", f"no connection after {self._read_timeout:g} s", False
-        detail = _PROBLEMS.get(code) or " ".join(words.split())[:200] or f"curl error {code}"
+            return "timeout", "no connection in time", False
+        if words.startswith("Too large response headers"):  # with the code of a broken connection
+            return "connection", "the headers are too large", False
+        detail = _PROBLEMS.get(code) or words or f"curl error {code}"
         return "bad_url" if code == pycurl.E_URL_MALFORMAT else "connection", detail, code in _RESETS
 
     def body(self) -> IO[bytes]:
@@ -145,15 +151,17 @@ class Transfer:
             self.problem = "corrupt", "content encoding: truncated"
         elif not self._size:
             self.problem = "empty", "no bytes"
-        file, self._file = self._file or io.BytesIO(b"".join(self._pieces)), None
-        file.seek(0)
+        file = self._file or io.BytesIO(b"".join(self._pieces))
+        file.seek(0)  # writes what is left; where that fails, `drop` closes it
+        self._file = None
         return file
 
     def drop(self) -> None:
         """Forget what came."""
         self._pieces.clear()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, again
+                self._file.close()
             self._file = None
 
     # -- called by curl; what they raise would be printed and lost ---------------------------------------------
@@ -175,9 +183,11 @@ class Transfer:
         except OSError:  # no IPv6 here, say
             return pycurl.SOCKET_BAD
         asyncio.get_running_loop().call_soon(opened.close)  # curl takes a duplicate
+        self.heard = time.monotonic()
         return opened
 
     def _connected(self, *_addresses: object) -> int:
+        self.refused = None  # that was another of its addresses
         self.heard = time.monotonic()
         return int(pycurl.PREREQFUNC_OK)
 
@@ -216,7 +226,9 @@ class Transfer:
             self.problem = "http_error", f"content encoding {encoding[:40]!r} was not asked for"
 
     def _keep(self, data: bytes) -> None:
-        if self._inflate is not None:
+        if self._inflate is not None and self._inflate.eof:
+            data = b""  # zlib would copy all that follows, with every piece of it
+        elif self._inflate is not None:
             data = self._inflate.decompress(data, self._cap - self._size + 1)
         self._size += len(data)
         if self._wire > self._cap or self._size > self._cap:
@@ -237,13 +249,14 @@ def headers(head: Sequence[bytes]) -> dict[str, str]:
     return {name.lower(): value.strip() for name, _, value in pairs}
 
 
-def _proxy_of(url: str) -> str:
+def _proxy_of(url: str) -> bytes:
     scheme, _, rest = url.partition("://")
     authority = rest.partition("/")[0]
     if urllib.request.proxy_bypass(authority):
-        return ""
+        return b""
     proxies = urllib.request.getproxies()
-    return proxies.get(scheme) or proxies.get("all") or ""
+    proxy: str = proxies.get(scheme) or proxies.get("all") or ""
+    return proxy.encode("utf-8", "surrogateescape")  # pycurl takes no text but ASCII
 
 
 def _certificates() -> dict[int, str]:

@@ -19,6 +19,11 @@ _VISIBLE_ASCII = string.digits + string.ascii_letters + string.punctuation
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PATH = re.compile(r"[^/?#]*//[^/?#]*([^#]*)")
 _ON_THE_WIRE = re.compile(r"[!-~]*")  # visible ASCII
+_HOST = re.compile(
+    r"[0-9a-z_][0-9a-z_.-]*"
+)  # else curl would decode it, or take it for a rule ("*", "-host") of its own
+_RAW_BYTES = re.compile("[\udc80-\udcff]")  # of a header, as surrogateescape leaves them
+_LONGEST = 1 << 16  # characters; curl takes 8 million, no server does
 
 
 class BadUrlError(ValueError):
@@ -50,18 +55,22 @@ def parse_url(url: str) -> Target:
         BadUrlError: not http or https, no host, a bad port, control characters, or a user name in it.
     """
     url = url.strip()
+    if len(url) > _LONGEST:
+        raise BadUrlError(f"longer than {_LONGEST} characters")
     try:
         text = url if _ON_THE_WIRE.fullmatch(url) else _encoded(url)
         parsed = URL(text, encoded=True)
         name, host, port, scheme = parsed.host, parsed.raw_host, parsed.port, parsed.scheme
     except BadUrlError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:  # IndexError: yarl's, of "a]b[c"
         raise BadUrlError(f"not an url: {error}") from None
     if scheme not in ("http", "https"):
         raise BadUrlError(f"scheme {scheme!r} is not http or https")
     if not host or not name or port is None:
         raise BadUrlError("no host in the url")
+    if ":" not in host and not _HOST.fullmatch(host.lower()):
+        raise BadUrlError("no host has such a name")
     if parsed.raw_user is not None or parsed.raw_password is not None:
         raise BadUrlError("a user name in the url")
     match = _PATH.match(text)
@@ -72,17 +81,24 @@ def parse_url(url: str) -> Target:
 def _encoded(url: str) -> str:
     if _CONTROL.search(url):
         raise BadUrlError("control characters in the url")
-    if not (urlsplit(url).hostname or "").isascii():
-        return str(URL(url))  # the host becomes punycode
+    authority = urlsplit(url).netloc
+    if not authority.isascii():
+        url = url.replace(authority, URL(f"http://{authority}").raw_authority, 1)  # the host becomes punycode
     return quote(url, safe=_VISIBLE_ASCII, errors="surrogateescape")  # raw bytes of a header too
 
 
 def join_url(base: str, target: str) -> str:
     """The url a redirect or a link on a page leads to, its bytes as given."""
+    target = _RAW_BYTES.sub(lambda raw: f"%{ord(raw[0]) & 0xFF:02X}", target)  # no file takes lone surrogates
     try:
         return str(URL(base, encoded=True).join(URL(target, encoded=True)))
-    except ValueError:
+    except (ValueError, IndexError):
         return target  # parse_url will say what is wrong with it
+
+
+def one_line(text: str) -> str:
+    """A stranger's words as a file and a terminal can take them: one short line of what can be printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())[:200]
 
 
 def mirrored(url: str, mirrors: Mapping[str, str]) -> str:

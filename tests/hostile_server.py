@@ -132,6 +132,7 @@ def gzip_bomb(mebibytes: int) -> bytes:
 
 
 JPEG = jpeg(7)
+STATUS_200 = answer(JPEG)
 STATIC = {
     "/large": answer(large_png()),
     "/ok": answer(JPEG),
@@ -181,6 +182,15 @@ STATIC = {
     "/ok-after-hints": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + answer(JPEG),
     "/big-404": answer(bytes(5_000_000), 404),
     "/cut-404": answer(b"gone", 404, Content_Length=1000),
+    "/status-tab": STATUS_200.replace(b" ", b"\t", 1),
+    "/status-glued": STATUS_200.replace(b"200 ", b"200"),
+    "/status-long": STATUS_200.replace(b"200", b"2000", 1),
+    "/status-small": STATUS_200.replace(b"HTTP", b"http"),
+    "/status-trailer": answer(Transfer_Encoding="chunked") + b"0\r\nHTTP/1.1 404 X: y\r\n\r\n",
+    "/words": answer(Transfer_Encoding="@x@, chunked").replace(b"@", b"\x85\x1b"),
+    "/redirect-brackets": answer(b"", 302, Location="http://a]b[x@"),
+    "/endless-trailers": answer(Transfer_Encoding="chunked") + b"1\r\nx\r\n0\r\n" + b"A: %s\r\n" % (b"b" * 4000) * 99,
+    "/gzip-junk": answer(gzip.compress(JPEG) + bytes(19_000_000), Content_Encoding="gzip"),
     "/cookie": answer(JPEG, Set_Cookie="a=b; Path=/"),
 }
 

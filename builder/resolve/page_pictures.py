@@ -51,7 +51,7 @@ def main_picture(page: bytes, url: str, charset: str = "utf-8") -> str | None:
 
     try:
         text = page.decode(charset, "replace")
-    except LookupError:  # a charset nobody knows
+    except (LookupError, ValueError):  # a charset nobody knows, or that is none: idna, undefined
         text = page.decode("utf-8", "replace")
     tree = LexborHTMLParser(text)
     for candidate in _candidates(tree):

@@ -310,7 +310,10 @@ def _charset(answer: Answer) -> str:
 
 
 def _origin(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # of a redirect; no request will be made
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 
