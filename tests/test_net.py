@@ -371,7 +371,7 @@ def test_what_follows_a_compressed_body_costs_nothing(server: LoopbackServer) ->
     began = time.process_time()
     fetch = dataclasses.replace(limits(server), max_bytes=20_000_000, timeout=30.0)
     assert get(f"{server.origin}/gzip-junk", fetch)[1] == JPEG
-    assert time.process_time() - began < 2  # zlib alone would take 10 s, with the event loop standing still
+    assert time.process_time() - began < 0.5  # zlib copies what it does not read, all of it with every piece
 
 
 def test_waiting_for_a_connection_is_no_silence(server: LoopbackServer) -> None:

@@ -94,7 +94,9 @@ def test_main_picture_is_found_where_pages_keep_it(name: str) -> None:
     assert main_picture(page.encode(), "https://shop.example/dp/B01") == expected
 
 
-@given(st.binary(), st.sampled_from(["utf-8", "shift_jis", "latin-1", "no such charset"]))
+@given(
+    st.binary(), st.sampled_from(["utf-8", "shift_jis", "latin-1", "no such charset", "idna", "undefined", "\udcff"])
+)
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_a_page(page: bytes, charset: str) -> None:
     assert main_picture(page, "https://shop.example/", charset) is None
@@ -388,6 +390,20 @@ def test_pages_never_lead_into_the_own_network(server: LoopbackServer, tmp_path:
     with scripted(answer(b"", 404), lambda request, times: answer(b"", 302, Location=target)) as other:
         resolve(recipe(other), sampled(tmp_path, "AWAY"))
     assert (server.requests, results(tmp_path)["AWAY"][0]) == ([], "error")
+
+
+@pytest.mark.parametrize(
+    ("location", "status"),
+    [("/caf@", "ok"), ("http://@h/", "error"), ("http://a]b[x@", "error"), ("http://[::1/", "error")],
+)
+def test_redirects_to_no_url_are_results(tmp_path: Path, location: str, status: str) -> None:
+    def page(request: Request, times: int) -> bytes:
+        moved = answer(b"", 302, Location=location).replace(b"@", b"\xe9")  # no UTF-8
+        return moved if request.path == "/dp/OK" else shown(PICTURE)
+
+    with scripted(answer(b"", 404), page) as server:
+        resolve(recipe(server), sampled(tmp_path, "OK"))
+        assert results(tmp_path)["OK"][0] == status
 
 
 def test_two_requests_are_never_closer_than_the_delay(tmp_path: Path) -> None:
