@@ -230,7 +230,8 @@ async def _addresses(host: str, port: int) -> str | None:
     except ValueError:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     spelled = (f"[{where[0]}]" if family == socket.AF_INET6 else str(where[0]) for family, _, _, _, where in found)
-    return f"{host}:{port}:{','.join(dict.fromkeys(spelled))}"
+    # "+": curl forgets it after a minute; it looks through all it knows for every request
+    return f"+{host}:{port}:{','.join(dict.fromkeys(spelled))}"
 
 
 def _heed(lookup: asyncio.Task[str | None]) -> None:

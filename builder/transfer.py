@@ -88,7 +88,7 @@ class Transfer:
 
         Args:
             url: every byte of its path and query is sent as it is.
-            addresses: "host:port:address,…" as the name service said; None leaves the question to curl.
+            addresses: "+host:port:address,…" as the name service said; None leaves the question to curl.
             allowed: the recipe allows its host to be anywhere.
             every_body: read the bodies of other answers than 200 too.
         """
@@ -107,7 +107,9 @@ class Transfer:
         if addresses is not None:
             self.curl.setopt(pycurl.RESOLVE, [addresses])
         if self._proxies:
-            self.curl.setopt(pycurl.PROXY, _proxy_of(url))
+            proxy = _proxy_of(url)
+            self._allowed = allowed and not proxy  # else others would find a connection to a proxy that is not
+            self.curl.setopt(pycurl.PROXY, proxy)
 
     @property
     def code(self) -> int:

@@ -585,6 +585,9 @@ def test_environment_proxies_are_ignored_unless_asked(
     url = "http://h.example/x"
     assert get(url, limits(server, trust_env=True))[0].status == "refused"
     assert private.requests == []
+    behind = dataclasses.replace(limits(server, trust_env=True), allow_hosts=("h.example:80",))
+    assert get(url, behind)[0].status == "refused"
+    assert private.requests == []
     assert get(url, limits(private, trust_env=True))[1] == JPEG
     assert private.requests.pop().path == url
 
