@@ -33,7 +33,7 @@ _PROBLEMS = {  # curl's words say how long it took, so no two runs would record 
     pycurl.E_SEND_ERROR: "the connection broke",
     pycurl.E_UNSUPPORTED_PROTOCOL: "the answer is no HTTP",
     pycurl.E_COULDNT_RESOLVE_PROXY: "the environment's proxy is unknown, or no url",  # curl's words tell its password
-    100: "the headers are too large",
+    100: "the headers are too large",  # CURLE_TOO_LARGE, which pycurl has no name for
 }
 _RESETS = (pycurl.E_GOT_NOTHING, pycurl.E_PARTIAL_FILE, pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR)
 

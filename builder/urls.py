@@ -19,9 +19,7 @@ _VISIBLE_ASCII = string.digits + string.ascii_letters + string.punctuation
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PATH = re.compile(r"[^/?#]*//[^/?#]*([^#]*)")
 _ON_THE_WIRE = re.compile(r"[!-~]*")  # visible ASCII
-_HOST = re.compile(
-    r"[0-9a-z_][0-9a-z_.-]*"
-)  # else curl would decode it, or take it for a rule ("*", "-host") of its own
+_HOST = re.compile(r"[0-9a-z_][0-9a-z_.-]*")  # others curl would decode, or take for rules of its own ("*", "-host")
 _RAW_BYTES = re.compile("[\udc80-\udcff]")  # of a header, as surrogateescape leaves them
 _LONGEST = 1 << 16  # characters; curl takes 8 million, no server does
 
