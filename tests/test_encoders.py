@@ -367,7 +367,11 @@ def test_a_failing_model_is_told(encoder: Encoder, monkeypatch: pytest.MonkeyPat
         encoder.encode_text(["a"])
 
 
-def test_pictures_are_read_only_a_few_batches_ahead(encoder: Encoder) -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_pictures_are_read_only_a_few_batches_ahead(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    monkeypatch.setattr(Encoder, "on_gpu", property(lambda self: on_gpu))
     read, done = [0], [0]
     furthest = [0]
     features = encoder._features
@@ -388,6 +392,13 @@ def test_pictures_are_read_only_a_few_batches_ahead(encoder: Encoder) -> None:
     finally:
         del encoder.__dict__["_features"]
     assert furthest[0] <= 4 * 2 + 1
+
+
+def test_pictures_prepared_beside_the_network_come_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [*ODD_PICTURES.values()] * 3
+    in_turns = encoder.encode_images(images, batch_size=2, threads=3)
+    monkeypatch.setattr(Encoder, "on_gpu", property(lambda self: True))
+    assert np.array_equal(encoder.encode_images(images, batch_size=2, threads=3), in_turns)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
