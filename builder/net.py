@@ -172,9 +172,7 @@ class Client:
         except (OSError, UnicodeError) as error:
             return Answer("connection", url, detail=f"{type(error).__name__}: {error}")
         transfer = self._idle.pop() if self._idle else self._transfer()
-        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        plain = f"{target.scheme}://{authority}{target.path}"
-        transfer.begin(plain, addresses=addresses, allowed=allowed, every_body=every_body)
+        transfer.begin(target.origin, target.path, addresses=addresses, allowed=allowed, every_body=every_body)
         try:
             return await self._transferred(request, transfer, url)
         finally:

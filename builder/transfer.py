@@ -70,7 +70,6 @@ class Transfer:
             pycurl.PROXY: "",  # none, whatever the environment says
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
             pycurl.HTTPHEADER: headers,
-            pycurl.PATH_AS_IS: 1,
             pycurl.BUFFERSIZE: _BUFFER,
             pycurl.CONNECTTIMEOUT_MS: 2**31 - 1,  # no limit: it would count the wait for other connections to end
             pycurl.MAXFILESIZE_LARGE: cap,
@@ -83,16 +82,17 @@ class Transfer:
         for option, value in options.items():
             curl.setopt(option, value)
 
-    def begin(self, url: str, *, addresses: str | None, allowed: bool, every_body: bool) -> None:
+    def begin(self, origin: str, path: str, *, addresses: str | None, allowed: bool, every_body: bool) -> None:
         """Get ready for a request.
 
         Args:
-            url: every byte of its path and query is sent as it is.
+            origin: "scheme://host", and ":port" if it is not the scheme's own.
+            path: with the query; sent as it is, whereas curl would change "%7c" in an url to "%7C".
             addresses: "+host:port:address,…" as the name service said; None leaves the question to curl.
             allowed: the recipe allows its host to be anywhere.
             every_body: read the bodies of other answers than 200 too.
         """
-        self._allowed, self._every_body = allowed, every_body
+        self._every_body = every_body
         self.head: list[bytes] = []  # the lines of the last answer up to the empty one
         self._pieces: list[bytes] = []  # of the body
         self._file: IO[bytes] | None = None  # where pieces go when there are many
@@ -103,13 +103,13 @@ class Transfer:
         self.refused: str | None = None
         self.failure: OSError | None = None  # of the spill
         self.heard: float | None = None  # when a connection was begun, was ready or something came; monotonic
-        self.curl.setopt(pycurl.URL, url)
+        proxy = _proxy_of(origin) if self._proxies else b""
+        self._allowed = allowed and not proxy  # else others would find a connection to a proxy that is not
+        self.curl.setopt(pycurl.URL, origin)
+        self.curl.setopt(pycurl.PROXY, proxy)
+        self.curl.setopt(pycurl.REQUEST_TARGET, origin + path if proxy and origin.startswith("http:") else path)
         if addresses is not None:
             self.curl.setopt(pycurl.RESOLVE, [addresses])
-        if self._proxies:
-            proxy = _proxy_of(url)
-            self._allowed = allowed and not proxy  # else others would find a connection to a proxy that is not
-            self.curl.setopt(pycurl.PROXY, proxy)
 
     @property
     def code(self) -> int:
@@ -251,9 +251,8 @@ def headers(head: Sequence[bytes]) -> dict[str, str]:
     return {name.lower(): value.strip() for name, _, value in pairs}
 
 
-def _proxy_of(url: str) -> bytes:
-    scheme, _, rest = url.partition("://")
-    authority = rest.partition("/")[0]
+def _proxy_of(origin: str) -> bytes:
+    scheme, _, authority = origin.partition("://")
     if urllib.request.proxy_bypass(authority):
         return b""
     proxies = urllib.request.getproxies()

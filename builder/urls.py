@@ -45,6 +45,13 @@ class Target(NamedTuple):
     port: int
     path: str
 
+    @property
+    def origin(self) -> str:
+        """Scheme and host, and the port unless it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        own = self.port == {"http": 80, "https": 443}[self.scheme]
+        return f"{self.scheme}://{host}" if own else f"{self.scheme}://{host}:{self.port}"
+
 
 def parse_url(url: str) -> Target:
     """An url as it goes on the wire: every published byte stays, what HTTP cannot carry is percent-encoded.

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import trustme
 from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from builder.addresses import why_refused
@@ -97,6 +97,8 @@ def test_parts_of_an_url() -> None:
     assert parse_url("HTTP://H.example:8080") == ("http", "h.example", "h.example", 8080, "/")
     assert parse_url("https://h.example?") == ("https", "h.example", "h.example", 443, "/?")
     assert parse_url("http://[::1]/a?b/c#d") == ("http", "::1", "::1", 80, "/a?b/c")
+    assert parse_url("http://[::1]:443/").origin == "http://[::1]:443"
+    assert parse_url("https://H.example:443/a").origin == "https://h.example"
 
 
 def test_what_http_cannot_carry_is_encoded() -> None:
@@ -310,6 +312,7 @@ def test_redirects_keep_bytes_that_are_no_ascii(server: LoopbackServer) -> None:
 
 
 @given(st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#")), max_size=5))
+@example(["%a0%7c", "..", ".", "", "?%c3?"])  # curl's own way would be /%A0%7C/…
 @settings(max_examples=100, deadline=None)
 def test_paths_arrive_byte_for_byte(server: LoopbackServer, parts: list[str]) -> None:
     path = "/x" + "/".join(parts)
