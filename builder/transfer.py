@@ -107,7 +107,10 @@ class Transfer:
         self._allowed = allowed and not proxy  # else others would find a connection to a proxy that is not
         self.curl.setopt(pycurl.URL, origin)
         self.curl.setopt(pycurl.PROXY, proxy)
-        self.curl.setopt(pycurl.REQUEST_TARGET, origin + path if proxy and origin.startswith("http:") else path)
+        whole = (
+            proxy and not proxy.startswith(b"socks") and origin.startswith("http:")
+        )  # else it is only passed through
+        self.curl.setopt(pycurl.REQUEST_TARGET, origin + path if whole else path)
         if addresses is not None:
             self.curl.setopt(pycurl.RESOLVE, [addresses])
 

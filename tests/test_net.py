@@ -608,6 +608,34 @@ def test_environment_proxies_are_ignored_unless_asked(
     assert private.requests.pop().path == url
 
 
+def test_a_socks_proxy_passes_requests_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[bytes] = []
+
+    async def run() -> Answer:
+        async def socks5(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            _, methods = await reader.readexactly(2)  # RFC 1928
+            await reader.readexactly(methods)
+            writer.write(b"\x05\x00")
+            _, _, _, _, length = await reader.readexactly(5)
+            await reader.readexactly(length + 2)  # a name and a port
+            writer.write(b"\x05\x00\x00\x01" + bytes(6))
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(STATIC["/404"])
+            await writer.drain()
+            writer.close()
+
+        running = await asyncio.start_server(socks5, "127.0.0.1", 0)
+        async with running:
+            port = running.sockets[0].getsockname()[1]
+            monkeypatch.setenv("all_proxy", f"socks5h://127.0.0.1:{port}")
+            fetch = Fetch(allow_hosts=(f"127.0.0.1:{port}",), trust_env=True)
+            async with Client(fetch, accept="*/*") as client:
+                return await client.get("http://h.example/x%7c")
+
+    assert asyncio.run(run()).status == "not_found"
+    assert heads[0].startswith(b"GET /x%7c HTTP/1.1\r\n")
+
+
 def test_requests_are_honest_and_plain(server: LoopbackServer) -> None:
     get(f"{server.origin}/cookie?a=%7C|", limits(server))
     get(f"{server.origin}/ok", limits(server))
