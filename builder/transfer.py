@@ -107,9 +107,8 @@ class Transfer:
         self._allowed = allowed and not proxy  # else others would find a connection to a proxy that is not
         self.curl.setopt(pycurl.URL, origin)
         self.curl.setopt(pycurl.PROXY, proxy)
-        whole = (
-            proxy and not proxy.startswith(b"socks") and origin.startswith("http:")
-        )  # else it is only passed through
+        # a proxy that reads requests wants the whole url; SOCKS, and tunnels to https, pass them through
+        whole = proxy and origin.startswith("http:") and not proxy.startswith(b"socks")
         self.curl.setopt(pycurl.REQUEST_TARGET, origin + path if whole else path)
         if addresses is not None:
             self.curl.setopt(pycurl.RESOLVE, [addresses])
@@ -251,7 +250,7 @@ class Transfer:
 def headers(head: Sequence[bytes]) -> dict[str, str]:
     """The headers among the lines of an answer's head, by their names in lower case; of equal names the first."""
     pairs = [line.decode("utf-8", "surrogateescape").partition(":") for line in reversed(head[1:])]
-    return {name.lower(): value.strip() for name, _, value in pairs}
+    return {name.lower(): value.strip() for name, colon, value in pairs if colon}
 
 
 def _proxy_of(origin: str) -> bytes:
