@@ -83,8 +83,7 @@ class Client:
 
     def __init__(self, limits: Fetch, *, accept: str, contact: str = "", spill: Path | None = None) -> None:
         self._limits = limits
-        self._spill = str(spill) if spill else None
-        self._spills = spill or Path(tempfile.gettempdir())
+        self._spill = spill or Path(tempfile.gettempdir())
         self._allowed = frozenset(_host_port(entry) for entry in limits.allow_hosts)
         self._requests: set[_Request] = set()
         self._idle: list[Transfer] = []
@@ -191,7 +190,7 @@ class Client:
         finally:
             request.coming = request.transfer = None
             self._idle.append(transfer)
-        with telling_disk(self._spills):
+        with telling_disk(self._spill):
             return _outcome(transfer, url, problem)
 
     def _transfer(self) -> Transfer:

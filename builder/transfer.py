@@ -13,6 +13,7 @@ import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from builder.addresses import why_refused
@@ -61,13 +62,12 @@ class Transfer:
         cap: int,
         proxies: bool,
         may_connect: Callable[[str, int], bool],
-        spill: str | None,
+        spill: Path,
     ) -> None:
         self._cap, self._proxies, self._may_connect, self._spill = cap, proxies, may_connect, spill
         self.curl = curl = pycurl.Curl()
         options: dict[int, Any] = {
             pycurl.NOSIGNAL: 1,
-            pycurl.PROXY: "",  # none, whatever the environment says
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
             pycurl.HTTPHEADER: headers,
             pycurl.BUFFERSIZE: _BUFFER,
@@ -106,7 +106,7 @@ class Transfer:
         proxy = _proxy_of(origin) if self._proxies else b""
         self._allowed = allowed and not proxy  # else others would find a connection to a proxy that is not
         self.curl.setopt(pycurl.URL, origin)
-        self.curl.setopt(pycurl.PROXY, proxy)
+        self.curl.setopt(pycurl.PROXY, proxy)  # if empty none, whatever the environment says
         # a proxy that reads requests wants the whole url; SOCKS, and tunnels to https, pass them through
         whole = proxy and origin.startswith("http:") and not proxy.startswith(b"socks")
         self.curl.setopt(pycurl.REQUEST_TARGET, origin + path if whole else path)

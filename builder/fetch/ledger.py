@@ -79,9 +79,8 @@ class Ledger:
         Raises:
             DiskError: no space left.
         """
-        # few calls for many rows: each would wait its turn for the lock on the interpreter
-        sha256s = [data and hashlib.sha256(data).hexdigest() for _, data in results]
-        outcomes = [(*outcome[:4], sha256, *outcome[5:]) for (outcome, _), sha256 in zip(results, sha256s, strict=True)]
+        sha256s = [hashlib.sha256(data).hexdigest() if data else None for _, data in results]
+        outcomes = [outcome._replace(sha256=sha256) for (outcome, _), sha256 in zip(results, sha256s, strict=True)]
         pictures = {sha256: data for (_, data), sha256 in zip(results, sha256s, strict=True) if sha256 and data}
         with telling_disk(self.spool), transaction(self._db):
             marks = ", ".join("?" * len(pictures))

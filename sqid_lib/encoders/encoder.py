@@ -133,8 +133,11 @@ class Encoder:
         good: list[NDArray[np.bool_]] = []
 
         def outputs() -> Iterator[torch.Tensor]:
-            ahead = _batches(_ahead(prepare, images, threads, 3 * size), size)
-            for batch in ahead if self.on_gpu else _in_turns(prepare, images, threads, size):
+            if self.on_gpu:
+                batches = _batches(_ahead(prepare, images, threads, 3 * size), size)
+            else:
+                batches = _in_turns(prepare, images, threads, size)
+            for batch in batches:
                 good.append(np.array([inputs is not None for inputs in batch]))
                 if good[-1].any():
                     yield self._halving(self._forward_images, [inputs for inputs in batch if inputs is not None])
