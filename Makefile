@@ -16,7 +16,7 @@ test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m slow
 
 test-compat: $(COMPAT)/.installed
-	$(COMPAT)/bin/python -m pytest -m compat tests/test_sqid.py tests/test_schemas.py tests/test_release.py
+	$(COMPAT)/bin/python -m pytest -m compat tests/test_sqid.py tests/sqid_lib/test_schemas.py tests/builder/release/test_release.py
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

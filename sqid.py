@@ -15,9 +15,10 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from sqid_lib import loading, schemas, sources
+from sqid_lib import schemas, sources
 from sqid_lib.errors import DiskError, SqidError, UsageError
-from sqid_lib.selection import Selection
+from sqid_lib.joined import rows as joined
+from sqid_lib.joined.selection import Selection
 
 _CITATION = """\
 @article{ghossein2024sqid,
@@ -103,7 +104,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             if kwargs.get(option) is not None:
                 kwargs[option] = _place(kwargs[option])
         self._files, self._trouble = self._find(config_name or schemas.DEFAULT_CONFIG, kwargs, cache_dir)
-        key = "-".join(filter(None, [hash, loading.fingerprint(self._files)]))
+        key = "-".join(filter(None, [hash, joined.fingerprint(self._files)]))
         try:
             super().__init__(
                 cache_dir=cache_dir, dataset_name=dataset_name or "sqid", config_name=config_name, hash=key, **kwargs
@@ -118,7 +119,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         esci = options.get("esci") or sources.ESCI_URL
         artifacts = options.get("artifacts") or sources.SQID_URL
         try:
-            return loading.find_files(config, esci, artifacts, cache_dir), None
+            return joined.find_files(config, esci, artifacts, cache_dir), None
         except SqidError as error:  # told when the rows are asked for: a builder also answers questions without files
             return {}, error
 
@@ -136,23 +137,23 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             raise self._trouble
         config: SqidConfig = self.config
         streaming = bool(dl_manager.is_streaming)
-        files = loading.local_paths(self._files, self._cache_dir_root, dl_manager.download_config, streaming=streaming)
-        memory, version = 0 if streaming else loading.MEMORY, loading.fingerprint(self._files)
+        files = joined.local_paths(self._files, self._cache_dir_root, dl_manager.download_config, streaming=streaming)
+        memory, version = 0 if streaming else joined.MEMORY, joined.fingerprint(self._files)
         scratch = os.path.join(self._cache_dir_root, "sqid-scratch")  # noqa: PTH118
         plans = {
-            split: loading.Plan(config.name, cut, files, config.artifacts_locale, scratch, memory, version)
-            for split, cut in loading.splits(config.name, config.selection()).items()
+            split: joined.Plan(config.name, cut, files, config.artifacts_locale, scratch, memory, version)
+            for split, cut in joined.splits(config.name, config.selection()).items()
         }
-        width = loading.width(next(iter(plans.values())))
+        width = joined.width(next(iter(plans.values())))
         self.info.features = schemas.config_features(config.name, width)
-        shards = list(range(loading.SHARDS))  # a list: what datasets shares out among workers and nodes
+        shards = list(range(joined.SHARDS))  # a list: what datasets shares out among workers and nodes
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards, "plan": plan})
             for split, plan in plans.items()
         ]
 
-    def _generate_tables(self, shards: list[int], plan: loading.Plan) -> Iterator[tuple[str, pa.Table]]:
-        for i, table in enumerate(loading.tables(plan, list(shards))):
+    def _generate_tables(self, shards: list[int], plan: joined.Plan) -> Iterator[tuple[str, pa.Table]]:
+        for i, table in enumerate(joined.tables(plan, list(shards))):
             yield f"{shards[0]}-{i}", table
 
     def _as_dataset(self, split: Any = "train", in_memory: bool = False) -> datasets.Dataset:

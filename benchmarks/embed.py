@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from sqid_lib.encoders import Encoder, load_encoder
-from sqid_lib.pictures import decode
+from sqid_lib.images import decode
 
 # hidden, intermediate, layers, heads of text and vision; patch; projection width: configs of openai/clip-vit-*
 ARCHITECTURES = {

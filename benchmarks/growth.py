@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder import parquet
+from builder.release import files
 from sqid_lib import schemas
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -94,7 +94,7 @@ def write_released(root: Path, table: pa.Table) -> None:
     """The two configs with the writer of a release."""
     for config in (schemas.URLS, schemas.FEATURES):
         schema = schemas.config_schema(config)
-        parquet.write_shards(root, config, "test", [table.select(schema.names)], schema, rows=table.num_rows)
+        files.write_shards(root, config, "test", [table.select(schema.names)], schema, rows=table.num_rows)
 
 
 def write_plain(root: Path, table: pa.Table) -> None:
@@ -103,7 +103,7 @@ def write_plain(root: Path, table: pa.Table) -> None:
         path = root / schemas.shard_name(config, "test", 0, 1)
         path.parent.mkdir(parents=True)
         names = schemas.config_schema(config).names
-        size = parquet.VECTOR_GROUP_ROWS if config == schemas.FEATURES else parquet.TEXT_GROUP_ROWS
+        size = files.VECTOR_GROUP_ROWS if config == schemas.FEATURES else files.TEXT_GROUP_ROWS
         pq.write_table(table.select(names), path, compression="zstd", row_group_size=size)
 
 

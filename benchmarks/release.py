@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from builder import card, manifest
-from builder.parquet import write_shards
 from builder.recipe import Esci, Recipe, Release
+from builder.release import card, manifest
+from builder.release.files import write_shards
 from builder.validate import validate
 from sqid_lib import schemas
 

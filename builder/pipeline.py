@@ -10,11 +10,11 @@ from pathlib import Path
 
 import filelock
 
-from builder.atomic import replacing
 from builder.recipe import Recipe
 from builder.sample import esci_files, sample
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, ReleaseError, StageError, UsageError
+from sqid_lib.files import replacing
 
 STAGES = ("sample", "resolve", "fetch", "embed", "release", "validate")
 _FROM_ARTIFACTS = ("sample", "release", "validate")
@@ -147,7 +147,7 @@ def _release_key(recipe: Recipe, work: Path) -> str:
             files.append((str(path.relative_to(work)), known))
     artifacts: list[object] = []
     if recipe.artifacts:
-        from builder.release import artifact_files
+        from builder.release.stage import artifact_files
 
         artifacts = [(f.url, f.version) for found in artifact_files(recipe).values() for f in found]
     settings = {k: v for k, v in recipe.to_dict().items() if k not in ("resolve", "fetch")}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqid_lib.errors import MissingFileError, RecipeError, UsageError
-from sqid_lib.selection import Selection
+from sqid_lib.joined.selection import Selection
 
 
 @dataclass(frozen=True)

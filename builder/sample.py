@@ -9,11 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.atomic import replacing
 from builder.recipe import Expect, Recipe
-from sqid_lib import schemas, selection, sources
+from sqid_lib import schemas, sources
 from sqid_lib.errors import CountError
-from sqid_lib.tables import conform
+from sqid_lib.files import replacing
+from sqid_lib.joined import selection
+from sqid_lib.tables.reader import conform
 
 _COLUMNS = ("example_id", "query", "query_id", "product_id", "product_locale", "esci_label", "split")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, log_softmax
 
 from sqid_lib import EmbeddingStore
-from sqid_lib.batches import ListBatch
+from sqid_lib.streams.batches import ListBatch
 
 
 class Fusion(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from train_fusion import compare, ndcg
 
 from sqid_lib import EmbeddingStore
-from sqid_lib.batches import ListBatch, NegativeBatch
+from sqid_lib.streams.batches import ListBatch, NegativeBatch
 
 
 class Towers(nn.Module):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqid_lib import evaluation
     from sqid_lib.encoders import load_encoder
-    from sqid_lib.hub_stream import stream_pairs
     from sqid_lib.store import EmbeddingStore
+    from sqid_lib.streams.open import stream_pairs
 
 __all__ = ["EmbeddingStore", "evaluation", "load_encoder", "stream_pairs"]
 
-_HOMES = {"EmbeddingStore": "store", "load_encoder": "encoders", "stream_pairs": "hub_stream"}
+_HOMES = {"EmbeddingStore": "store", "load_encoder": "encoders", "stream_pairs": "streams.open"}
 
 
 def __getattr__(name: str) -> Any:

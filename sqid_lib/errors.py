@@ -193,3 +193,9 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     return MissingExtraError(
         f"the package {package!r} is needed {purpose}", fix=f'Install it with: pip install "sqid[{extra}]"'
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, at most 200 characters."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from builder import cli, demo, pipeline, recipe
+from builder import demo, pipeline, recipe
+from builder.cli.main import _parser
 from sqid_lib import schemas
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def test_each_command_is_understood(folder: Path) -> None:
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sqid ")]
     assert {command[0] for command in commands} == {"build", "validate", "push", "evaluate"}
     for command in commands:
-        cli._parser().parse_args(command)
+        _parser().parse_args(command)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {line.split()[1] for line in lines if line.startswith("make ")} <= set(targets)
 

@@ -15,7 +15,6 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.atomic import replacing
 from builder.demo.catalogue import (
     BRANDS,
     COLOURS,
@@ -33,6 +32,7 @@ from builder.demo.catalogue import (
     title,
 )
 from sqid_lib import schemas
+from sqid_lib.files import replacing
 
 HOST = "https://images.shop.example/"  # RFC 2606: belongs to nobody; recipes map it to a loopback server
 AMAZON = "https://m.media-amazon.com/"  # only for the placeholder and generic pictures; mapped likewise
@@ -242,7 +242,7 @@ def _image_urls(listings: list[Listing], pictures: Path, seed: int) -> list[tupl
         elif i % 67 == 13 and last:
             url = last  # two products, one picture
         elif not path.exists():
-            from builder.demo.pictures import draw
+            from builder.demo.drawings import draw
 
             side = 192 if i % 5 else 256
             picture = draw(x.item.look, rng, (side, 192))
@@ -262,7 +262,7 @@ def _image_id(x: Listing) -> str:
 
 
 def _draw_backdrop(pictures: Path) -> None:
-    from builder.demo.pictures import backdrop
+    from builder.demo.drawings import backdrop
 
     path = pictures / schemas.GENERIC_IMAGE_URL.removeprefix(AMAZON)
     if not path.exists():

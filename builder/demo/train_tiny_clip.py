@@ -154,7 +154,7 @@ def draw_all(seen: Sequence[Look], pictures: int, rng: Random, image_processor: 
     """`pictures` drawings of each look through the image processor: float32 [looks * pictures, 3, SIDE, SIDE]."""
     import torch
 
-    from builder.demo.pictures import draw
+    from builder.demo.drawings import draw
 
     drawn = []
     for look in seen:

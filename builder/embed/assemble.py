@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.embed import shards
-from builder.embed.encode import PICTURES, TEXTS, fixed_lists
+from builder.embed.encode import PICTURES, TEXTS
 from builder.embed.inputs import QUERIES, Items, Part
 from builder.embed.local import Floats
 from builder.embed.shards import Shard
 from sqid_lib import schemas
+from sqid_lib.tables.vector_columns import fixed_lists
 
 _KEPT = 64  # item shards in memory at once: 64 × 2,000 vectors of 768 floats are 0.4 GB
 

@@ -15,6 +15,7 @@ from builder.embed.local import Floats, Tick
 from builder.embed.shards import Shard
 from sqid_lib import schemas
 from sqid_lib.errors import EncoderError
+from sqid_lib.tables.vector_columns import fixed_lists
 
 TEXTS, PICTURES = "texts", "pictures"
 
@@ -86,13 +87,6 @@ def _map(vectors: Callable[[Sequence[str]], Floats], items: Sequence[str], width
         )
     flat = mapped.data.column("vector").combine_chunks().flatten()
     return np.array(flat, np.float32).reshape(len(items), width)
-
-
-def fixed_lists(matrix: Floats, null: np.ndarray | None = None) -> pa.FixedSizeListArray:
-    """float32 [N, D] as N fixed-size lists; null where `null` is true."""
-    flat = pa.array(np.ascontiguousarray(matrix, np.float32).reshape(-1))
-    mask = None if null is None else pa.array(null)
-    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1], mask=mask)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from builder.recipe import Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import CountError, IntegrityError
-from sqid_lib.tables import read_parquet
+from sqid_lib.tables.reader import read_parquet
 
 PRODUCTS, SUPP, QUERIES = "products", "supp", "queries"
 _AGAIN = "Run the sample, resolve and fetch stages again."

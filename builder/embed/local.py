@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.embed.pictures import Pictures
+from builder.embed.stored_images import Pictures
 from builder.recipe import Recipe
 from sqid_lib.errors import missing_extra
-from sqid_lib.pictures import PictureError, decode
+from sqid_lib.images import PictureError, decode
 
 if TYPE_CHECKING:
     from PIL import Image

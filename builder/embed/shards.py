@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.atomic import replacing
 from sqid_lib.errors import DiskError
+from sqid_lib.files import replacing
 
 _NAME = re.compile(r"[a-z]+-\d{5}\.parquet")
 _TORN = re.compile(r"\.[a-z]+-\d{5}\.parquet\.\d+\.part")  # what a killed process leaves of `replacing`

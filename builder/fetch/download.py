@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from builder.fetch.decoders import Checked, Decoders
 from builder.fetch.keeper import Keeper
 from builder.fetch.ledger import Outcome
-from builder.net import ACCEPT_PICTURES, Answer, Client
-from builder.pictures import Checked, Decoders
+from builder.http.client import ACCEPT_PICTURES, Answer, Client
+from builder.http.urls import mirrored
 from builder.progress import Progress
 from builder.recipe import Fetch
-from builder.urls import mirrored
 from sqid_lib.errors import FetchError
 
 _WAITING = 4  # workers per connection: so that a host that asks for peace does not keep connections idle

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
+from builder.fetch.decoders import environment
 from builder.fetch.ledger import Outcome
-from builder.pictures import environment
 from sqid_lib import errors
 
 _BATCH = 8  # results worth a message; fewer wait

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from builder.ledger import open_ledger, telling_disk, transaction
+from builder.database import open_ledger, telling_disk, transaction
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (

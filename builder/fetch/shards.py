@@ -12,9 +12,9 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.atomic import replacing, sync
 from builder.fetch.ledger import Ledger
 from sqid_lib import schemas
+from sqid_lib.files import replacing, sync
 
 _GROUP_BYTES = 8 << 20  # of pictures in one row group
 _GROUP_ROWS = 128

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.atomic import replacing
+from builder.database import telling_disk
 from builder.fetch.download import download
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
-from builder.ledger import telling_disk
 from builder.progress import Progress
 from builder.recipe import Fetch, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import DiskError, UsageError
-from sqid_lib.tables import open_parquet, telling
+from sqid_lib.files import replacing
+from sqid_lib.tables.reader import open_parquet, telling
 
 _FOLDER = "fetch"
 _BATCH = 4_096  # products or urls handled at once

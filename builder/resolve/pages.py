@@ -14,16 +14,16 @@ from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 
-from builder.ledger import open_ledger, telling_disk, transaction
-from builder.net import ACCEPT_PAGES, Answer, Client
+from builder.database import open_ledger, telling_disk, transaction
+from builder.http.client import ACCEPT_PAGES, Answer, Client
+from builder.http.transfer import REDIRECTS
+from builder.http.urls import join_url, mirrored
 from builder.progress import Progress
 from builder.recipe import Fetch, Pages
-from builder.resolve.page_pictures import is_captcha, main_picture
-from builder.transfer import REDIRECTS
-from builder.urls import join_url, mirrored
+from builder.resolve.page_images import is_captcha, main_picture
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, RecipeError, missing_extra
-from sqid_lib.image_status import image_status
+from sqid_lib.joined.image_status import image_status
 
 if TYPE_CHECKING:
     from protego import Protego

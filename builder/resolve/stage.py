@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.atomic import replacing
 from builder.progress import Progress
 from builder.recipe import Recipe
 from builder.resolve.tables import image_urls
 from sqid_lib import schemas
 from sqid_lib.errors import UsageError
-from sqid_lib.image_status import image_status
-from sqid_lib.tables import read_parquet
+from sqid_lib.files import replacing
+from sqid_lib.joined.image_status import image_status
+from sqid_lib.tables.reader import read_parquet
 
 _RETRIABLE = ("missing", "blocked", "error")
 _KEY = pa.schema([("product_id", pa.string()), ("product_locale", pa.string())])

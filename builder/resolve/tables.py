@@ -20,8 +20,9 @@ from sqid_lib.errors import (
     HtmlPageError,
     LfsPointerError,
     SchemaError,
+    first_line,
 )
-from sqid_lib.tables import column_names, first_line, read_table, telling
+from sqid_lib.tables.reader import column_names, read_table, telling
 
 _JSON_LINES = re.compile(r"\.(?:jsonl?|ndjson)(?:\.(?:gz|bz2|zst|zstd))?$", re.IGNORECASE)
 _CODECS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "zstd": "zstd"}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from builder import manifest
+from builder.release import manifest
 from builder.validate.claims import check_card, check_manifest
 from builder.validate.classic import check_classic
 from builder.validate.files import check_files, check_kinds

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder import card, card_tables, manifest
-from builder.facts import COUNTED, Facts, distinct
+from builder.release import card, card_tables, manifest
+from builder.release.statistics import COUNTED, Facts, distinct
 from builder.validate.problem import Problem
 from builder.validate.rows import Scan
 from sqid_lib import schemas

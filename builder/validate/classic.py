@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder import manifest
+from builder.release import manifest
 from builder.validate.problem import Problem
 from builder.validate.rows import Scan, hashes
 from sqid_lib import schemas

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from builder import manifest
-from builder.facts import SHARD
+from builder.release import manifest
+from builder.release.statistics import SHARD
 from builder.validate.problem import Problem
 from sqid_lib import schemas
 from sqid_lib.errors import SourceError

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.facts import SHARD, Split
+from builder.release.statistics import SHARD, Split
 from builder.validate.problem import Problem, Tally
 from sqid_lib import schemas
 

@@ -17,9 +17,10 @@ Conventions: nDCG over each query's whole judged list, gains E 1.0, S 0.1, C 0.0
 1/log2(rank + 1), ties by ascending product_id, 0 for a query without gains; a product without image scores 0.
 """
 
-from sqid_lib.evaluation.comparison import PUBLISHED_NDCG, Comparison, compare, retrieve
+from sqid_lib.evaluation.comparison import PUBLISHED_NDCG, compare, retrieve
 from sqid_lib.evaluation.fusion import Sweep
 from sqid_lib.evaluation.methods import DEFAULT_METHODS
 from sqid_lib.evaluation.metrics import Metric
+from sqid_lib.evaluation.report import Comparison
 
 __all__ = ["DEFAULT_METHODS", "PUBLISHED_NDCG", "Comparison", "Metric", "Sweep", "compare", "retrieve"]

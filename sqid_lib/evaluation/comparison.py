@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,10 @@ import numpy.typing as npt
 from sqid_lib import schemas
 from sqid_lib.errors import EvaluationError, UsageError
 from sqid_lib.evaluation import metrics as measures
-from sqid_lib.evaluation import report, retrieval, runs
-from sqid_lib.evaluation.fusion import Sweep
-from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store, judged_lists
+from sqid_lib.evaluation import retrieval, runs
+from sqid_lib.evaluation.judged import Floats, JudgedLists, Store, judged_lists
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, Scorer, is_method
+from sqid_lib.evaluation.report import Comparison
 from sqid_lib.evaluation.summary import Summary
 
 RETRIEVAL_METHODS = ("clip_text", "clip_image", "fusion")
@@ -24,63 +22,6 @@ RETRIEVAL_METRICS = "ndcg ndcg@10 mrr recall@10 recall@100"
 ENGINES = ("fast", "ir-measures")
 # nDCG of Table 2 of arXiv 2405.15190; its ESCI_baseline, a fine-tuned cross-encoder, has 0.8562
 PUBLISHED_NDCG = {"random": 0.7483, "clip_text": 0.8107, "clip_image": 0.8225, "sbert": 0.8292}
-
-
-@dataclass(frozen=True, repr=False)
-class Comparison:
-    """The result: one row per method, in the order asked for.
-
-    Attributes:
-        rows: dicts with method, every metric with its _low and _high (95 % bootstrap interval over queries), queries,
-            baseline; delta, delta_low, delta_high and p_value (of nDCG) but for the baseline; gains and missing;
-            weights chosen for each fold, for a fusion; published where the data is the official.
-        metrics: what was measured, nDCG first.
-        query_ids: int64 [Q].
-        per_query: method → float64 [Q, metrics].
-        scores: method → float64 [J] in the order of `lists`; none for "random" and for retrieval.
-        rankings: method → its ranking; none for "random".
-        lists: the judged lists.
-        slices: rows of the same kind with slice_by and slice, for every slice asked for.
-        sweeps: fusion method → what each weight gives on the judged lists.
-        notes: lines to read with the table.
-    """
-
-    rows: list[dict[str, Any]]
-    metrics: list[measures.Metric]
-    query_ids: Ints
-    per_query: dict[str, Floats]
-    scores: dict[str, Floats]
-    rankings: dict[str, runs.Ranking]
-    store: Store
-    lists: JudgedLists
-    slices: list[dict[str, Any]]
-    sweeps: dict[str, Sweep]
-    notes: list[str]
-
-    def __str__(self) -> str:
-        return report.table(self)
-
-    __repr__ = __str__
-
-    def to_json(self) -> str:
-        """A list of objects, one per method in the order of the table; slices under "slices"."""
-        return report.to_json(self)
-
-    def to_csv(self) -> str:
-        """A line per method, then one per slice and method where slices were asked for."""
-        return report.to_csv(self)
-
-    def per_query_csv(self) -> str:
-        """A line per query and method with every metric."""
-        return report.per_query_csv(self)
-
-    def plot(self, path: str | Path) -> Path:
-        """Draw the table, and the sweep of each fusion weight, as PNG, SVG or PDF (matplotlib, extra "eval")."""
-        return report.plot(self, Path(path))
-
-    def export(self, directory: str | Path) -> Path:
-        """Write qrels.trec, METHOD.run for every ranking, and beir/ (corpus.jsonl, queries.jsonl, qrels/test.tsv)."""
-        return runs.export(Path(directory), self.store, self.lists, self.rankings)
 
 
 def compare(

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError
-from sqid_lib.evaluation.files import whole_file
 from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store, judged_lists, product_order
 from sqid_lib.evaluation.metrics import whole_gains
+from sqid_lib.files import whole_file
 
 RUN_LINE = "query_id Q0 product_id rank score tag"
 

@@ -1,0 +1,1 @@
+"""HTTP towards untrusted URLs and servers: every step is guarded and bounded."""

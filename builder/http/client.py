@@ -1,0 +1,305 @@
+"""The one HTTP core, for pictures and pages: urls and servers are strangers', so every step is guarded and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import ipaddress
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from builder.database import telling_disk
+from builder.http.event_loop import Connections, Problem
+from builder.http.transfer import REDIRECTS, Transfer, headers
+from builder.http.urls import BadUrlError, join_url, one_line, parse_url
+from builder.recipe import Fetch
+
+ACCEPT_PICTURES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1"
+ACCEPT_PAGES = "text/html, application/xhtml+xml;q=0.9, */*;q=0.1"
+
+_NAMES_AGE = 300.0  # seconds that an answer of the name service is good for
+_RETRIED = (408, 429)  # and 5xx
+
+
+@dataclass
+class Answer:
+    """What came of one request.
+
+    Attributes:
+        status: "ok" if a body came with 200, else a value of `schemas.IMAGE_STATUS`.
+        url: the url that answered, after redirects.
+        http_status: of the last answer; None where none came.
+        head: its lines, up to the empty one.
+        body: the decoded body, at its start; None unless `ok` or asked for.
+        detail: one line for people.
+        again: whether another try may help.
+        retry_after: seconds the server asks to wait.
+    """
+
+    status: str
+    url: str
+    http_status: int | None = None
+    head: Sequence[bytes] = ()
+    body: IO[bytes] | None = None
+    detail: str | None = None
+    again: bool = False
+    retry_after: float | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers by their names in lower case; of equal names the first."""
+        return headers(self.head)
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    """One that is under way, its redirects included. The watch ends it by cancelling `coming`, and says why."""
+
+    until: float
+    transfer: Transfer | None = None
+    coming: asyncio.Future[Problem | None] | None = None
+    ended: str | None = None
+
+
+class Client:
+    """Requests under the limits of a recipe's [fetch]. An async context manager.
+
+    The guard sits at the socket: it sees the final address of every connection, whatever name, literal, redirect or
+    DNS answer led there. With `trust_env` and a proxy it sees the proxy, which must then be in `allow_hosts`.
+
+    Args:
+        limits: times, sizes, ports, hosts.
+        accept: the Accept header.
+        contact: how the owner of a server reaches the person who runs this; goes into the User-Agent.
+        spill: directory for bodies over 1 MiB.
+    """
+
+    def __init__(self, limits: Fetch, *, accept: str, contact: str = "", spill: Path | None = None) -> None:
+        self._limits = limits
+        self._spill = spill or Path(tempfile.gettempdir())
+        self._allowed = frozenset(_host_port(entry) for entry in limits.allow_hosts)
+        self._requests: set[_Request] = set()
+        self._idle: list[Transfer] = []
+        self._names: dict[tuple[str, int], tuple[float, asyncio.Task[str | None]]] = {}
+        self.user_agent = user_agent(contact)
+        self._headers = [f"User-Agent: {self.user_agent}", f"Accept: {accept}", "Accept-Encoding: identity"]
+
+    async def __aenter__(self) -> Self:
+        self._connections = Connections(self._limits.concurrency, self._limits.per_host)
+        self._watch = asyncio.create_task(self._end_late_ones())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.cancel()
+        for _, lookup in self._names.values():
+            lookup.cancel()
+        self._connections.close()
+        for transfer in self._idle:
+            transfer.curl.close()
+
+    async def _end_late_ones(self) -> None:
+        """All times of all requests under one timer: one for each would cost a tenth of all work here."""
+        read_timeout = self._limits.read_timeout
+        tick = min(1.0, max(0.02, min(read_timeout, self._limits.timeout) / 20))
+        while True:
+            await asyncio.sleep(tick)
+            now = time.monotonic()
+            for request in self._requests:
+                if request.transfer is None or request.coming is None:
+                    continue
+                heard = request.transfer.heard
+                if now >= request.until:
+                    ended = f"not done after {self._limits.timeout:g} s"
+                elif heard is not None and now - heard >= read_timeout:
+                    ended = f"nothing came for {read_timeout:g} s"
+                else:
+                    continue
+                if request.coming.cancel():  # else it has just ended by itself
+                    request.ended = ended
+
+    async def get(self, url: str, *, redirects: int | None = None, every_body: bool = False) -> Answer:
+        """GET an url, following at most `redirects` redirects (default: the recipe's). Raises nothing a server causes.
+
+        Args:
+            every_body: read the bodies of other answers than 200 too.
+
+        Raises:
+            DiskError: no space for a large body.
+        """
+        left = self._limits.max_redirects if redirects is None else redirects
+        at = url
+        request = _Request(time.monotonic() + self._limits.timeout)
+        self._requests.add(request)
+        try:
+            while True:
+                answer = await self._hop(request, at, every_body)
+                answer.detail = answer.detail and one_line(answer.detail)
+                target = answer.headers.get("location") if answer.http_status in REDIRECTS else None
+                if target is None or redirects == 0:
+                    return answer
+                if left == 0:
+                    many = f"redirected more than {self._limits.max_redirects} times"
+                    answer.status, answer.detail = "redirects", many
+                    return answer
+                left -= 1
+                at = join_url(at, target)
+        finally:
+            self._requests.discard(request)
+
+    async def _hop(self, request: _Request, url: str, every_body: bool) -> Answer:
+        try:
+            target = parse_url(url)
+        except BadUrlError as error:
+            return Answer("bad_url", url, detail=str(error))
+        host, port = target.host, target.port
+        allowed = (target.name, str(port)) in self._allowed
+        if not allowed and port not in self._limits.ports:
+            return Answer("refused", url, detail=f"port {port} is not among the recipe's ports")
+        try:
+            addresses = None if self._limits.trust_env else await self._look_up(host, port, request.until)
+        except TimeoutError:
+            return Answer("timeout", url, detail=f"no answer of the name service in {self._limits.timeout:g} s")
+        except (OSError, UnicodeError) as error:
+            return Answer("connection", url, detail=f"{type(error).__name__}: {error}")
+        transfer = self._idle.pop() if self._idle else self._transfer()
+        transfer.begin(target.origin, target.path, addresses=addresses, allowed=allowed, every_body=every_body)
+        try:
+            return await self._transferred(request, transfer, url)
+        finally:
+            transfer.drop()
+
+    async def _transferred(self, request: _Request, transfer: Transfer, url: str) -> Answer:
+        request.transfer, request.coming = transfer, self._connections.begin(transfer.curl)
+        try:
+            problem = await request.coming
+        except asyncio.CancelledError:
+            self._connections.abandon(transfer.curl)
+            task = asyncio.current_task()
+            if request.ended is None or (task and task.cancelling()):
+                raise
+            return Answer("timeout", url, detail=request.ended)
+        finally:
+            request.coming = request.transfer = None
+            self._idle.append(transfer)
+        with telling_disk(self._spill):
+            return _outcome(transfer, url, problem)
+
+    def _transfer(self) -> Transfer:
+        return Transfer(
+            self._headers,
+            cap=self._limits.max_bytes,
+            proxies=self._limits.trust_env,
+            may_connect=self._is_own_proxy,
+            spill=self._spill,
+        )
+
+    def _is_own_proxy(self, host: str, port: int) -> bool:
+        return self._limits.trust_env and _host_port(f"{host}:{port}") in self._allowed
+
+    async def _look_up(self, host: str, port: int, until: float) -> str | None:
+        """What the name service says of a host, for curl; None for an address. Asked anew after five minutes."""
+        now = time.monotonic()
+        good, lookup = self._names.get((host, port), (0.0, None))
+        if lookup is None or now >= good or (lookup.done() and (lookup.cancelled() or lookup.exception())):
+            lookup = asyncio.create_task(_addresses(host, port))
+            lookup.add_done_callback(_heed)
+            self._names[host, port] = now + _NAMES_AGE, lookup
+        if not lookup.done():
+            await asyncio.wait((lookup,), timeout=max(0.0, until - now))
+        if not lookup.done():
+            raise TimeoutError
+        return lookup.result()
+
+
+async def _addresses(host: str, port: int) -> str | None:
+    try:
+        ipaddress.ip_address(host)
+        return None
+    except ValueError:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    spelled = (f"[{where[0]}]" if family == socket.AF_INET6 else str(where[0]) for family, _, _, _, where in found)
+    # "+": curl forgets it after a minute; it looks through all it knows for every request
+    return f"+{host}:{port}:{','.join(dict.fromkeys(spelled))}"
+
+
+def _heed(lookup: asyncio.Task[str | None]) -> None:
+    """An error that nobody waits for any more would be printed."""
+    if not lookup.cancelled():
+        lookup.exception()
+
+
+def _outcome(transfer: Transfer, url: str, problem: Problem | None) -> Answer:
+    if transfer.failure:
+        raise transfer.failure
+    code = transfer.code
+    answered = transfer.complete and code >= 200
+    if (answered or problem is None) and transfer.status != code:  # curl read the first line, or a trailer, otherwise
+        return Answer("connection", url, detail="the answer is no HTTP")
+    if problem is None or (answered and not transfer.wanted):
+        return _answered(transfer, url, code)
+    if answered and code != 200 and transfer.problem:  # its body is of no use
+        return _answered(transfer, url, code, body=False)
+    status, detail, again = transfer.why(*problem)
+    return Answer(status, url, code if answered else None, detail=detail, again=again)
+
+
+def _answered(transfer: Transfer, url: str, code: int, *, body: bool = True) -> Answer:
+    answer = Answer(_status_of(code), url, code, transfer.head)
+    if code != 200:
+        answer.detail = f"HTTP {code}"
+        answer.again = code in _RETRIED or 500 <= code < 600
+        answer.retry_after = _seconds(answer.headers.get("retry-after"))
+    if transfer.wanted and body:
+        read = transfer.body()
+        if transfer.problem and code == 200:
+            read.close()
+            answer.status, answer.detail = transfer.problem
+        else:
+            answer.body = read
+    return answer
+
+
+def user_agent(contact: str = "") -> str:
+    """What servers are told of this program."""
+    try:
+        version = metadata.version("sqid")
+    except metadata.PackageNotFoundError:
+        version = "0"
+    return f"sqid/{version} (dataset builder{f'; +{contact}' if contact else ''})"
+
+
+def _host_port(entry: str) -> tuple[str, str]:
+    host, _, port = entry.lower().rpartition(":")
+    return host.strip("[]"), port
+
+
+def _status_of(code: int) -> str:
+    if code == 200:
+        return "ok"
+    if code in (404, 410):
+        return "not_found"
+    if code in (401, 403):
+        return "blocked"
+    return "redirects" if code in REDIRECTS else "http_error"
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After in seconds: a number, or a date (RFC 9110, 10.2.3)."""
+    if retry_after is None:
+        return None
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

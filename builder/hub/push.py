@@ -1,0 +1,265 @@
+"""Publish a release: one atomic commit on the Hub, read back and compared, then a tag on exactly that commit."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.hub.calls import Calls
+from builder.hub.repository import Change, Remote, compare, differences, download, look, tree
+from builder.release import manifest
+from builder.validate import validate
+from sqid_lib import schemas
+from sqid_lib.errors import AuthError, HubError, RefusedError, ReleaseError, TagError, UsageError
+
+_log = logging.getLogger(__name__)
+_STALE = 412  # Precondition Failed: main is no longer the parent of our commit
+_CONFLICT = 409
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did, or with `dry_run` would do.
+
+    Attributes:
+        url: of the dataset at that commit.
+        commit: id of the commit that holds the release; None where a dry run found none.
+        tag: on that commit, if one was asked for.
+        changes: one per file added, changed or removed; empty when the Hub had it all.
+        unchanged: files the Hub already had.
+        warnings: what the person should look at.
+    """
+
+    repo: str
+    url: str
+    commit: str | None
+    tag: str | None
+    changes: tuple[Change, ...]
+    unchanged: int
+    dry_run: bool
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        signs = {"add": "+", "change": "~", "remove": "-"}
+        lines = [f"{signs[c.kind]} {c.path}  {c.bytes:,} bytes" for c in self.changes]
+        sent = sum(c.bytes for c in self.changes if c.kind != "remove")
+        counts = ", ".join(f"{sum(c.kind == kind for c in self.changes)} to {kind}" for kind in signs)
+        if self.dry_run:
+            lines.append(f"dry run: {counts}, {self.unchanged} unchanged; {sent:,} bytes at most to send")
+        elif self.changes:
+            lines.append(f"pushed {len(self.changes)} changes, {self.unchanged} files unchanged; all files compared")
+        else:
+            lines.append(f"nothing to push: all {self.unchanged} files are there already, and compared")
+        return "\n".join([*lines, self.url + (f" (tag {self.tag})" if self.tag else "")])
+
+
+def push(
+    release: Path,
+    repo: str,
+    *,
+    tag: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> PushResult:
+    """Make `main` of the Hub dataset `repo` hold exactly this release, and tag it.
+
+    Files of an earlier release that this one lacks are removed in the same commit; files that no release put there
+    (.gitattributes, pictures, notes) stay. The same content makes no commit. Run again, a push goes on where it broke.
+
+    Args:
+        repo: "ORG/NAME"; created if it does not exist.
+        tag: put on exactly the commit that holds the release, after it was read back.
+        private: create the dataset private; refused if it exists and is public.
+        dry_run: change nothing, say what would change.
+        token: default HF_TOKEN or the one `hf auth login` stored.
+        endpoint: default HF_ENDPOINT or huggingface.co.
+
+    Raises:
+        UsageError: `repo` or `tag` is malformed.
+        ReleaseError: the release does not validate.
+        AuthError: no token, a wrong one, or one that may not write.
+        TagError: the tag exists on another commit; nothing was uploaded.
+        HubError: the Hub refused or failed, or holds something else than was sent.
+    """
+    _check_names(repo, tag)
+    problems = validate(release)
+    if problems:
+        raise ReleaseError(
+            "the release has a problem" if len(problems) == 1 else f"the release has {len(problems)} problems",
+            where=release,
+            got=str(problems[0]),
+            fix=f"See them all: sqid validate {release}",
+        )
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+    with Calls(repo, token, endpoint) as calls:
+        return _push(calls, release, repo, tag, private, dry_run)
+
+
+def _push(calls: Calls, release: Path, repo: str, tag: str | None, private: bool, dry_run: bool) -> PushResult:
+    if not dry_run:
+        _check_token(calls)
+    remote = look(calls, repo)
+    if private and remote.head is not None and not remote.private:
+        raise HubError("the dataset exists and is public", where=repo, fix="Make it private on the Hub first.")
+    local = {**manifest.read_sums(release), schemas.SHA256SUMS: manifest.sha256(release / schemas.SHA256SUMS)}
+    changes, unchanged = compare(calls, release, local, repo, remote)
+    _check_tag(repo, tag, remote, changes)
+    warnings = _warnings(repo, remote, local, changes)
+    for warning in warnings:
+        _log.warning("%s", warning)
+    commit = remote.head
+    if not dry_run:
+        if commit is None:
+            commit = _create(calls, repo, private)
+        if changes:
+            commit = _commit(calls, release, repo, commit, changes, local, tag)
+        assert commit is not None
+        _verify(calls, release, repo, commit, local)
+        if tag and remote.tags.get(tag) != commit:
+            _tag(calls, repo, tag, commit)
+    url = f"{calls.api.endpoint}/datasets/{repo}" + (f"/tree/{commit}" if commit else "")
+    return PushResult(repo, url, commit, tag, tuple(changes), unchanged, dry_run, tuple(warnings))
+
+
+def _check_names(repo: str, tag: str | None) -> None:
+    part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+    if not re.fullmatch(rf"{part}/{part}", repo):
+        raise UsageError("bad name of a dataset", where="--repo", expected="ORG/NAME", got=repr(repo))
+    if tag is not None and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", tag) or ".." in tag or tag == "main"):
+        raise UsageError("bad tag", where="--tag", expected="something like v1.2.0", got=repr(tag))
+
+
+def _check_token(calls: Calls) -> None:
+    if calls.token is None:
+        raise AuthError(
+            "no token", where=calls.api.endpoint, fix="Log in with `hf auth login`, or set HF_TOKEN to a write token."
+        )
+    account = calls.run("asking who the token belongs to", calls.api.whoami)
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise AuthError(
+            "the token may only read",
+            where=calls.api.endpoint,
+            fix="Make a token with write access, and log in with it.",
+        )
+
+
+def _check_tag(repo: str, tag: str | None, remote: Remote, changes: list[Change]) -> None:
+    there = remote.tags.get(tag) if tag else None
+    if there is not None and (changes or there != remote.head):
+        raise TagError(
+            f"the tag {tag} exists on another commit; nothing was uploaded",
+            where=repo,
+            got=there[:12],
+            fix="Choose another tag; published tags should not move.",
+        )
+
+
+def _warnings(repo: str, remote: Remote, local: Mapping[str, str], changes: list[Change]) -> list[str]:
+    removed = {change.path for change in changes if change.kind == "remove"}
+    script = f"{repo.partition('/')[2]}.py"
+    others = [p for p in remote.files if p not in local and p not in removed and p not in (".gitattributes", script)]
+    warnings = []
+    if script in remote.files and script not in removed:
+        warnings.append(f"{repo} holds {script}: datasets 4 and later refuse to load the repository. Delete it there.")
+    if others:
+        warnings.append(
+            f"{repo} holds {len(others)} files that no release put there; they stay: {', '.join(others[:3])}"
+        )
+    return warnings
+
+
+def _create(calls: Calls, repo: str, private: bool) -> str | None:
+    calls.run("creating the dataset", calls.api.create_repo, repo, repo_type="dataset", private=private, exist_ok=True)
+    head = calls.run("looking at the repository", calls.api.dataset_info, repo).sha
+    return str(head) if head else None
+
+
+def _commit(
+    calls: Calls,
+    release: Path,
+    repo: str,
+    parent: str | None,
+    changes: list[Change],
+    local: Mapping[str, str],
+    tag: str | None,
+) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    operations = [
+        CommitOperationDelete(path_in_repo=change.path)
+        if change.kind == "remove"
+        else CommitOperationAdd(path_in_repo=change.path, path_or_fileobj=release / change.path)
+        for change in changes
+    ]
+    about = manifest.read(release)
+    message = f"{about.name} {about.version}" + (f" ({tag})" if tag else "")
+    try:
+        done = calls.run(
+            "uploading and committing",
+            calls.api.create_commit,
+            repo,
+            operations,
+            repo_type="dataset",
+            commit_message=message,
+            parent_commit=parent,
+            also=(_CONFLICT,),
+        )
+    except RefusedError as error:
+        head = calls.run("looking at the repository", calls.api.dataset_info, repo).sha
+        if head == parent and error.status != _STALE:
+            raise
+        if not differences(release, local, tree(calls, repo, head)):
+            return str(head)  # our own commit, whose answer was lost
+        raise HubError(
+            "somebody else changed the dataset during the push; their version stands",
+            where=repo,
+            expected=f"main at {parent[:12]}" if parent else None,
+            got=str(head)[:12],
+            fix="Look at it, then push again.",
+        ) from error
+    return str(done.oid)
+
+
+def _verify(calls: Calls, release: Path, repo: str, commit: str, local: Mapping[str, str]) -> None:
+    """Compare what the Hub holds at `commit`: sha256 and size as it states them, small files by their bytes."""
+    there = tree(calls, repo, commit)
+    wrong = differences(release, local, there)
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in sorted(set(local) - set(wrong)):
+            if not there[path].lfs and manifest.sha256(download(calls, repo, path, commit, scratch)) != local[path]:
+                wrong.append(path)
+    if wrong:
+        raise HubError(
+            f"the Hub holds something else than was sent: {len(wrong)} files differ",
+            where=f"{repo}@{commit[:12]}",
+            got=", ".join(sorted(wrong)[:3]),
+            fix="Push again; no tag was made.",
+        )
+
+
+def _tag(calls: Calls, repo: str, tag: str, commit: str) -> None:
+    try:
+        calls.run("tagging", calls.api.create_tag, repo, tag=tag, revision=commit, repo_type="dataset")
+    except RefusedError as error:
+        if error.status != _CONFLICT:
+            raise
+        refs = calls.run("listing tags", calls.api.list_repo_refs, repo, repo_type="dataset")
+        there = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
+        if there != commit:
+            raise TagError(
+                f"the release is on main, and the tag {tag} was just made on another commit",
+                where=repo,
+                expected=commit[:12],
+                got=there and there[:12],
+                fix="Push again with another tag.",
+            ) from error

@@ -1,0 +1,268 @@
+"""manifest.json and SHA256SUMS: what a release was made from, and what its files are."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder.recipe import Recipe
+from builder.release.statistics import counts
+from sqid_lib import schemas
+from sqid_lib.errors import CorruptFileError, MissingFileError
+from sqid_lib.files import replacing
+
+FORMAT = 1
+PACKAGES = ("sqid", "datasets", "huggingface_hub", "pyarrow", "numpy", "torch", "transformers", "pillow")
+_MAX_BYTES = 64_000_000  # of a manifest or a list of sums; ours are a few kilobytes
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """One file: its size in bytes, its sha256 in hex, its rows (None if it is no table)."""
+
+    bytes: int
+    sha256: str
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says.
+
+    Attributes:
+        name, version: of the recipe.
+        recipe: all its settings, without what belongs to a machine or a person.
+        model, revision: the encoder, and the commit its weights came from (None for a local directory).
+        width: floats in a vector.
+        versions: of Python packages.
+        counts: products, queries, judgments, supp: how many different ones.
+        files: path within the release → file; all but manifest.json and SHA256SUMS.
+    """
+
+    name: str
+    version: str
+    recipe: Mapping[str, Any]
+    model: str
+    revision: str | None
+    width: int
+    versions: Mapping[str, str]
+    counts: Mapping[str, int]
+    files: Mapping[str, ReleaseFile]
+
+
+def write(release: Path, recipe: Recipe, *, revision: str | None) -> Manifest:
+    """Write manifest.json and SHA256SUMS for the files now in `release`; the same files give the same bytes.
+
+    Args:
+        revision: resolved commit of the encoder's model.
+
+    Raises:
+        CorruptFileError, MissingFileError: a parquet file of the release cannot be read, or a config has none.
+    """
+    files = {name: _describe(release / name) for name in listing(release)}
+    manifest = Manifest(
+        name=recipe.name,
+        version=recipe.version,
+        recipe=public(recipe.to_dict()),
+        model=public(recipe.encoder.model),
+        revision=revision,
+        width=width(release),
+        versions=versions(),
+        counts=counts(release),
+        files=files,
+    )
+    _save(release, manifest)
+    return manifest
+
+
+def refresh(release: Path, name: str) -> None:
+    """List one file of a release as it is now, after it was written again.
+
+    Raises:
+        MissingFileError, CorruptFileError: manifest.json cannot be read.
+    """
+    manifest = read(release)
+    _save(release, replace(manifest, files={**manifest.files, name: _describe(release / name)}))
+
+
+def _save(release: Path, manifest: Manifest) -> None:
+    with replacing(release / schemas.MANIFEST) as part:
+        text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2, ensure_ascii=False)
+        part.write_text(text + "\n", encoding="utf-8")
+    sums = {name: file.sha256 for name, file in manifest.files.items()}
+    sums[schemas.MANIFEST] = sha256(release / schemas.MANIFEST)
+    with replacing(release / schemas.SHA256SUMS) as part:
+        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), encoding="utf-8")
+
+
+def read(release: Path) -> Manifest:
+    """Read manifest.json back.
+
+    Raises:
+        MissingFileError: it is not there.
+        CorruptFileError: not JSON, another format, a key missing or of another type, a path that leaves the release.
+    """
+    path = release / schemas.MANIFEST
+    try:
+        values = json.loads(_text(path))
+        if values.pop("format") != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        files = {name: ReleaseFile(**file) for name, file in values.pop("files").items()}
+        manifest = Manifest(**values, files=files)
+        _check(manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+        raise CorruptFileError(
+            f"not a manifest of a release ({reason[:200]})", where=path, fix="Build the release again."
+        ) from error
+    return manifest
+
+
+def read_sums(release: Path) -> dict[str, str]:
+    """Path within the release → sha256 in hex, as SHA256SUMS says.
+
+    Raises:
+        MissingFileError: it is not there.
+        CorruptFileError: a line that sha256sum -c would not read, a name twice, or a path that leaves the release.
+    """
+    path = release / schemas.SHA256SUMS
+    sums: dict[str, str] = {}
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if not match or match[2] in sums or not inside(match[2]):
+            raise CorruptFileError(
+                "bad line", where=f"{path}:{number}", expected="sha256, two spaces, a path, once", got=repr(line[:120])
+            )
+        sums[match[2]] = match[1]
+    return sums
+
+
+def listing(release: Path) -> list[str]:
+    """Paths within the release that a manifest lists: all files but the two it writes, sorted; hidden ones left out."""
+    paths = (p.relative_to(release) for p in release.rglob("*") if p.is_file())
+    names = {p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)}
+    return sorted(names - {schemas.MANIFEST, schemas.SHA256SUMS})
+
+
+def shards(release: Path, config: str) -> list[Path]:
+    """The parquet files of a config, sorted."""
+    return sorted((release / "data" / config).glob("*.parquet"))
+
+
+def width(release: Path) -> int:
+    """Floats in a vector, from the product_features config."""
+    found = shards(release, schemas.FEATURES)
+    if not found:
+        raise MissingFileError("no parquet files", where=release / "data" / schemas.FEATURES)
+    try:
+        return int(pq.read_schema(found[0]).field(schemas.VECTOR_COLUMNS[0]).type.list_size)
+    except (pa.ArrowInvalid, KeyError, AttributeError, OSError) as error:
+        raise CorruptFileError(f"no vectors of a fixed width ({error})", where=found[0]) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages a release depends on, those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def public(value: Any) -> Any:
+    """The same settings without what belongs to a machine or a person.
+
+    Local paths keep their last part, urls lose passwords and queries, and addresses of mirrors and contacts go.
+    """
+    if isinstance(value, Mapping):
+        private = ("mirrors", "allow_hosts", "trust_env", "contact", "device")
+        return {key: public(item) for key, item in value.items() if key not in private}
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        url = urlsplit(value)
+        return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+    for flavour in (PurePosixPath(value), PureWindowsPath(value)):
+        if flavour.is_absolute():
+            return flavour.name
+    return value
+
+
+def inside(name: str) -> bool:
+    """Whether a path is relative and stays inside the release."""
+    path = PurePosixPath(name)
+    plain = name.isprintable() and "\\" not in name
+    return bool(name) and plain and not path.is_absolute() and ".." not in path.parts
+
+
+def _describe(path: Path) -> ReleaseFile:
+    return ReleaseFile(bytes=path.stat().st_size, sha256=sha256(path), rows=_rows(path))
+
+
+def _rows(path: Path) -> int | None:
+    if path.suffix == ".parquet":
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise CorruptFileError(f"not a parquet file ({error})", where=path) from error
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            return sum(1 for _ in csv.reader(file)) - 1
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise CorruptFileError("too large", where=path, expected=f"at most {_MAX_BYTES} bytes")
+        return data.decode("utf-8")
+    except FileNotFoundError as error:
+        raise MissingFileError("not there", where=path, fix="Is this a release? Build one with: sqid build.") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise CorruptFileError(f"cannot be read ({error})", where=path) from error
+
+
+def _check(manifest: Manifest) -> None:
+    """ValueError unless the values have the types their class declares."""
+    for problem in _wrong(manifest):
+        raise ValueError(problem)
+
+
+def _wrong(manifest: Manifest) -> Iterator[str]:
+    for key in ("name", "version", "model"):
+        if not isinstance(getattr(manifest, key), str):
+            yield f"{key} is no text"
+    if not isinstance(manifest.revision, str | None):
+        yield "revision is no text"
+    for key in ("recipe", "versions", "counts"):
+        if not isinstance(getattr(manifest, key), dict):
+            yield f"{key} is no object"
+    if not all(type(n) is int for n in (manifest.width, *manifest.counts.values())):
+        yield "width or a count is no whole number"
+    for name, file in manifest.files.items():
+        if not inside(name):
+            yield f"the path {name!r} leaves the release"
+        if type(file.bytes) is not int or not isinstance(file.sha256, str) or not isinstance(file.rows, int | None):
+            yield f"{name}: bytes, sha256 or rows has another type"

@@ -1,0 +1,1 @@
+"""ESCI joined with SQID: the rows of every config."""

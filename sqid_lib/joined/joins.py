@@ -1,0 +1,162 @@
+"""ESCI joined with SQID, the only join code: the builder's release and the loader both call it.
+
+ESCI decides the rows. A product without a SQID row stays, with image_status "missing" and has_image false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sqid_lib import schemas
+from sqid_lib.joined.image_status import image_status
+from sqid_lib.joined.vector_lookup import OrderedVectors, Vectors
+from sqid_lib.tables.keys import by_split, check_unique, key_strings
+from sqid_lib.tables.reader import column_names, conform, read_table
+from sqid_lib.tables.vector_columns import fixed_lists, present
+
+_VECTOR_ROWS = 2_048  # 12 MB of 2 × 768 float32
+
+IMAGE_URLS_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("product_id", "product_locale", "image_url", "image_status")]
+)
+
+
+def read_image_urls(
+    paths: Sequence[tuple[str, str]], locale: str = schemas.CLASSIC_LOCALE, statuses: Sequence[tuple[str, str]] = ()
+) -> pa.Table:
+    """The url and status of every product that files of ours or of others speak of.
+
+    Args:
+        paths: (path, name in messages) of csv or parquet files with product_id, image_url and perhaps product_locale
+            and image_status.
+        locale: the locale of rows that do not say theirs.
+        statuses: files of a release's `urls` or `supp`, which say how a download failed.
+
+    Returns:
+        Table of `IMAGE_URLS_SCHEMA`; without a status of their own, urls are told by `image_status`.
+
+    Raises:
+        DuplicateKeyError: a key twice.
+        SourceError: as `tables.read_table`.
+    """
+    table = _read_image_urls(paths, locale)
+    if not statuses:
+        return table
+    known = _read_image_urls(statuses, locale)
+    rows = pc.index_in(key_strings(table), value_set=key_strings(known))
+    same = pc.equal(known.column("image_url").take(rows), table.column("image_url"))
+    status = pc.if_else(
+        pc.fill_null(same, False), known.column("image_status").take(rows), table.column("image_status")
+    )
+    return table.set_column(3, IMAGE_URLS_SCHEMA.field("image_status"), status)
+
+
+def _read_image_urls(paths: Sequence[tuple[str, str]], locale: str) -> pa.Table:
+    tables = []
+    for path, where in paths:
+        names = column_names(path, where=where)
+        wanted = [n for n in IMAGE_URLS_SCHEMA.names if n in names or n in ("product_id", "image_url")]
+        table = read_table(path, pa.schema([IMAGE_URLS_SCHEMA.field(n) for n in wanted]), where=where)
+        url = table.column("image_url").combine_chunks()
+        url = pc.if_else(pc.equal(pc.utf8_trim_whitespace(url), ""), None, url)
+        table = table.set_column(wanted.index("image_url"), "image_url", url)
+        if "product_locale" not in wanted:
+            table = table.append_column("product_locale", pa.repeat(locale, table.num_rows).cast(pa.string()))
+        if "image_status" not in wanted:
+            table = table.append_column("image_status", image_status(url))
+        tables.append(table.select(IMAGE_URLS_SCHEMA.names).cast(IMAGE_URLS_SCHEMA))
+    for where, table in by_split(tables, paths):
+        check_unique(table, ("product_id", "product_locale"), "product", where)
+    table = pa.concat_tables(tables).combine_chunks()
+    keys = key_strings(table)
+    first = pc.index_in(keys, value_set=keys).to_numpy(zero_copy_only=False) == np.arange(len(keys))
+    return table.filter(pa.array(first)).combine_chunks()  # a product may be judged in several splits
+
+
+def urls(texts: Iterable[pa.Table], image_urls: pa.Table) -> Iterator[pa.Table]:
+    """The `urls` and `supp` configs: texts (product_id, product_locale, text columns) with url and status."""
+    schema, known = schemas.config_schema(schemas.URLS), key_strings(image_urls)
+    for table in texts:
+        yield conform(_with_urls(table, image_urls, known), schema, schemas.URLS)
+
+
+def product_features(
+    texts: Iterable[pa.Table], image_urls: pa.Table, vectors: OrderedVectors, at: int = 0
+) -> Iterator[pa.Table]:
+    """The `product_features` config, at most 2,048 rows a table.
+
+    Args:
+        texts: product_id, product_locale, product_title, in order.
+        image_urls: table of `IMAGE_URLS_SCHEMA`.
+        vectors: text and image vectors (`schemas.VECTOR_COLUMNS`) of every product, in order.
+        at: the row of `vectors` for the first of `texts`.
+    """
+    schema, known = schemas.config_schema(schemas.FEATURES, vectors.width), key_strings(image_urls)
+    for table in texts:
+        joined = _with_urls(table, image_urls, known)
+        for begin in range(0, joined.num_rows, _VECTOR_ROWS):
+            part = joined.slice(begin, _VECTOR_ROWS)
+            text, image = vectors.take(at, at + part.num_rows)
+            at += part.num_rows
+            part = part.append_column("has_image", pa.array(present(image)))
+            for name, matrix in zip(schemas.VECTOR_COLUMNS, (text, image), strict=True):
+                part = part.append_column(name, fixed_lists(matrix))
+            yield conform(part, schema, schemas.FEATURES)
+
+
+def query_features(queries: pa.Table, vectors: OrderedVectors, at: int = 0) -> Iterator[pa.Table]:
+    """The `query_features` config; `at` as in `product_features`, a query without a vector gets zeros."""
+    schema = schemas.config_schema(schemas.QUERIES, vectors.width)
+    for begin in range(0, queries.num_rows, _VECTOR_ROWS):
+        part = queries.slice(begin, _VECTOR_ROWS)
+        (text,) = vectors.take(at + begin, at + begin + part.num_rows)
+        yield conform(part.append_column("clip_text_features", fixed_lists(text)), schema, schemas.QUERIES)
+
+
+def open_product_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None, memory: int = 0) -> Vectors:
+    """Product vectors of the published files, a release or a build; `paths` as in `read_image_urls`."""
+    key = pa.schema([(name, pa.string()) for name in ("product_id", "product_locale")])
+    return Vectors(paths, key, schemas.VECTOR_COLUMNS, scratch, memory)
+
+
+def open_query_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None, memory: int = 0) -> Vectors:
+    """Query vectors, likewise; query_id may be text or any integer."""
+    return Vectors(paths, pa.schema([("query_id", pa.int64())]), schemas.VECTOR_COLUMNS[:1], scratch, memory)
+
+
+def find_rows(vectors: Vectors, keys: pa.Table, locale: str = schemas.CLASSIC_LOCALE) -> np.ndarray:
+    """The row of `vectors` for each of `keys`: int64, -1 for none; `locale` is that of files that do not say."""
+    if "query_id" in vectors.keys.column_names:
+        found = pc.index_in(keys.column("query_id"), value_set=vectors.keys.column("query_id").combine_chunks())
+    else:
+        found = pc.index_in(key_strings(keys), value_set=key_strings(_with_locale(vectors.keys, locale)))
+    rows: np.ndarray = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return rows
+
+
+def outside(known: pa.Table, keys: pa.Table, locale: str = schemas.CLASSIC_LOCALE) -> pa.Table:
+    """The keys (product_id, product_locale or query_id) of SQID rows that are not among `keys`."""
+    if "query_id" in keys.column_names:
+        known = known.select(["query_id"])
+        return known.filter(pc.invert(pc.is_in(known.column(0), value_set=keys.column("query_id").combine_chunks())))
+    known = _with_locale(known, locale).select(["product_id", "product_locale"])
+    return known.filter(pc.invert(pc.is_in(key_strings(known), value_set=key_strings(keys))))
+
+
+def _with_locale(keys: pa.Table, locale: str) -> pa.Table:
+    if "product_locale" in keys.column_names:
+        return keys
+    return keys.append_column("product_locale", pa.repeat(locale, keys.num_rows).cast(pa.string()))
+
+
+def _with_urls(table: pa.Table, image_urls: pa.Table, known: pa.Array) -> pa.Table:
+    rows = pc.index_in(key_strings(table), value_set=known)
+    status = pc.fill_null(image_urls.column("image_status").take(rows), schemas.MISSING)
+    return table.append_column("image_url", image_urls.column("image_url").take(rows)).append_column(
+        "image_status", status
+    )

@@ -1,0 +1,260 @@
+"""Embeddings as flat memory-mapped matrices, with their products, queries and judgments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sqid_lib import schemas
+from sqid_lib.errors import StoreError, UsageError
+from sqid_lib.joined.selection import Selection
+from sqid_lib.store import convert
+from sqid_lib.store.source import find
+from sqid_lib.streams.batches import ListBatch, NegativeBatch, PairBatch
+from sqid_lib.streams.gather import Judged, Lists, Negatives, Pairs
+from sqid_lib.streams.open import StreamOptions, make_stream
+from sqid_lib.streams.stream import StoreStream
+
+Floats = npt.NDArray[np.floating[Any]]
+DTYPES = ("float32", "float16")
+
+
+class EmbeddingStore:
+    """P products, Q queries and J judgments; matrices are read-only views of mapped files, and a row is never copied.
+
+    Attributes:
+        width: D, the length of a vector.
+        text_features, image_features: [P, D] in `dtype`; an image row is zero where has_image is false.
+        has_image: [P] bool.
+        query_features: [Q, D].
+        products: product_id, product_locale, product_title, image_url, image_status, a row for each matrix row.
+        queries: query_id, query, source, a row for each row of query_features.
+        judgments: example_id, query_id, product_id, product_locale, esci_label, gain, split; no rows in a store made
+            from the classic files without ESCI.
+        judgment_query_index, judgment_product_index: [J] int64, rows of the matrices.
+        gain: [J] float32.
+        path: the converted directory. A store pickles as this path, and processes share its pages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Use a converted directory; `open` is the usual way in."""
+        if not convert.is_whole(path):
+            raise StoreError("not a whole converted store", where=path, fix="Open the release it was made from again.")
+        self.path = path
+        stated = json.loads((path / convert.STORE).read_text())
+        self.width = int(stated["width"])
+        self.text_features, self.image_features, self.query_features = (
+            _map_vectors(path / f"{name}.bin", stated["dtype"], self.width) for name in convert.MATRICES
+        )
+        self.has_image: npt.NDArray[np.bool_] = _map(path / "has_image.npy")
+        self.judgment_query_index: npt.NDArray[np.int64] = _map(path / "judgment_query_index.npy")
+        self.judgment_product_index: npt.NDArray[np.int64] = _map(path / "judgment_product_index.npy")
+        self.gain: npt.NDArray[np.float32] = _map(path / "gain.npy")
+        self.products = _table(path / "products.arrow")
+        self.queries = _table(path / "queries.arrow")
+        self.judgments = _table(path / "judgments.arrow")
+
+    @classmethod
+    def open(
+        cls,
+        dir_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        dtype: str = "float32",
+        esci: str | os.PathLike[str] | None = None,
+        selection: Selection | None = None,
+        progress: bool = True,
+    ) -> EmbeddingStore:
+        """Open a release: a directory, or a Hub dataset repo at `revision`. It is converted once, then only mapped.
+
+        Args:
+            dir_or_repo: a release directory, a directory with the classic files, or `ORG/name` on the Hub.
+            revision: branch, tag or commit of the repo; pinned to its commit before anything is read.
+            cache_dir: where conversions are kept; default $SQID_CACHE, else $HF_HOME/sqid or ~/.cache/sqid.
+            dtype: "float32", or "float16" for half the disk and memory.
+            esci: directory with the official ESCI files, to join the classic files with; without it they make a store
+                of vectors alone, without titles, query texts, image status and judgments.
+            selection: the cut of ESCI to join; default the published one.
+            progress: show a bar on a terminal while converting.
+
+        Raises:
+            MissingFileError, DownloadError: the release is not there or cannot be fetched.
+            SourceError, ContractError: a file is damaged, or the files contradict each other.
+            DiskError: there is not room for the conversion.
+            UsageError: `dtype` is unknown, `revision` goes with a directory, or `esci` with a release.
+        """
+        if dtype not in DTYPES:
+            raise UsageError("unknown dtype", where="dtype", expected=" or ".join(DTYPES), got=dtype)
+        cache = Path(cache_dir) if cache_dir is not None else default_cache()
+        hub_cache = None if cache_dir is None else cache / "hub"
+        source = find(dir_or_repo, revision, hub_cache, esci, selection)
+        return cls(convert.convert(source, cache, dtype, progress))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (EmbeddingStore, (self.path,))
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.products):,} products, {len(self.queries):,} queries, {len(self.judgments):,} judgments"
+        return f"EmbeddingStore({counts}, {self.width} × {self.text_features.dtype}, {str(self.path)!r})"
+
+    def product_index(self, product_id: str, product_locale: str = schemas.CLASSIC_LOCALE) -> int:
+        """Row of a product; KeyError if it is not in the store."""
+        return self._product_rows[product_locale, product_id]
+
+    def query_index(self, query_id: int) -> int:
+        """Row of a query; KeyError if it is not in the store."""
+        return self._query_rows[query_id]
+
+    def pairs(
+        self,
+        *,
+        labels: Iterable[str] | None = None,
+        split: str | None = None,
+        has_image: bool | None = None,
+        queries: Iterable[int] | None = None,
+        dtype: str | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> StoreStream[PairBatch]:
+        """A stream of judgments in batches of `PairBatch`.
+
+        Args:
+            labels: keep these of E, S, C, I. split: keep this ESCI split. has_image: keep products with, or without,
+                an image. queries: keep judgments of these query ids. Default: all.
+            dtype: of the vectors, "float32" or "float16"; default the store's.
+            **options: see `StreamOptions`.
+
+        Raises:
+            StoreError: the store has no judgments, or none is left.
+            UsageError: an option or filter has a wrong value.
+        """
+        judgments = self._select(labels, split, has_image, queries)
+        return make_stream(Pairs(self, judgments, self._dtype(dtype)), self._name("pairs", judgments), **options)
+
+    def lists(
+        self,
+        *,
+        labels: Iterable[str] | None = None,
+        split: str | None = None,
+        has_image: bool | None = None,
+        queries: Iterable[int] | None = None,
+        dtype: str | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> StoreStream[ListBatch]:
+        """A stream of queries, each with all its judged products, in batches of `ListBatch`; as `pairs` otherwise."""
+        judgments = self._select(labels, split, has_image, queries)
+        by_query = self.judgment_query_index[judgments]
+        order = np.argsort(by_query, kind="stable")
+        starts = np.flatnonzero(np.diff(by_query[order], prepend=-1))
+        gather = Lists(self, judgments[order], np.append(starts, len(judgments)), self._dtype(dtype))
+        return make_stream(gather, self._name("lists", judgments), **options)
+
+    def negatives(
+        self,
+        count: int = 8,
+        *,
+        labels: Iterable[str] | None = ("E",),
+        split: str | None = None,
+        has_image: bool | None = None,
+        queries: Iterable[int] | None = None,
+        dtype: str | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> StoreStream[NegativeBatch]:
+        """A stream of positives, each with `count` products not judged for its query, in batches of `NegativeBatch`.
+
+        They are drawn evenly from all products, seeded by `seed`, epoch and batch. The other products of the batch
+        are negatives where `in_batch_mask` says so. As `pairs` otherwise.
+        """
+        judgments = self._select(labels, split, has_image, queries)
+        if count < 0:
+            raise UsageError("count cannot be negative", where="negatives", got=count)
+        if count and (np.diff(self.judged.starts) >= len(self.products)).any():
+            raise StoreError("a query has every product judged", where=self.path, fix="Use count=0.")
+        gather = Negatives(Pairs(self, judgments, self._dtype(dtype)), count)
+        return make_stream(gather, self._name(f"negatives {count}", judgments), **options)
+
+    @cached_property
+    def query_ids(self) -> npt.NDArray[np.int64]:
+        """[Q] int64, as in `queries`."""
+        return np.ascontiguousarray(self.queries["query_id"].to_numpy())
+
+    @cached_property
+    def judged(self) -> Judged:
+        """Which products are judged for which query."""
+        return Judged(self.judgment_query_index, self.judgment_product_index, len(self.queries), len(self.products))
+
+    def _select(
+        self,
+        labels: Iterable[str] | None,
+        split: str | None,
+        has_image: bool | None,
+        queries: Iterable[int] | None,
+    ) -> npt.NDArray[np.int64]:
+        """Rows of the judgments that the filters keep."""
+        if not len(self.gain):
+            fix = "Open a release; or pass esci= with the classic files."
+            raise StoreError("the store has no judgments", where=self.path, fix=fix)
+        keep = np.ones(len(self.gain), dtype=np.bool_)
+        for column, wanted in (("esci_label", labels), ("split", None if split is None else [split])):
+            if wanted is not None:
+                values = list(wanted)
+                known = pc.unique(self.judgments[column]).to_pylist()
+                if unknown := [value for value in values if value not in known]:
+                    raise UsageError(f"no judgment has this {column}", where="filter", expected=known, got=unknown)
+                keep &= pc.is_in(self.judgments[column], pa.array(values)).to_numpy()
+        if has_image is not None:
+            keep &= self.has_image[self.judgment_product_index] == has_image
+        if queries is not None:
+            keep &= np.isin(self.query_ids[self.judgment_query_index], np.fromiter(queries, dtype=np.int64))
+        if not keep.any():
+            raise StoreError("no judgment is left", where=self.path, fix="Loosen the filters.")
+        return np.flatnonzero(keep)
+
+    def _dtype(self, name: str | None) -> np.dtype[Any]:
+        if name is not None and name not in DTYPES:
+            raise UsageError("unknown dtype", where="dtype", expected=" or ".join(DTYPES), got=name)
+        return np.dtype(name) if name else self.text_features.dtype
+
+    def _name(self, kind: str, judgments: npt.NDArray[np.int64]) -> str:
+        return f"{kind} {self.path.name} {hashlib.sha256(judgments.tobytes()).hexdigest()[:16]}"
+
+    @cached_property
+    def _product_rows(self) -> dict[tuple[str, str], int]:
+        keys = zip(*(self.products[name].to_pylist() for name in schemas.PRODUCT_KEY), strict=True)
+        return {key: row for row, key in enumerate(keys)}
+
+    @cached_property
+    def _query_rows(self) -> dict[int, int]:
+        return {query_id: row for row, query_id in enumerate(self.queries["query_id"].to_pylist())}
+
+
+def default_cache() -> Path:
+    """$SQID_CACHE, else sqid/ in $HF_HOME, else in $XDG_CACHE_HOME or ~/.cache."""
+    if "SQID_CACHE" in os.environ:
+        return Path(os.environ["SQID_CACHE"])
+    home = os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "sqid"
+
+
+def _map(path: Path) -> Any:
+    # a plain view: slicing a memmap subclass costs more than reading the row
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _map_vectors(path: Path, dtype: str, width: int) -> Floats:
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r")).reshape(-1, width)
+
+
+def _table(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()

@@ -1,0 +1,137 @@
+"""The doors to streams: options, and which kind of stream they make."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+
+from sqid_lib.errors import UsageError, missing_extra
+from sqid_lib.streams.batches import PairBatch
+from sqid_lib.streams.gather import Gather
+from sqid_lib.streams.release import ReleaseStream
+from sqid_lib.streams.release_reader import open_release, read_judged
+from sqid_lib.streams.stream import Order, StoreStream, Stream
+
+
+class StreamOptions(TypedDict, total=False):
+    """What every stream takes.
+
+    Attributes:
+        batch_size: default 1024.
+        shuffle: default False. seed: default 0. Each epoch has its own permutation, from the seed and the epoch alone.
+        rank, world_size: default 0 and 1. Ranks get disjoint rows, which together are all rows.
+        drop_last: default False; true keeps full batches only, as many on every rank.
+        prefetch: batches gathered ahead by threads, default 2; 0 for none. Workers of a DataLoader take none.
+        format: "torch", "numpy", or "auto" (default): torch where it is installed.
+        pin_memory: default False; tensors in page-locked memory.
+        device: default None; tensors on this torch device, copied while the batch before is in use.
+    """
+
+    batch_size: int
+    shuffle: bool
+    seed: int
+    rank: int
+    world_size: int
+    drop_last: bool
+    prefetch: int
+    format: str
+    pin_memory: bool
+    device: Any
+
+
+def make_stream(
+    gather: Gather,
+    name: str,
+    *,
+    prefetch: int = 2,
+    format: str = "auto",
+    pin_memory: bool = False,
+    device: Any = None,
+    **order: Any,
+) -> StoreStream[Any]:
+    """A stream of numpy arrays or torch tensors; options as in StreamOptions.
+
+    Raises:
+        UsageError: an option has a wrong value.
+        MissingExtraError: format is "torch", and torch is not installed.
+    """
+    tensors = wants_tensors(format, pin_memory, device)
+    if prefetch < 0:
+        raise UsageError("prefetch cannot be negative", where="prefetch", got=prefetch)
+    if not tensors:
+        return StoreStream(gather, Order(**order), name=name, prefetch=prefetch)
+    from sqid_lib.streams.tensors import TorchStream
+
+    return TorchStream(gather, Order(**order), name=name, prefetch=prefetch, pin_memory=pin_memory, device=device)
+
+
+def wants_tensors(format: str, pin_memory: bool, device: Any) -> bool:
+    """Whether batches are torch tensors; errors as `make_stream`."""
+    if format not in ("auto", "torch", "numpy"):
+        raise UsageError("unknown format", where="format", expected="auto, torch or numpy", got=format)
+    installed = importlib.util.find_spec("torch") is not None
+    if format == "numpy" or (format == "auto" and not installed):
+        if pin_memory or device is not None:
+            raise UsageError("pin_memory and device need tensors", where="format", expected="torch", got="numpy")
+        return False
+    if not installed:
+        raise missing_extra("torch", "train", "to stream tensors")
+    return True
+
+
+def stream_pairs(
+    dir_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    labels: Iterable[str] | None = None,
+    split: str | None = None,
+    has_image: bool | None = None,
+    queries: Iterable[int] | None = None,
+    dtype: str = "float32",
+    buffer: int = 4096,
+    **options: Unpack[StreamOptions],
+) -> Stream[PairBatch]:
+    """Stream the judgments of a release row group by row group, with the queries in memory and no copy on disk.
+
+    Ranks and workers share the row groups out. `shuffle` permutes the row groups, and the pairs within as many of them
+    as hold `buffer` products. The order depends on the number of workers; `EmbeddingStore.pairs` shuffles fully.
+
+    Args:
+        dir_or_repo: a release directory, or `ORG/name` on the Hub, read at the commit `revision` stands for now.
+        labels, split, has_image, queries, dtype, **options: as in `EmbeddingStore.pairs`; `prefetch` counts buffers.
+        buffer: products in memory at once, about 6 kB each at width 768; those being read ahead come on top.
+
+    Raises:
+        MissingFileError, DownloadError: the release is not there or cannot be reached, also in the middle of an epoch,
+            after every range was asked for four times.
+        SourceError, ContractError: a file is damaged, or the files contradict each other.
+        StoreError: no judgment is left by the filters. UsageError: an option has a wrong value.
+    """
+    if dtype not in ("float32", "float16"):
+        raise UsageError("unknown dtype", where="dtype", expected="float32 or float16", got=dtype)
+    if buffer < 1:
+        raise UsageError("buffer starts at 1", where="buffer", got=buffer)
+    release = open_release(dir_or_repo, revision)
+    judged = read_judged(release, labels, split, queries)
+    prefetch = options.pop("prefetch", 1)
+    kinds = {name: options.pop(name, default) for name, default in _KINDS.items()}  # type: ignore[misc]
+    settings: dict[str, Any] = {
+        "order": Order(**options),  # type: ignore[misc]
+        "judged": judged,
+        "has_image": has_image,
+        "dtype": np.dtype(dtype),
+        "buffer": buffer,
+        "prefetch": prefetch,
+    }
+    if not wants_tensors(kinds["format"], kinds["pin_memory"], kinds["device"]):
+        return ReleaseStream(release, **settings)
+    from sqid_lib.streams.tensors import TorchReleaseStream
+
+    return TorchReleaseStream(release, **settings, pin_memory=kinds["pin_memory"], device=kinds["device"])
+
+
+_KINDS: dict[str, Any] = {"format": "auto", "pin_memory": False, "device": None}

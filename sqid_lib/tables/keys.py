@@ -1,0 +1,53 @@
+"""Keys of rows: one text for each, and whether they are unique."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sqid_lib.errors import DuplicateKeyError
+
+# U+001F; pa.scalar would import pandas, 45 MB that a stream has better uses for
+_SEPARATOR = pa.StringArray.from_buffers(1, pa.py_buffer(bytes(4) + b"\x01\0\0\0"), pa.py_buffer(b"\x1f"))[0]
+
+
+def key_strings(table: pa.Table) -> pa.Array:
+    """One text per row for (product_id, product_locale), equal only for equal keys: the id never holds U+001F."""
+    return pc.binary_join_element_wise(
+        *(table.column(n).cast(pa.string()).combine_chunks() for n in ("product_id", "product_locale")),
+        _SEPARATOR,
+    )
+
+
+def check_unique(table: pa.Table, columns: Sequence[str], what: str, where: str) -> None:
+    """Raise DuplicateKeyError, showing three, if `columns` are not a key of `table`."""
+    counts = table.select(list(columns)).group_by(list(columns)).aggregate([([], "count_all")])
+    doubled = counts.filter(pc.greater(counts.column("count_all"), 1))
+    if doubled.num_rows:
+        first = doubled.sort_by([(c, "ascending") for c in columns]).slice(0, 3).select(list(columns))
+        raise duplicates(first, doubled.num_rows, what, where)
+
+
+def duplicates(rows: pa.Table, count: int, what: str, where: str) -> DuplicateKeyError:
+    """The error for `rows`, some of `count` doubled keys."""
+    shown = ", ".join("(" + ", ".join(str(v) for v in row.values()) + ")" for row in rows.to_pylist())
+    return DuplicateKeyError(
+        f"{count} {what} {'key occurs' if count == 1 else 'keys occur'} more than once",
+        where=where,
+        expected=f"unique ({', '.join(rows.column_names)})",
+        got=shown,
+        fix="Remove the duplicates.",
+    )
+
+
+def by_split(tables: Sequence[pa.Table], paths: Sequence[tuple[str, str]]) -> Iterator[tuple[str, pa.Table]]:
+    """(name in messages, rows) of each split of a table in several files, `paths` as (path, name in messages).
+
+    The split is what stands before the first "-" of a file's name: a key is unique within it, not across splits.
+    """
+    names = [where.rpartition("/")[2].partition("-")[0] for _, where in paths]
+    for name in dict.fromkeys(names):
+        chosen = [i for i, other in enumerate(names) if other == name]
+        yield paths[chosen[0]][1], pa.concat_tables([tables[i] for i in chosen])

@@ -1,0 +1,223 @@
+"""The tiny CLIP, its training, and the whole demo: shop to ranking table, then once more with nothing left to do."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import datasets
+import filelock
+import numpy as np
+import torch
+from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor
+
+from builder import demo, pipeline, recipe
+from builder.demo import __main__ as command
+from builder.demo import train_tiny_clip as training
+from builder.demo.catalogue import KINDS, Goods, Look, goods, held_out, looks
+from builder.demo.drawings import draw
+from builder.demo.shop import COUNTS
+from sqid_lib import EmbeddingStore, evaluation, schemas
+
+SEED = 1  # a shop other than the one people see first
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they give to a model this small, most of all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# -- the model ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip() -> tuple[Any, Any]:
+    return CLIPModel.from_pretrained(demo.TINY_CLIP), CLIPProcessor.from_pretrained(demo.TINY_CLIP)
+
+
+def vectors(output: Any) -> np.ndarray[Any, Any]:
+    found = output.pooler_output if hasattr(output, "pooler_output") else output
+    return torch.nn.functional.normalize(found, dim=-1).numpy()
+
+
+def test_the_model_is_small_and_safe_to_load() -> None:
+    files = [path for path in demo.TINY_CLIP.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 3_000_000
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".md"}
+    assert "toy" in (demo.TINY_CLIP / "README.md").read_text(encoding="utf-8")
+
+
+def test_it_loads_as_any_clip_does(clip: tuple[Any, Any]) -> None:
+    model = AutoModel.from_pretrained(demo.TINY_CLIP, use_safetensors=True)
+    assert type(model) is CLIPModel
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config.projection_dim == training.WIDTH
+    processor = AutoProcessor.from_pretrained(demo.TINY_CLIP)
+    inputs = processor(text=["red striped mug"], images=[draw(Look("mug", "red", "striped"), Random(0))])
+    assert np.asarray(inputs["pixel_values"]).shape == (1, 3, training.SIDE, training.SIDE)
+    words = processor.tokenizer.tokenize("Tallowick Crimson Polka Dot Mug")
+    assert words == ["tallowick</w>", "crimson</w>", "polka</w>", "dot</w>", "mug</w>"]
+    long = processor.tokenizer(["mug " * 200], truncation=True)["input_ids"][0]
+    assert len(long) == training.MAX_TOKENS
+    assert long[-1] == model.config.text_config.eos_token_id
+
+
+def test_any_text_gets_a_vector(clip: tuple[Any, Any]) -> None:
+    model, processor = clip
+    texts = ["", "ñandú 日本語 🙂", "12.5oz — 50% off!", "mug"]
+    tokens = processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        found = vectors(model.get_text_features(**tokens))
+    assert found.shape == (4, training.WIDTH)
+    assert np.isfinite(found).all()
+
+
+def test_it_knows_the_pictures_of_looks_it_never_saw(clip: tuple[Any, Any]) -> None:
+    model, processor = clip
+    held = Random(7).sample([look for look in looks() if held_out(look)], 60)
+    rng = Random(8)
+    pictures = [draw(look, rng) for look in held]
+    texts = [f"{look.colour} {look.pattern} {KINDS[look.kind][0]}" for look in held]
+    with torch.no_grad():
+        tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
+        text = vectors(model.get_text_features(**tokens))
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        image = vectors(model.get_image_features(pixel_values=pixels))
+    best = (text @ image.T).argmax(axis=0)
+    assert (best == np.arange(len(held))).mean() > 0.5  # chance is 1/60; a third of the pictures do not tell all
+
+
+# -- the training script --------------------------------------------------------------------------------------------
+
+
+def test_training_sees_no_look_that_is_held_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[Look] = []
+    written: list[Goods] = []
+
+    def only_names(seen: list[Look], *_: object) -> torch.Tensor:
+        drawn.extend(seen)
+        return torch.zeros(len(seen), 3, training.SIDE, training.SIDE)
+
+    def noted(look: Look, rng: Random) -> Goods:
+        written.append(goods(look, rng))
+        return written[-1]
+
+    monkeypatch.setattr(training, "draw_all", only_names)
+    monkeypatch.setattr(training, "goods", noted)
+    training.train(tmp_path, steps=2, pictures=1, batch=4, seed=0)
+    assert drawn
+    assert not any(held_out(look) for look in drawn)
+    assert not any(held_out(item.look) for item in written)
+    assert type(AutoModel.from_pretrained(tmp_path, use_safetensors=True)) is CLIPModel
+    assert AutoProcessor.from_pretrained(tmp_path).tokenizer.model_max_length == training.MAX_TOKENS
+
+
+def test_steps_of_training_lower_the_loss(clip: tuple[Any, Any]) -> None:
+    torch.manual_seed(0)
+    _, processor = clip
+    few = [Look("mug", "red", "plain"), Look("kite", "blue", "dotted"), Look("boot", "green", "checked")]
+    pixels = training.draw_all(few, 1, Random(0), processor.image_processor)
+    tokens = processor.tokenizer(["red mug", "blue kite", "green boots"] * 2, padding=True, return_tensors="pt")
+    model = training.new_model(processor.tokenizer.eos_token_id, len(processor.tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = training.contrastive_loss(model, pixels, tokens)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+# -- the whole of it ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The work directory of one run, and what it printed."""
+    work = tmp_path_factory.mktemp("demo")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert command.main(["--work", str(work), "--seed", str(SEED)]) == 0
+    return work, out.getvalue()
+
+
+def test_it_prints_counts_the_table_and_where_everything_is(ran: tuple[Path, str]) -> None:
+    work, printed = ran
+    lines = [line.split() for line in printed.splitlines()]
+    counts = {line[0]: int(line[1].replace(",", "")) for line in lines if len(line) > 2 and line[2] == "rows"}
+    assert counts == {
+        schemas.URLS: COUNTS["products"],
+        schemas.FEATURES: COUNTS["products"],
+        schemas.QUERIES: COUNTS["queries"],
+        schemas.JUDGMENTS: COUNTS["judgments"],
+        schemas.SUPP: COUNTS["supp"],
+    }
+    assert {"random", "clip_text", "clip_image", "fusion"} <= {line[0] for line in lines if line}
+    for place in (work / schemas.RELEASE_DIR, work / "shop", demo.TINY_CLIP):
+        assert str(place) in printed
+        assert place.is_dir()
+
+
+def test_pictures_fail_and_stand_in_in_every_known_way(ran: tuple[Path, str]) -> None:
+    release = ran[0] / schemas.RELEASE_DIR
+    table = datasets.load_dataset(str(release), schemas.FEATURES, split="test", cache_dir=str(ran[0] / "cache"))
+    statuses = set(table["image_status"])
+    assert {"ok", "missing", "placeholder", "generic", "not_found", "not_image", "corrupt"} == statuses
+    with_image = np.asarray(table["has_image"])
+    assert 0.8 < with_image.mean() < 0.95
+    norms = np.linalg.norm(np.asarray(table.with_format("numpy")["clip_image_features"]), axis=1)
+    assert ((norms > 0) == with_image).all()
+
+
+def test_it_ranks_queries_it_was_not_trained_on(ran: tuple[Path, str]) -> None:
+    store = EmbeddingStore.open(ran[0] / schemas.RELEASE_DIR, cache_dir=ran[0] / "cache" / "store", progress=False)
+    table = evaluation.compare(store, methods=["random", "clip_text", "clip_image", "fusion"], resamples=200)
+    ndcg = {row["method"]: row["ndcg"] for row in table.rows}
+    assert ndcg["clip_text"] > ndcg["random"] + 0.15
+    assert ndcg["clip_image"] > ndcg["random"] + 0.15
+    assert ndcg["fusion"] > max(ndcg["clip_text"], ndcg["clip_image"])
+
+
+def test_again_on_another_port_there_is_nothing_to_do(ran: tuple[Path, str]) -> None:
+    work = ran[0]
+    files = [path for path in work.rglob("*") if path.suffix in {".parquet", ".csv", ".json", ".md"}]
+    files = [path for path in files if work / "cache" not in path.parents]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    with demo.prepare(work, SEED) as overrides, demo.prepare(work, SEED) as others:
+        assert overrides != others  # another port
+        release = pipeline.build(recipe.load(demo.RECIPE, others), work)
+    assert release == work / schemas.RELEASE_DIR
+    assert [str(path) for path in files if path.read_bytes() != before[path][1]] == []
+    places = (work / "shop", work / schemas.RELEASE_DIR)
+    kept = [path for path in files if path.name.startswith("images-") or set(places) & set(path.parents)]
+    assert len(kept) > 10
+    assert [str(path) for path in kept if path.stat().st_mtime_ns != before[path][0]] == []
+
+
+def test_a_failure_is_one_line_and_status_one(ran: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with filelock.FileLock(ran[0] / ".lock"):  # as if another build were at work
+        assert command.main(["--work", str(ran[0]), "--seed", str(SEED)]) == 1
+    captured = capsys.readouterr()
+    assert "another build is at work here" in captured.err.splitlines()[-1]
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_wrong_usage_is_status_two() -> None:
+    with pytest.raises(SystemExit) as left, contextlib.redirect_stderr(io.StringIO()):
+        command.main([])
+    assert left.value.code == 2

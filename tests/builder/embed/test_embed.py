@@ -1,0 +1,348 @@
+"""builder.embed: shards that are exactly CLIP, kept when finished, redone when stale."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from encoder_fixtures import ODD_TEXTS, encoded, picture, write_clip
+
+from builder.embed import embed
+from builder.recipe import Encoder, Esci, Recipe
+from sqid_lib import schemas
+from sqid_lib.encoders import load_encoder
+from sqid_lib.errors import CorruptFileError, DiskError, EncoderError, IntegrityError, UsageError
+from sqid_lib.images import decode
+
+PRODUCTS = 11
+# per product: image_status of fetch, and the bytes stored
+STORED: list[tuple[str, bytes | None]] = [
+    ("ok", encoded(picture(1))),
+    ("missing", None),
+    ("ok", encoded(picture(2), "JPEG")),
+    ("generic", encoded(picture(3))),
+    ("generic", encoded(picture(3))),
+    ("ok", encoded(picture(4))[:-40]),  # damaged, and fetch did not notice
+    ("placeholder", None),
+    ("timeout", None),
+    ("ok", encoded(picture(1))),
+    ("ok", encoded(picture(5, mode="P"), "GIF")),
+    ("ok", encoded(picture(6, (200, 20)), "WEBP")),
+]
+FINAL = ["ok", "missing", "ok", "generic", "generic", "corrupt", "placeholder", "timeout", "ok", "ok", "ok"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def recipe(clip: Path) -> Recipe:
+    encoder = Encoder(model=str(clip), device="cpu", shard_rows=4, image_batch=2, text_batch=2)
+    return Recipe(name="tiny", version="1.0.0", esci=Esci("esci"), encoder=encoder)
+
+
+def title(row: int) -> str | None:
+    return None if row == 3 else ODD_TEXTS[row % len(ODD_TEXTS)]
+
+
+def make_work(work: Path, *, supp: int = 0) -> Path:
+    """What sample and fetch leave: PRODUCTS products, `supp` more, four queries."""
+    total = PRODUCTS + supp
+    rows = [
+        {"product_id": f"P{row:03d}", "product_locale": "us", "product_title": title(row), "product_brand": "b"}
+        for row in range(total)
+    ]
+    (work / "sample").mkdir(parents=True)
+    (work / "fetch").mkdir()
+    write(work / "sample/products.parquet", rows[:PRODUCTS], schemas.PRODUCTS_SCHEMA)
+    write(work / "sample/supp.parquet", rows[PRODUCTS:], schemas.PRODUCTS_SCHEMA)
+    queries = [{"query_id": 7 * i, "query": text, "source": "other"} for i, text in enumerate(ODD_TEXTS[:4])]
+    write(work / "sample/queries.parquet", queries, schemas.SAMPLED_QUERIES_SCHEMA)
+    stored = [STORED[row % PRODUCTS] for row in range(total)]
+    outcomes = [
+        {
+            **{key: row[key] for key in schemas.PRODUCT_KEY},
+            "image_status": status,
+            "sha256": data and hashlib.sha256(data).hexdigest(),
+        }
+        for row, (status, data) in zip(rows, stored, strict=True)
+    ]
+    write(work / "fetch/outcomes.parquet", outcomes, schemas.OUTCOMES_SCHEMA)
+    distinct = {hashlib.sha256(data).hexdigest(): data for _, data in stored if data}
+    images = [{"sha256": digest, "image": data} for digest, data in distinct.items()]
+    write(work / "fetch/images-00000.parquet", images[:3], schemas.IMAGES_SCHEMA)
+    write(work / "fetch/images-00001.parquet", images[3:], schemas.IMAGES_SCHEMA)
+    return work
+
+
+def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def read(work: Path, part: str) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted((work / "embed").glob(f"{part}-*.parquet")))
+
+
+def contents(work: Path) -> dict[str, bytes]:
+    folder = work / "embed"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_rows_are_clip(recipe: Recipe, clip: Path, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    items = ["items/pictures-00000.parquet", "items/pictures-00001.parquet"]
+    items += ["items/texts-00000.parquet", "items/texts-00001.parquet"]
+    rows = ["products-00000.parquet", "products-00001.parquet", "products-00002.parquet", "queries-00000.parquet"]
+    assert list(contents(work)) == ["encoder.json", *items, *rows]
+    products, queries, encoder = read(work, "products"), read(work, "queries"), load_encoder(str(clip))
+    assert products["product_id"].to_pylist() == [f"P{row:03d}" for row in range(PRODUCTS)]
+    assert products["image_status"].to_pylist() == FINAL
+    assert products.schema.field("clip_text_features").type == pa.list_(pa.float32(), 32)
+    for row in range(PRODUCTS):
+        text = encoder.encode_text([title(row) or ""])[0]
+        assert np.allclose(products["clip_text_features"][row].as_py(), text, rtol=1e-5, atol=1e-6)
+        vector, data = products["clip_image_features"][row].as_py(), STORED[row][1]
+        assert (vector is None) == (FINAL[row] not in ("ok", "generic"))
+        if vector is not None and data is not None:
+            assert np.allclose(vector, encoder.encode_images([decode(data)])[0], rtol=1e-5, atol=1e-6)
+    assert queries["query_id"].to_pylist() == [0, 7, 14, 21]
+    assert queries["clip_text_features"][0] == queries["clip_text_features"][3]  # one text, one vector
+    record = json.loads((work / "embed/encoder.json").read_text())
+    assert (record["width"], record["revision"], record["dtype"]) == (32, encoder.revision, "float32")
+
+
+def test_same_inputs_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    first, second = make_work(tmp_path / "a"), make_work(tmp_path / "b")
+    embed(recipe, first)
+    embed(recipe, second)
+    assert contents(first) == contents(second)
+
+
+def test_only_what_is_not_finished_is_repeated(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    whole = contents(work)
+    folder = work / "embed"
+    kept = ["items/texts-00000.parquet", "items/pictures-00001.parquet", "products-00000.parquet"]
+    times = [(folder / name).stat().st_mtime_ns for name in kept]
+    (folder / "items/texts-00001.parquet").unlink()
+    (folder / "products-00001.parquet").unlink()
+    for name in ("items/pictures-00000.parquet", "products-00002.parquet"):
+        flip_a_bit(folder / name)
+    (folder / "queries-00000.parquet").write_bytes(b"PAR1")
+    embed(recipe, work)
+    assert contents(work) == whole
+    assert [(folder / name).stat().st_mtime_ns for name in kept] == times
+
+
+def test_finished_work_needs_no_model(clip: Path, recipe: Recipe, tmp_path: Path, monkeypatch: Any) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    whole = contents(work)
+    monkeypatch.setattr("builder.embed.stage.Local", None)
+    embed(recipe, work)
+    assert contents(work) == whole
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", '{"versions": 1}'])
+def test_a_damaged_record_is_made_again(recipe: Recipe, tmp_path: Path, record: str) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    whole = contents(work)
+    (work / "embed/encoder.json").write_text(record)
+    embed(recipe, work)
+    assert contents(work) == whole
+
+
+def test_kernels_of_another_machine_are_not_mixed_with_ours(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    whole = contents(work)
+    record = json.loads((work / "embed/encoder.json").read_text()) | {"linear": "packed"}
+    (work / "embed/encoder.json").write_text(json.dumps(record))
+    monkeypatch.setattr("sqid_lib.encoders.linear._possible", lambda network: False)
+    embed(recipe, work)
+    assert contents(work) == whole
+
+
+def test_no_pictures_at_all(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "STORED", [("missing", None)] * PRODUCTS)
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    products = read(work, "products")
+    assert products["clip_image_features"].null_count == PRODUCTS
+    assert products["image_status"].to_pylist() == ["missing"] * PRODUCTS
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+
+
+def test_another_model_leaves_nothing_stale(recipe: Recipe, tmp_path: Path) -> None:
+    other = write_clip(tmp_path / "model", seed=1, width=16)
+    work, fresh = make_work(tmp_path / "a"), make_work(tmp_path / "b")
+    embed(recipe, work)
+    changed = replace(recipe, encoder=replace(recipe.encoder, model=str(other), shard_rows=100))
+    embed(changed, work)
+    embed(changed, fresh)
+    assert contents(work) == contents(fresh)
+
+
+def test_supplementary_products_on_request(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path, supp=5)
+    embed(recipe, work)
+    assert not list((work / "embed").glob("supp-*"))
+    embed(replace(recipe, selection=replace(recipe.selection, embed_supp=True)), work)
+    assert read(work, "supp")["product_id"].to_pylist() == [f"P{row:03d}" for row in range(PRODUCTS, PRODUCTS + 5)]
+
+
+def test_killed_and_run_again_gives_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    work, undisturbed = make_work(tmp_path / "a"), make_work(tmp_path / "b")
+    embed(recipe, undisturbed)
+    whole = contents(undisturbed)
+    # killed between writing the third file and giving it its name
+    code = f"""
+import os, signal
+from pathlib import Path
+from sqid_lib import files as atomic
+from builder.embed import embed
+from builder.recipe import Encoder, Esci, Recipe
+calls = []
+sync = atomic.sync
+def dying(path):
+    calls.append(path)
+    if len(calls) == 5:  # a file, then its folder
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(path)
+atomic.sync = dying
+encoder = Encoder(**{vars(recipe.encoder)!r})
+embed(Recipe(name="tiny", version="1.0.0", esci=Esci("esci"), encoder=encoder), Path({str(work)!r}))
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert any(name.endswith(".part") for name in contents(work))
+    assert {"encoder.json", "items/texts-00000.parquet"} < set(contents(work)) < {*whole, *contents(work)}
+    embed(recipe, work)
+    assert contents(work) == whole
+
+
+def test_several_devices_give_the_same_rows(recipe: Recipe, tmp_path: Path) -> None:
+    one, two = make_work(tmp_path / "a"), make_work(tmp_path / "b")
+    embed(recipe, one)
+    embed(replace(recipe, encoder=replace(recipe.encoder, device="cpu,cpu")), two)
+    for part in ("products", "queries"):
+        ours, theirs = read(one, part), read(two, part)
+        assert ours.drop_columns(vectors_of(ours)).equals(theirs.drop_columns(vectors_of(ours)))
+        for column in vectors_of(ours):
+            for a, b in zip(ours[column].to_pylist(), theirs[column].to_pylist(), strict=True):
+                assert (a is None) == (b is None)
+                assert a is None or np.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def vectors_of(table: pa.Table) -> list[str]:
+    return [name for name in table.column_names if name in schemas.VECTOR_COLUMNS]
+
+
+def test_a_vector_that_is_not_finite_is_a_status(recipe: Recipe, tmp_path: Path) -> None:
+    poison(model := write_clip(tmp_path / "model"), "visual_projection.weight")
+    work = make_work(tmp_path / "work")
+    embed(replace(recipe, encoder=replace(recipe.encoder, model=str(model))), work)
+    products = read(work, "products")
+    expected = ["non_finite" if status in ("ok", "generic") else status for status in FINAL]
+    assert products["image_status"].to_pylist() == expected
+    assert products["clip_image_features"].null_count == PRODUCTS
+    assert products["clip_text_features"].null_count == 0
+
+
+def test_a_text_vector_that_is_not_finite_stops_the_run(recipe: Recipe, tmp_path: Path) -> None:
+    poison(model := write_clip(tmp_path / "model"), "text_projection.weight")
+    work = make_work(tmp_path / "work")
+    with pytest.raises(EncoderError, match=r"vector of a text is not finite.*float32"):
+        embed(replace(recipe, encoder=replace(recipe.encoder, model=str(model))), work)
+    assert not list((work / "embed").glob("products-*"))
+
+
+def poison(model: Path, name: str) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights[name][0, 0] = np.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
+def test_a_picture_too_long_to_enlarge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "STORED", [("ok", encoded(picture(1, (1, 600)))), *STORED[1:]])
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    assert read(work, "products")["image_status"].to_pylist() == ["too_many_pixels", *FINAL[1:]]
+
+
+@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "the disk is full.*kept"), (errno.EIO, "the disk refused")])
+def test_the_disk_fails(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+    work = make_work(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("builder.embed.shards.pq.write_table", refuse)
+    with pytest.raises(DiskError, match=words):
+        embed(recipe, work)
+    assert [*contents(work)] == ["encoder.json"]
+
+
+def test_progress_is_logged(recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="builder.embed"):
+        embed(recipe, make_work(tmp_path))
+    assert "pictures-00001.parquet" in caplog.text
+
+
+def test_a_picture_that_fetch_did_not_store(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    (work / "fetch/images-00001.parquet").unlink()
+    with pytest.raises(IntegrityError, match=r"not stored.*fetch stage again"):
+        embed(recipe, work)
+
+
+def test_damaged_pictures_file(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    path = work / "fetch/images-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CorruptFileError, match=r"images-00001\.parquet"):
+        embed(recipe, work)
+
+
+def test_outcomes_of_other_products(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    outcomes = pq.read_table(work / "fetch/outcomes.parquet")
+    pq.write_table(outcomes.take(list(range(1, PRODUCTS))), work / "fetch/outcomes.parquet")
+    with pytest.raises(IntegrityError, match="not those of"):
+        embed(recipe, work)
+
+
+def test_unknown_engine(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown engine"):
+        embed(recipe, tmp_path, engine="steam")

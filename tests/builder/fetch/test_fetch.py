@@ -1,0 +1,573 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostile, jpeg
+
+from builder.fetch import fetch, ledger
+from builder.fetch.stage import RETRIABLE
+from builder.recipe import Esci, Fetch, Recipe
+from sqid_lib import schemas
+from sqid_lib.errors import CorruptFileError, DiskError, FetchError, MissingFileError, StageError, UsageError
+from sqid_lib.joined.image_status import image_status
+from sqid_lib.joined.selection import Selection
+
+HOST = "https://images.example"
+LARGE = STATIC["/large"].partition(b"\r\n\r\n")[2]
+
+
+async def shop(request: Request, writer: asyncio.StreamWriter) -> None:
+    """/N.jpg is a picture of its own; every seventh is not there."""
+    number = int(request.path.strip("/").removesuffix(".jpg"))
+    writer.write(STATIC["/404"] if number % 7 == 6 else answer(jpeg(number)))
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackServer]:
+    with LoopbackServer(shop) as running:
+        yield running
+
+
+@pytest.fixture
+def strange() -> Iterator[LoopbackServer]:
+    with LoopbackServer(hostile) as running:
+        yield running
+
+
+def recipe(server: LoopbackServer, **changes: Any) -> Recipe:
+    limits = Fetch(
+        mirrors={f"{HOST}/": f"{server.origin}/"},
+        allow_hosts=(f"127.0.0.1:{server.port}",),
+        timeout=5.0,
+        read_timeout=2.0,
+        max_bytes=1_000_000,
+        shard_rows=10,
+        **changes,
+    )
+    return Recipe("t", "1", Esci("."), fetch=limits)
+
+
+def resolved(work: Path, urls: Sequence[str | None], supp: Sequence[str | None] = ()) -> Path:
+    parts = [(schemas.MAIN, url) for url in urls] + [(schemas.SUPPLEMENTARY, url) for url in supp]
+    statuses = image_status(pa.array([url for _, url in parts], pa.string())).to_pylist()
+    rows = [
+        {"part": part, "product_locale": "us", "product_id": f"B{i:04}", "image_url": url, "image_status": status}
+        for i, ((part, url), status) in enumerate(zip(parts, statuses, strict=True))
+    ]
+    (work / "resolve").mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schemas.RESOLVED_SCHEMA), work / "resolve" / "urls.parquet")
+    return work
+
+
+def numbered(*numbers: int) -> list[str | None]:
+    return [f"{HOST}/{n}.jpg" for n in numbers]
+
+
+def outcomes(work: Path) -> list[dict[str, Any]]:
+    table = pq.read_table(work / "fetch" / "outcomes.parquet")
+    assert table.schema.equals(schemas.OUTCOMES_SCHEMA)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def shards(work: Path) -> list[Path]:
+    return sorted((work / "fetch").glob("images-*.parquet"))
+
+
+def pictures(work: Path) -> dict[str, bytes]:
+    """All stored pictures; none twice, none under a wrong name."""
+    rows = [row for path in shards(work) for row in pq.read_table(path).to_pylist()]
+    stored = {row["sha256"]: row["image"] for row in rows}
+    assert len(stored) == len(rows)
+    assert all(hashlib.sha256(data).hexdigest() == sha256 for sha256, data in stored.items())
+    return stored
+
+
+def contents(work: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in [*shards(work), work / "fetch" / "outcomes.parquet"]}
+
+
+def test_every_product_has_an_outcome_and_every_picture_is_kept_once(server: LoopbackServer, tmp_path: Path) -> None:
+    urls = [*numbered(3, 1, 6, 3), None, f"{HOST}/01RmK%2BJ4pJL.gif"]
+    fetch(recipe(server), resolved(tmp_path, urls, supp=numbered(5)))
+    rows = outcomes(tmp_path)
+    assert [r["product_id"] for r in rows] == [f"B{i:04}" for i in range(6)]
+    assert [r["image_url"] for r in rows] == urls
+    assert [r["image_status"] for r in rows] == ["ok", "ok", "not_found", "ok", "missing", "placeholder"]
+    assert [r["http_status"] for r in rows] == [200, 200, 404, 200, None, None]
+    first = rows[0]
+    data = jpeg(3)
+    assert first["sha256"] == rows[3]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (first["bytes"], first["width"], first["height"], first["detail"]) == (len(data), 40, 30, None)
+    assert rows[2]["detail"] == "HTTP 404"
+    assert list(pictures(tmp_path).values()) == [jpeg(3), jpeg(1)]
+    assert pq.read_schema(shards(tmp_path)[0]).equals(schemas.IMAGES_SCHEMA)
+    assert server.hits() == {"/3.jpg": 1, "/1.jpg": 1, "/6.jpg": 1}
+
+
+def test_supplementary_products_are_fetched_when_they_are_embedded(server: LoopbackServer, tmp_path: Path) -> None:
+    with_supp = dataclasses.replace(recipe(server), selection=Selection(embed_supp=True))
+    fetch(with_supp, resolved(tmp_path, numbered(1), supp=numbered(2)))
+    assert [r["image_status"] for r in outcomes(tmp_path)] == ["ok", "ok"]
+
+
+def test_generic_pictures_are_fetched_and_stay_generic(strange: LoopbackServer, tmp_path: Path) -> None:
+    mirrors = {schemas.GENERIC_IMAGE_URL: f"{strange.origin}/ok"}
+    generic = dataclasses.replace(recipe(strange).fetch, mirrors=mirrors)
+    fetch(dataclasses.replace(recipe(strange), fetch=generic), resolved(tmp_path, [schemas.GENERIC_IMAGE_URL]))
+    assert [r["image_status"] for r in outcomes(tmp_path)] == ["generic"]
+    assert [r["image_url"] for r in outcomes(tmp_path)] == [schemas.GENERIC_IMAGE_URL]
+    assert list(pictures(tmp_path).values()) == [JPEG]
+
+
+def test_equal_pictures_under_different_urls_are_kept_once(strange: LoopbackServer, tmp_path: Path) -> None:
+    fetch(recipe(strange), resolved(tmp_path, [f"{HOST}{path}" for path in ("/ok", "/redirect-2", "/ok-gzip")]))
+    assert list(pictures(tmp_path).values()) == [JPEG]
+    assert {r["sha256"] for r in outcomes(tmp_path)} == set(pictures(tmp_path))
+
+
+STATUSES = {
+    "/ok-said-to-be-html": "ok",
+    "/html": "not_image",
+    "/svg": "not_image",
+    "/truncated-picture": "corrupt",
+    "/pixel-bomb": "too_many_pixels",
+    "/gzip-bomb": "too_large",
+    "/endless-body": "too_large",
+    "/empty": "empty",
+    "/403": "blocked",
+    "/410": "not_found",
+    "/418": "http_error",
+    "/redirect-loop": "redirects",
+    "/redirect-file": "bad_url",
+    "/to/127.0.0.1:80": "refused",
+    "/to/localhost:443": "refused",
+    "/cut": "connection",
+    "/silence": "timeout",
+}
+
+
+def test_each_kind_of_failure_is_a_status_of_its_row(strange: LoopbackServer, tmp_path: Path) -> None:
+    urls = [*(f"{HOST}{path}" for path in STATUSES), "ftp://h.example/x", "http://10.0.0.1/", "http://h.example:22/"]
+    fetch(recipe(strange, retries=0), resolved(tmp_path, urls))
+    rows = outcomes(tmp_path)
+    expected = [*STATUSES.values(), "bad_url", "refused", "refused"]
+    assert {r["image_url"]: r["image_status"] for r in rows} == dict(zip(urls, expected, strict=True))
+    for row in rows:
+        assert row["image_status"] in schemas.IMAGE_STATUS
+        assert (row["detail"] is None) == (row["image_status"] == "ok")
+        assert (row["sha256"] is None) == (row["image_status"] != "ok")
+    assert list(pictures(tmp_path).values()) == [JPEG]
+
+
+def test_only_what_may_pass_is_tried_again_and_as_often_as_told(strange: LoopbackServer, tmp_path: Path) -> None:
+    paths = ["/500", "/cut", "/404", "/403", "/418", "/html", "/redirect-loop"]
+    fetch(recipe(strange, retries=1), resolved(tmp_path, [f"{HOST}{path}" for path in paths]))
+    hits = strange.hits()
+    assert (hits["/500"], hits["/cut"]) == (2, 2)
+    assert [hits[path] for path in paths[2:6]] == [1, 1, 1, 1]
+
+
+def test_a_server_that_recovers_is_waited_for(tmp_path: Path) -> None:
+    async def flaky(request: Request, writer: asyncio.StreamWriter) -> None:
+        first = flaking.hits()[request.path] == 1
+        code = {"/a": 503, "/b": 429, "/c": 408}[request.path]
+        writer.write(answer(b"", code, Retry_After="0") if first else answer(JPEG))
+
+    with LoopbackServer(flaky) as flaking:
+        fetch(recipe(flaking), resolved(tmp_path, [f"{HOST}/a", f"{HOST}/b", f"{HOST}/c"]))
+        assert flaking.hits() == {"/a": 2, "/b": 2, "/c": 2}
+    assert [r["image_status"] for r in outcomes(tmp_path)] == ["ok"] * 3
+
+
+def test_a_host_that_asks_for_a_day_of_peace_gets_it(tmp_path: Path) -> None:
+    async def busy(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(b"", 503, Retry_After=86_400))
+
+    with LoopbackServer(busy) as server:
+        urls = [f"{HOST}/{n}" for n in range(30)]
+        fetch(recipe(server, per_host=1), resolved(tmp_path, urls))
+        assert len(server.requests) == 1
+    rows = outcomes(tmp_path)
+    assert {r["image_status"] for r in rows} == {"http_error"}
+    assert all("left alone for 86400 s" in r["detail"] for r in rows if r["http_status"] is None)
+
+
+def test_no_more_connections_at_once_than_the_recipe_says(tmp_path: Path) -> None:
+    now = most = 0
+
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.02)
+        now -= 1
+        writer.write(answer(JPEG))
+
+    with LoopbackServer(slow) as server:
+        fetch(recipe(server, concurrency=8, per_host=3), resolved(tmp_path, numbered(*range(40))))
+    assert most == 3
+
+
+def test_a_finished_stage_makes_no_request_and_changes_nothing(server: LoopbackServer, tmp_path: Path) -> None:
+    resolved(tmp_path, numbered(*range(25)))
+    fetch(recipe(server), tmp_path)
+    before, requests = contents(tmp_path), len(server.requests)
+    stamps = [path.stat().st_mtime_ns for path in shards(tmp_path)]
+    fetch(recipe(server), tmp_path)
+    assert (contents(tmp_path), len(server.requests)) == (before, requests)
+    assert [path.stat().st_mtime_ns for path in shards(tmp_path)] == stamps
+
+
+def test_nothing_but_the_results_and_the_ledger_is_left(server: LoopbackServer, tmp_path: Path) -> None:
+    fetch(recipe(server), resolved(tmp_path, numbered(*range(25))))
+    names = [path.name for path in sorted((tmp_path / "fetch").iterdir())]
+    assert names == [*(f"images-{n:05}.parquet" for n in range(3)), "ledger.sqlite", "outcomes.parquet"]
+
+
+def test_only_new_urls_are_fetched_when_urls_change(server: LoopbackServer, tmp_path: Path) -> None:
+    fetch(recipe(server), resolved(tmp_path / "a", numbered(*range(20))))
+    done = len(server.requests)
+    changed = numbered(30, *range(15, 20), 31, *range(10))
+    fetch(recipe(server), resolved(tmp_path / "a", changed))
+    assert sorted(r.path for r in server.requests[done:]) == ["/30.jpg", "/31.jpg"]
+    fetch(recipe(server), resolved(tmp_path / "b", changed))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_shards_are_the_same_whatever_the_order_of_arrival(tmp_path: Path) -> None:
+    async def shuffled(request: Request, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(random.random() / 20)
+        await shop(request, writer)
+
+    with LoopbackServer(shuffled) as server:
+        for name, connections in (("a", 1), ("b", 16)):
+            limits = recipe(server, concurrency=connections)
+            fetch(limits, resolved(tmp_path / name, numbered(*range(35), 3, 4)))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    numbers = [n for n in range(35) if n % 7 != 6]
+    assert list(pictures(tmp_path / "a").values()) == [jpeg(n) for n in numbers]
+
+
+def test_retry_tries_these_failures_again_and_no_others(strange: LoopbackServer, tmp_path: Path) -> None:
+    resolved(tmp_path, [f"{HOST}{path}" for path in ("/ok", "/404", "/410", "/403", "/html")])
+    fetch(recipe(strange), tmp_path)
+    done = len(strange.requests)
+    fetch(recipe(strange), tmp_path, retry=["not_found", "blocked"])
+    assert sorted(r.path for r in strange.requests[done:]) == ["/403", "/404", "/410"]
+
+
+def test_a_retry_that_succeeds_equals_a_run_without_the_failure(server: LoopbackServer, tmp_path: Path) -> None:
+    broken = {"/0.jpg", "/12.jpg", "/13.jpg"}
+
+    async def mended(request: Request, writer: asyncio.StreamWriter) -> None:
+        if request.path in broken:
+            writer.write(answer(b"", 404))
+        else:
+            await shop(request, writer)
+
+    urls = numbered(*range(28))
+    with LoopbackServer(mended) as other:
+        fetch(recipe(other), resolved(tmp_path / "a", urls))
+        assert len(pictures(tmp_path / "a")) == 22
+        broken.clear()
+        fetch(recipe(other), tmp_path / "a", retry=["not_found"])
+    fetch(recipe(server), resolved(tmp_path / "b", urls))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("status", ["ok", "missing", "placeholder", "unavailable", "non_finite", "404", ""])
+def test_retrying_what_is_no_failure_is_wrong_usage(server: LoopbackServer, tmp_path: Path, status: str) -> None:
+    with pytest.raises(UsageError, match="--retry"):
+        fetch(recipe(server), resolved(tmp_path, numbered(1)), retry=[status])
+    assert not (tmp_path / "fetch").exists()
+
+
+def test_every_status_of_a_failed_download_can_be_retried() -> None:
+    assert set(STATUSES.values()) - {"ok"} <= set(RETRIABLE) <= set(schemas.IMAGE_STATUS)
+
+
+def test_a_missing_resolve_stage_is_told(server: LoopbackServer, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"urls\.parquet"):
+        fetch(recipe(server), tmp_path)
+
+
+def test_a_network_that_is_down_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
+    async def down(request: Request, writer: asyncio.StreamWriter) -> None:
+        raise ConnectionResetError
+
+    with LoopbackServer(down) as server:
+        limits = recipe(server, retries=0, per_host=32)
+        resolved(tmp_path, numbered(*range(1000)))
+        with pytest.raises(FetchError, match=r"500 connections failed in a row.*--retry connection"):
+            fetch(limits, tmp_path)
+        assert 500 <= len(server.requests) < 1500  # curl itself asks once more when a connection used before breaks
+    assert not (tmp_path / "fetch" / "outcomes.parquet").exists()
+
+
+def test_no_product_makes_an_empty_table_and_no_shard(server: LoopbackServer, tmp_path: Path) -> None:
+    fetch(recipe(server), resolved(tmp_path, []))
+    assert (outcomes(tmp_path), shards(tmp_path), server.requests) == ([], [], [])
+
+
+def test_deleted_shards_are_fetched_again(server: LoopbackServer, tmp_path: Path) -> None:
+    fetch(recipe(server), resolved(tmp_path, numbered(*range(30))))
+    before, done = contents(tmp_path), len(server.requests)
+    shards(tmp_path)[1].unlink()
+    fetch(recipe(server), tmp_path)
+    assert contents(tmp_path) == before
+    assert len(server.requests) - done == 10
+
+
+def test_bytes_that_changed_on_disk_are_fetched_again(server: LoopbackServer, tmp_path: Path) -> None:
+    fetch(recipe(server), resolved(tmp_path / "a", numbered(*range(30))))
+    shard = shards(tmp_path / "a")[0]
+    data = shard.read_bytes()
+    at = data.index(jpeg(2))
+    shard.write_bytes(data[:at] + bytes(20) + data[at + 20 :])
+    urls = numbered(40, *range(30))  # so that the shard has to be written again
+    fetch(recipe(server), resolved(tmp_path / "a", urls))
+    fetch(recipe(server), resolved(tmp_path / "b", urls))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_full_disk_is_told_and_the_rest_is_fetched_when_there_is_room(
+    strange: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved(tmp_path, [f"{HOST}/ok", f"{HOST}/large"])
+    monkeypatch.setattr("builder.fetch.keeper._ROOM", 1)
+    size = len(LARGE) + 1  # enough for one picture, and for the memory it is handed over in
+    tight = recipe(strange, concurrency=1)
+    tight = dataclasses.replace(tight, fetch=dataclasses.replace(tight.fetch, max_bytes=size))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # the nearest thing to a full disk
+    try:
+        with pytest.raises(DiskError, match=r"spool\.bin.*Make room and run the build again"):
+            fetch(tight, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    fetch(recipe(strange), tmp_path)
+    assert [r["image_status"] for r in outcomes(tmp_path)] == ["ok", "ok"]
+    assert strange.hits() == {"/ok": 1, "/large": 2}
+
+
+def test_a_ledger_that_is_none_is_told(server: LoopbackServer, tmp_path: Path) -> None:
+    resolved(tmp_path, numbered(1))
+    (tmp_path / "fetch").mkdir()
+    (tmp_path / "fetch" / "ledger.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(CorruptFileError, match=r"ledger\.sqlite"):
+        fetch(recipe(server), tmp_path)
+
+
+def test_two_builds_in_one_directory_are_told_apart(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builder.database.LOCK_SECONDS", 0.1)
+    fetch(recipe(server), resolved(tmp_path, numbered(1)))
+    with contextlib.closing(sqlite3.connect(tmp_path / "fetch" / "ledger.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(CorruptFileError, match="Is another build using this directory"):
+            fetch(recipe(server), tmp_path)
+
+
+# -- kill -9 ------------------------------------------------------------------------------------------------------
+
+RUN = """
+import json, sys
+from pathlib import Path
+from builder.fetch import fetch
+from builder.recipe import Esci, Fetch, Recipe
+fetch(Recipe("t", "1", Esci("."), fetch=Fetch(**json.loads(sys.argv[2]))), Path(sys.argv[1]))
+"""
+
+
+def start(work: Path, built: Recipe) -> subprocess.Popen[bytes]:
+    settings = json.dumps(dataclasses.asdict(built.fetch))
+    return subprocess.Popen([sys.executable, "-c", RUN, str(work), settings], stderr=subprocess.DEVNULL)
+
+
+def kill_after(process: subprocess.Popen[bytes], requests: int, server: LoopbackServer) -> None:
+    while len(server.requests) < requests and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_downloads_lose_and_double_nothing(tmp_path: Path, kills: int) -> None:
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.01)
+        await shop(request, writer)
+
+    connections, count = 6, 100 * kills
+    with LoopbackServer(slow) as server:
+        built = recipe(server, concurrency=connections)
+        resolved(tmp_path / "killed", numbered(*range(count)))
+        for kill in range(kills):
+            kill_after(start(tmp_path / "killed", built), 60 * (kill + 1), server)
+        fetch(built, tmp_path / "killed")
+        assert len(server.hits()) == count
+        assert len(server.requests) - count <= kills * connections  # only what was in flight
+        fetch(built, resolved(tmp_path / "calm", numbered(*range(count))))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
+    assert len(pictures(tmp_path / "killed")) == sum(n % 7 != 6 for n in range(count))
+
+
+DEATHS = """
+import os, signal, sys
+from pathlib import Path
+from builder.fetch import keeping, ledger
+
+real, calls = ledger.Ledger.record, [0]
+def record(self, results):
+    calls[0] += 1
+    if calls[0] == 6 and WHEN == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, results)
+    if calls[0] == 6 and WHEN == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+ledger.Ledger.record = record
+keeping.serve(Path(FOLDER), sys.stdin.buffer, sys.stdout.buffer)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_death_of_the_process_that_keeps_is_told_and_loses_nothing(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    real = subprocess.Popen
+
+    def dying(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        if "builder.fetch.keeping" not in command:
+            return real(command, **options)
+        code = DEATHS.replace("WHEN", repr(when)).replace("FOLDER", repr(command[-1]))
+        return real([sys.executable, "-c", code], **options)
+
+    work = resolved(tmp_path / "killed", numbered(*range(60)))
+    with monkeypatch.context() as patch:
+        patch.setattr("builder.fetch.keeper.subprocess.Popen", dying)
+        with pytest.raises(
+            StageError, match=r"the process that keeps pictures ended; got SIGKILL.*what is done is kept"
+        ):
+            fetch(recipe(server, concurrency=6), work)
+    fetch(recipe(server), work)
+    assert len(server.hits()) == 60
+    assert len(server.requests) - 60 <= 2 * 6  # what was in flight then, and what began before all was stopped
+    fetch(recipe(server), resolved(tmp_path / "calm", numbered(*range(60))))
+    assert contents(work) == contents(tmp_path / "calm")
+
+
+def test_pictures_wait_for_room_in_the_memory_they_are_handed_over_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def large(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(LARGE + request.path.encode()))
+
+    monkeypatch.setattr("builder.fetch.keeper._ROOM", 1)  # so there is room for one picture, not for two
+    with LoopbackServer(large) as server:
+        fetch(recipe(server), resolved(tmp_path, numbered(*range(8))))
+    assert list(pictures(tmp_path).values()) == [LARGE + f"/{n}.jpg".encode() for n in range(8)]
+
+
+def test_a_request_cut_off_by_the_death_of_the_build_is_not_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "builder.fetch.keeping", str(tmp_path)]
+    rows = [[f"{HOST}/{n}", "not_found", 404, None, None, None, None, None, None] for n in range(2)]
+    lines = [json.dumps([0, [row]]).encode() for row in rows]
+    with tempfile.TemporaryFile() as memory:
+        memory.write(b"-")
+        memory.flush()
+        said = lines[0].replace(b"[0", f"[{memory.fileno()}".encode()) + b"\n" + lines[1]
+        done = subprocess.run(command, input=said, capture_output=True, check=True, pass_fds=[memory.fileno()])
+    assert (done.stdout, done.stderr) == (b"null\nnull\n", b"")
+    with ledger.Ledger(tmp_path) as kept:
+        assert list(kept.look_up([f"{HOST}/0", f"{HOST}/1"])) == [f"{HOST}/0"]
+
+
+KILLER = """
+import builder.fetch.ledger as ledger, builder.fetch.shards as shards, builder.fetch.stage as stage
+import os, signal
+from pathlib import Path
+
+def dying(owner, name, when, nth=1):
+    real, calls = getattr(owner, name), [0]
+    def wrapped(*args, **kwargs):
+        calls[0] += 1
+        if when == "before" and calls[0] == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if when == "after" and calls[0] == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, wrapped)
+
+points = {
+    "while writing a shard": (shards, "_write_group", "after", 2),
+    "before the swap": (ledger.Ledger, "begin_swap", "before"),
+    "as the swap begins": (ledger.Ledger, "begin_swap", "after"),
+    "between two renames": (shards.Path, "replace", "after", 4),
+    "after the renames": (ledger.Ledger, "end_swap", "before"),
+    "after the swap": (ledger.Ledger, "end_swap", "after"),
+    "before the outcomes": (stage, "_write_outcomes", "before"),
+}
+dying(*points[POINT])
+"""
+
+
+@pytest.fixture(scope="module")
+def changed_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LoopbackServer, Path, Path]]:
+    """A finished stage whose urls changed since, and an undisturbed run over the new urls."""
+    folder = tmp_path_factory.mktemp("changed")
+    urls = numbered(50, *range(5, 25), 51, *range(3))
+    with LoopbackServer(shop) as running:
+        fetch(recipe(running), resolved(folder / "before", numbered(*range(25))))
+        resolved(folder / "before", urls)
+        fetch(recipe(running), resolved(folder / "calm", urls))
+        yield running, folder / "before", folder / "calm"
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "while writing a shard",
+        pytest.param("before the swap", marks=pytest.mark.slow),
+        pytest.param("as the swap begins", marks=pytest.mark.slow),
+        "between two renames",
+        "after the renames",
+        pytest.param("after the swap", marks=pytest.mark.slow),
+        pytest.param("before the outcomes", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_at_any_step_of_writing_shards_costs_no_request(
+    changed_urls: tuple[LoopbackServer, Path, Path], tmp_path: Path, point: str
+) -> None:
+    server, before, calm = changed_urls
+    work = Path(shutil.copytree(before, tmp_path / "work"))
+    settings = json.dumps(dataclasses.asdict(recipe(server).fetch))
+    command = [sys.executable, "-c", f"POINT = {point!r}\n{KILLER}\n{RUN}", str(work), settings]
+    killed = subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    done = len(server.requests)
+    fetch(recipe(server), work)
+    assert len(server.requests) == done
+    assert contents(work) == contents(calm)
+    names = [sorted(path.name for path in (folder / "fetch").iterdir()) for folder in (work, calm)]
+    assert names[0] == names[1]

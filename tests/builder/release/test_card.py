@@ -1,0 +1,221 @@
+"""The card: YAML that both generations of datasets read alike, tables from the data, claims that follow the recipe."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import DatasetCard
+from release_fixtures import RECIPE, write_release
+
+from builder.recipe import Artifacts, Encoder
+from builder.release import card
+from builder.release.card import read_metadata, write_benchmarks, write_card
+from builder.release.card_tables import table
+from builder.release.statistics import gather
+from builder.validate import validate
+from sqid_lib import schemas
+from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
+from sqid_lib.joined.selection import Selection
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("good") / "tiny")
+
+
+@pytest.fixture
+def release(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "tiny"))
+
+
+def text(release: Path) -> str:
+    return (release / schemas.CARD).read_text(encoding="utf-8")
+
+
+@pytest.mark.compat
+def test_dataset_info_is_read_as_the_declared_features(good: Path) -> None:
+    from datasets import DatasetInfo
+
+    for entry in read_metadata(good)["dataset_info"]:
+        info = DatasetInfo._from_yaml_dict(entry)
+        config = entry["config_name"]
+        assert info.features == schemas.config_features(config, 8)
+        split = schemas.SUPP_SPLIT if config == schemas.SUPP else "test"
+        assert info.splits[split].num_examples == gather(good).rows(config)
+        files = (good / "data" / config).glob("*.parquet")
+        assert info.download_size == sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.compat
+def test_load_dataset_reads_the_folder(good: Path, tmp_path: Path) -> None:
+    from datasets import get_dataset_config_names, load_dataset
+
+    assert sorted(get_dataset_config_names(str(good))) == sorted(schemas.CONFIGS)
+    assert load_dataset(str(good), split="test", cache_dir=str(tmp_path)).column_names == (
+        schemas.config_schema(schemas.URLS).names
+    )
+    features = load_dataset(str(good), schemas.FEATURES, split="test", cache_dir=str(tmp_path))
+    assert features.features == schemas.config_features(schemas.FEATURES, 8)
+
+
+def test_the_yaml_has_what_the_hub_knows(good: Path) -> None:
+    values = read_metadata(good)
+    for key in (
+        *("license", "pretty_name", "language", "task_categories", "size_categories", "tags"),
+        *("annotations_creators", "source_datasets", "configs", "dataset_info"),
+    ):
+        assert values[key], key
+    assert [c["config_name"] for c in values["configs"] if c.get("default")] == [schemas.DEFAULT_CONFIG]
+    assert text(good).startswith("---\n")
+    assert DatasetCard.load(good / schemas.CARD).data.pretty_name == "tiny"
+
+
+def test_the_same_inputs_give_the_same_bytes(release: Path) -> None:
+    before = text(release)
+    write_card(release, RECIPE, revision=None)
+    assert text(release) == before
+
+
+def test_no_name_of_the_template_is_left_over(good: Path) -> None:
+    body = text(good)
+    assert "$" not in body
+    assert "\n\n\n" not in body
+    assert "None" not in body
+
+
+@pytest.mark.parametrize("words", ["arXiv 2405.15190", "2206.06588", "Apache-2.0", "MIT", "belong to their owners"])
+def test_sources_and_licences_are_named(good: Path, words: str) -> None:
+    assert words in text(good)
+
+
+def test_columns_and_statuses_are_those_of_the_data(good: Path) -> None:
+    body = text(good)
+    for config in schemas.CONFIGS:
+        for name in schemas.config_schema(config).names:
+            assert f"| `{name}` | " in body
+    for status in gather(good).statuses[schemas.URLS]:
+        assert f"| `{status}` | {schemas.IMAGE_STATUS[status]} | " in body
+    assert "`timeout`" not in body
+    assert "float32[8]" in body
+    assert "768" not in body
+
+
+def test_nothing_official_is_claimed_of_another_cut(good: Path) -> None:
+    body = text(good)
+    assert body.count("This is `tiny`, not the published SQID") == 1
+    assert "another cut than the published SQID" in body
+    assert "These are the counts of the published SQID" not in body
+    assert body.split("---\n")[2].split("\n\n")[0].strip() == "# tiny"
+
+
+def test_the_model_is_the_recipes(release: Path) -> None:
+    recipe = replace(RECIPE, encoder=Encoder(model="/somewhere/local/tiny-clip"))
+    write_card(release, recipe, revision="abcdef123")
+    body = text(release)
+    assert "openai/clip" not in body
+    assert "/somewhere" not in body
+    assert "`tiny-clip` at `abcdef123`" in body
+
+
+def test_the_published_recipe_is_named_and_counted(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas, "PUBLISHED_COUNTS", gather(release).counts)
+    write_card(release, replace(RECIPE, name="sqid"), revision=None)
+    body = text(release)
+    assert "# SQID: Shopping Queries Image Dataset" in body
+    assert "not the published SQID" not in body
+    assert "These are the counts of the published SQID" in body
+    assert 'load_dataset("ORG/sqid"' in body
+
+
+def test_locales_artifacts_and_supplementary_vectors_show(release: Path) -> None:
+    selection = Selection(locales=("us", "jp"), embed_supp=True, version="large")
+    write_card(release, replace(RECIPE, selection=selection, artifacts=Artifacts("/x")), revision=None)
+    body = text(release)
+    assert "taken over from existing SQID files" in body
+    assert "`large_version == 1`" in body
+    assert "no embeddings." not in body
+    assert read_metadata(release)["language"] == ["en", "ja"]
+    assert read_metadata(release)["multilinguality"] == "multilingual"
+
+
+RANKING = (
+    {"method": "clip_text | title", "ndcg": 0.81071, "ndcg_low": 0.8, "ndcg_high": 0.82, "gains": "esci"},
+    {"method": "random", "ndcg": 0.7483},
+)
+
+
+def test_benchmarks_only_where_measured(release: Path) -> None:
+    assert "Benchmarks" not in text(release)
+    write_card(release, RECIPE, revision=None, benchmarks=RANKING)
+    body = text(release)
+    assert "| clip_text \\| title | 0.8107 | 0.8000 to 0.8200 |" in body
+    assert "| random | 0.7483 | not measured |" in body
+
+
+def test_benchmarks_are_added_to_a_finished_release(release: Path) -> None:
+    write_benchmarks(release, RANKING)
+    assert "| random | 0.7483 | not measured |" in text(release)
+    assert validate(release) == []
+    write_benchmarks(release, RANKING[:1])
+    assert "| random |" not in text(release)
+    assert validate(release) == []
+    write_benchmarks(release, ())
+    assert "Benchmarks" not in text(release)
+    assert validate(release) == []
+
+
+def test_benchmarks_of_another_convention_are_refused(release: Path) -> None:
+    before = text(release)
+    with pytest.raises(UsageError, match="published convention"):
+        write_benchmarks(release, [{**RANKING[0], "gains": "esci-repo-swapped"}])
+    (release / schemas.CARD).write_text("---\na: 1\n---\n")
+    with pytest.raises(CorruptFileError, match="no place"):
+        write_benchmarks(release, RANKING)
+    assert before != text(release)
+
+
+def test_the_snippet_names_a_file_that_exists(good: Path) -> None:
+    (path,) = re.findall(r'hf://datasets/ORG/tiny/([^"]+)"', text(good))
+    assert (good / path).is_file()
+
+
+def test_a_table() -> None:
+    assert table(("a", "n"), [("x|y", 1_234), ("two\nlines", 5)], right=(1,)) == (
+        "| a | n |\n| --- | ---: |\n| x\\|y | 1,234 |\n| two lines | 5 |"
+    )
+
+
+def test_a_config_without_files_is_told(release: Path) -> None:
+    shutil.rmtree(release / "data" / "supp")
+    before = text(release)
+    with pytest.raises(MissingFileError, match="supp"):
+        write_card(release, RECIPE, revision=None)
+    assert text(release) == before
+
+
+def test_a_truncated_parquet_is_told(release: Path) -> None:
+    path = release / schemas.shard_name(schemas.URLS, "test", 0, 1)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CorruptFileError, match="test-00000-of-00001"):
+        write_card(release, RECIPE, revision=None)
+
+
+@pytest.mark.parametrize("content", ["", "# no yaml", "---\na: [\n---\n", "---\n- 1\n---\n", "---\na: 1\n"])
+def test_a_card_of_another_shape_is_told(release: Path, content: str) -> None:
+    (release / schemas.CARD).write_text(content)
+    with pytest.raises(CorruptFileError):
+        read_metadata(release)
+
+
+def test_no_card_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        read_metadata(tmp_path)
+
+
+def test_size_categories_follow_the_largest_config(good: Path) -> None:
+    facts = gather(good)
+    assert card.metadata(facts, RECIPE).size_categories == ["n<1K"]

@@ -1,0 +1,448 @@
+"""validate finds nothing in a good release, and names each of many corruptions; no file crashes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from release_fixtures import RECIPE, seal, write_release
+
+from builder.recipe import Expect, Release
+from builder.release import manifest
+from builder.release.files import write_classic_features, write_shards, write_urls
+from builder.validate import validate
+from sqid_lib import schemas
+
+WIDTH = 8
+NO_CLASSIC = replace(RECIPE, release=Release(classic_files=False))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("good") / "tiny", width=WIDTH)
+
+
+@pytest.fixture
+def release(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "tiny"))
+
+
+def codes(release: Path) -> set[str]:
+    return {problem.code for problem in validate(release)}
+
+
+def test_a_good_release_has_no_problems(good: Path) -> None:
+    assert validate(good) == []
+
+
+def test_several_shards_and_no_classic_files_are_good(tmp_path: Path) -> None:
+    release = write_release(
+        tmp_path / "r", products=7_000, queries=40, width=64, max_shard_bytes=900_000, classic=False
+    )
+    assert len(list((release / "data" / schemas.FEATURES).iterdir())) > 1
+    assert validate(release) == []
+
+
+def test_what_downloads_and_clones_add_is_no_problem(release: Path) -> None:
+    (release / ".gitattributes").write_text("*.parquet filter=lfs\n")
+    (release / ".cache" / "huggingface").mkdir(parents=True)
+    (release / ".cache" / "huggingface" / "x.metadata").write_text("x")
+    assert validate(release) == []
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    assert [problem.code for problem in validate(tmp_path / "none")] == ["no-release"]
+
+
+def test_an_empty_directory_lists_everything_that_is_missing(tmp_path: Path) -> None:
+    problems = validate(tmp_path)
+    assert {problem.code for problem in problems} == {"missing-file"}
+    wheres = {problem.where for problem in problems}
+    assert {schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS} < wheres
+    assert {f"data/{config}" for config in schemas.CONFIGS} < wheres
+
+
+# -- corruptions of the data: the card, the manifest and the sums are written again, so that only the data is wrong ---
+
+Edit = Callable[[pa.Table], pa.Table]
+
+
+def shard(release: Path, config: str) -> Path:
+    split = schemas.SUPP_SPLIT if config == schemas.SUPP else "test"
+    return release / schemas.shard_name(config, split, 0, 1)
+
+
+def edit(release: Path, config: str, change: Edit, reseal: bool = True) -> None:
+    path = shard(release, config)
+    pq.write_table(change(pq.read_table(path)), path)
+    if reseal:
+        seal(release)
+
+
+def setting(column: str, row: int, value: Any) -> Edit:
+    """Put a value into one cell."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[row] = value
+        index = table.column_names.index(column)
+        return table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+
+    return change
+
+
+def vector(value: float) -> list[float]:
+    return [value] * WIDTH
+
+
+def dropping(column: str) -> Edit:
+    return lambda table: table.drop_columns([column])
+
+
+def retyping(column: str, dtype: pa.DataType) -> Edit:
+    def change(table: pa.Table) -> pa.Table:
+        index = table.column_names.index(column)
+        return table.set_column(index, column, table[column].cast(dtype))
+
+    return change
+
+
+def doubling_first(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table.slice(0, 1), table])
+
+
+def swapping_first_two(table: pa.Table) -> pa.Table:
+    return table.take(pa.array([1, 0, *range(2, table.num_rows)]))
+
+
+def with_huggingface_metadata(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata({"huggingface": '{"info": {"features": {}}}'})
+
+
+# rows of the fixture: 0 ok, 3 missing, 4 not_found, 5 generic, 6 placeholder
+DATA: dict[str, tuple[str, Edit, str]] = {
+    "a column is missing": (schemas.URLS, dropping("product_brand"), "schema"),
+    "a column too many": (schemas.URLS, lambda t: t.append_column("price", pa.nulls(t.num_rows)), "schema"),
+    "a column of another type": (schemas.JUDGMENTS, retyping("gain", pa.float64()), "schema"),
+    "columns in another order": (schemas.QUERIES, lambda t: t.select(t.column_names[::-1]), "schema"),
+    "lists of variable length": (schemas.QUERIES, retyping("clip_text_features", pa.list_(pa.float32())), "schema"),
+    "metadata of datasets": (schemas.URLS, with_huggingface_metadata, "schema"),
+    "a null id": (schemas.URLS, setting("product_id", 1, None), "null"),
+    "a null vector": (schemas.FEATURES, setting("clip_image_features", 3, None), "null"),
+    "a null number in a vector": (schemas.QUERIES, setting("clip_text_features", 2, [None, *vector(1)[1:]]), "null"),
+    "NaN": (schemas.FEATURES, setting("clip_text_features", 5, vector(np.nan)), "non-finite"),
+    "infinity": (schemas.QUERIES, setting("clip_text_features", 5, vector(np.inf)), "non-finite"),
+    "a product twice": (schemas.URLS, doubling_first, "duplicate-key"),
+    "a query twice": (schemas.QUERIES, doubling_first, "duplicate-key"),
+    "a judgment twice": (schemas.JUDGMENTS, doubling_first, "duplicate-key"),
+    "an example_id twice": (schemas.JUDGMENTS, setting("example_id", 1, 0), "duplicate-key"),
+    "products out of order": (schemas.URLS, swapping_first_two, "order"),
+    "judgments out of order": (schemas.JUDGMENTS, swapping_first_two, "order"),
+    "a judged product that is not there": (schemas.JUDGMENTS, setting("product_id", 0, "A000000000"), "integrity"),
+    "a product of another locale": (schemas.JUDGMENTS, setting("product_locale", 0, "jp"), "integrity"),
+    "a query that is not there": (schemas.JUDGMENTS, setting("query_id", 0, 7), "integrity"),
+    "a product without features": (schemas.FEATURES, lambda t: t.slice(1), "integrity"),
+    "a product nobody judged": (
+        schemas.JUDGMENTS,
+        lambda t: t.filter(pc.not_equal(t["product_id"], "B000000003")),
+        "integrity",
+    ),
+    "a supplementary product that is judged": (schemas.SUPP, setting("product_id", 0, "B000000000"), "integrity"),
+    "has_image with a zero vector": (schemas.FEATURES, setting("clip_image_features", 0, vector(0)), "has-image"),
+    "a vector without has_image": (schemas.FEATURES, setting("clip_image_features", 3, vector(1)), "has-image"),
+    "ok without an image": (schemas.FEATURES, setting("has_image", 0, False), "status-image"),
+    "a failed download with an image": (schemas.FEATURES, setting("has_image", 4, True), "status-image"),
+    "an unknown status": (schemas.URLS, setting("image_status", 4, "gone"), "image-status"),
+    "missing, and an url": (schemas.URLS, setting("image_url", 3, "https://images.example/3.jpg"), "status-url"),
+    "ok, and no url": (schemas.URLS, setting("image_url", 0, None), "status-url"),
+    "a label of its own": (schemas.JUDGMENTS, setting("esci_label", 0, "X"), "label"),
+    "a gain of its own": (schemas.JUDGMENTS, setting("gain", 0, 0.5), "gain"),
+    "another title": (schemas.FEATURES, setting("product_title", 0, "something else"), "inconsistent"),
+    "another query text": (schemas.JUDGMENTS, setting("query", 0, "something else"), "inconsistent"),
+    "a vector unlike the classic one": (schemas.QUERIES, setting("clip_text_features", 0, vector(0.25)), "classic"),
+    "an url unlike the classic one": (
+        schemas.SUPP,
+        setting("image_url", 0, "https://images.example/else.jpg"),
+        "classic",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_corruption_of_the_data_is_named(release: Path, name: str) -> None:
+    config, change, code = DATA[name]
+    edit(release, config, change)
+    found = validate(release)
+    assert code in {problem.code for problem in found}, found
+    assert not {"checksum", "unlisted-file", "unreadable"} & {problem.code for problem in found}
+    assert any(config in problem.where or config in problem.message for problem in found if problem.code == code)
+
+
+# -- corruptions of files and of what is said of them -----------------------------------------------------------------
+
+
+def rewrite(path: Path, change: Callable[[str], str]) -> None:
+    before = path.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before
+    path.write_text(after, encoding="utf-8")
+
+
+def resum(release: Path) -> None:
+    """The card as it is now, under a manifest and sums that agree with it."""
+    manifest.write(release, RECIPE, revision=None)
+
+
+def card(release: Path, old: str, new: str) -> None:
+    rewrite(release / schemas.CARD, lambda text: text.replace(old, new, 1))
+    resum(release)
+
+
+def edit_manifest(release: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = release / schemas.MANIFEST
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    sums = manifest.read_sums(release) | {schemas.MANIFEST: manifest.sha256(path)}
+    (release / schemas.SHA256SUMS).write_text("".join(f"{d}  {n}\n" for n, d in sorted(sums.items())))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def add_python(release: Path) -> None:
+    (release / "tiny.py").write_text("pass\n")
+    resum(release)
+
+
+def rename_shard(release: Path, new: str) -> None:
+    path = shard(release, schemas.URLS)
+    path.rename(path.with_name(new))
+    resum(release)
+
+
+FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a python file": (add_python, "python-file"),
+    "a flipped byte": (lambda r: flip_byte(shard(r, schemas.URLS)), "checksum"),
+    "a changed csv": (lambda r: rewrite(r / schemas.PRODUCT_URLS, lambda t: t.replace(".jpg", ".png", 1)), "checksum"),
+    "a truncated parquet": (lambda r: truncate(shard(r, schemas.FEATURES)), "unreadable"),
+    "an empty parquet": (lambda r: shard(r, schemas.QUERIES).write_bytes(b""), "unreadable"),
+    "a web page for a parquet": (lambda r: shard(r, schemas.SUPP).write_text("<html>"), "unreadable"),
+    "a shard removed": (lambda r: shard(r, schemas.JUDGMENTS).unlink(), "missing-file"),
+    "a listed file removed": (lambda r: (r / schemas.QUERY_FEATURES).unlink(), "missing-file"),
+    "a file nobody listed": (lambda r: (r / "notes.txt").write_text("x"), "unlisted-file"),
+    "a left-over of a broken write": (
+        lambda r: (r / "data" / "urls" / ".test-00000.part").write_text(""),
+        "unlisted-file",
+    ),
+    "a shard number too high": (lambda r: rename_shard(r, "test-00001-of-00001.parquet"), "shard-numbering"),
+    "a shard of two": (lambda r: rename_shard(r, "test-00000-of-00002.parquet"), "shard-numbering"),
+    "a shard named freely": (lambda r: rename_shard(r, "data.parquet"), "shard-name"),
+    "a config nobody declared": (lambda r: shutil.copytree(r / "data/urls", r / "data/more"), "unknown-config"),
+    "no sums": (lambda r: (r / schemas.SHA256SUMS).unlink(), "missing-file"),
+    "sums that are none": (lambda r: (r / schemas.SHA256SUMS).write_text("hello\n"), "sums"),
+    "sums that leave the release": (lambda r: (r / schemas.SHA256SUMS).write_text(f"{'0' * 64}  ../x\n"), "sums"),
+    "a manifest that is no JSON": (lambda r: (r / schemas.MANIFEST).write_text("{"), "manifest"),
+    "a manifest without a key": (lambda r: edit_manifest(r, lambda m: m.pop("counts")), "manifest"),
+    "a count of the manifest": (lambda r: edit_manifest(r, lambda m: m["counts"].update(products=41)), "count"),
+    "a width of the manifest": (lambda r: edit_manifest(r, lambda m: m.update(width=768)), "width"),
+    "an expected count": (
+        lambda r: manifest.write(r, replace(RECIPE, expect=Expect(products=164_900)), revision=None),
+        "count",
+    ),
+    "no card": (lambda r: (r / schemas.CARD).unlink(), "missing-file"),
+    "a card without YAML": (lambda r: (r / schemas.CARD).write_text("# hello\n"), "card"),
+    "a card with broken YAML": (lambda r: card(r, "configs:", "configs: ["), "card"),
+    "a card without a licence": (lambda r: card(r, "license:", "licence:"), "card"),
+    "another default config": (lambda r: card(r, "  default: true\n", ""), "card-configs"),
+    "a config renamed": (lambda r: card(r, "config_name: supp", "config_name: more"), "card-configs"),
+    "a pattern that matches nothing": (lambda r: card(r, "data/supp/train-*", "data/supp/test-*"), "card-configs"),
+    "rows of the card": (lambda r: card(r, "num_examples: 40", "num_examples: 41"), "count"),
+    "a width of the card": (lambda r: card(r, "length: 8", "length: 768"), "card-features"),
+    "a dtype of the card": (lambda r: card(r, "dtype: bool", "dtype: int64"), "card-features"),
+    "a size of the card": (lambda r: card(r, "download_size: ", "download_size: 9"), "card-size"),
+    "a table of the card": (lambda r: card(r, "| products | 40 |", "| products | 164,900 |"), "card-table"),
+    "a classic csv with other columns": (
+        lambda r: rewrite(r / schemas.PRODUCT_URLS, lambda t: t.replace("image_url", "url", 1)),
+        "classic",
+    ),
+    "a classic csv with three cells": (
+        lambda r: rewrite(r / schemas.PRODUCT_URLS, lambda t: t + "B1,https://x.example,3\n"),
+        "classic",
+    ),
+    "a classic parquet truncated": (lambda r: truncate(r / schemas.PRODUCT_FEATURES), "classic"),
+    "classic columns of another type": (
+        lambda r: pq.write_table(pa.table({"query_id": ["1"]}), r / schemas.QUERY_FEATURES),
+        "classic",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_corruption_of_the_files_is_named(release: Path, name: str) -> None:
+    corrupt, code = FILES[name]
+    corrupt(release)
+    assert code in codes(release), validate(release)
+
+
+def test_tables_of_another_version_may_be_worded_otherwise(release: Path) -> None:
+    card(release, "| products | 40 |", "| things | 40 |")
+    assert codes(release) == {"card-table"}
+    edit_manifest(release, lambda m: m["versions"].update(sqid="0.0.1"))
+    assert codes(release) == set()
+
+
+def test_all_problems_are_listed_not_only_the_first(release: Path) -> None:
+    edit(release, schemas.JUDGMENTS, setting("esci_label", 0, "X"), reseal=False)
+    edit(release, schemas.FEATURES, setting("clip_text_features", 5, vector(np.nan)), reseal=False)
+    add_python(release)
+    (release / "notes.txt").write_text("x")
+    (release / schemas.CARD).unlink()
+    wanted = {"label", "non-finite", "python-file", "unlisted-file", "missing-file", "classic"}
+    assert wanted <= codes(release)
+
+
+def test_many_bad_rows_are_one_line_with_a_count_and_an_example(release: Path) -> None:
+    rows = pq.read_metadata(shard(release, schemas.JUDGMENTS)).num_rows
+    edit(release, schemas.JUDGMENTS, lambda t: t.set_column(6, "gain", pa.array([0.7] * t.num_rows, pa.float32())))
+    gains = [problem for problem in validate(release) if problem.code == "gain"]
+    assert len(gains) == 1
+    assert f"{rows} rows" in gains[0].message
+    assert "product_id B0" in gains[0].message
+
+
+def test_a_file_far_larger_than_esci_is_not_read(release: Path) -> None:
+    path = shard(release, schemas.SUPP)
+    chunk = pa.table({"product_id": pa.nulls(3_000_000, pa.string())})
+    with pq.ParquetWriter(path, chunk.schema) as writer:
+        for _ in range(17):  # a run of nulls: a few kilobytes on disk
+            writer.write_table(chunk)
+    assert path.stat().st_size < 100_000
+    assert any(problem.code == "unreadable" and "far larger" in problem.message for problem in validate(release))
+
+
+@pytest.mark.parametrize("name", ["README.md", "manifest.json", "data/urls/test-00001-of-00002.parquet", "more"])
+def test_pipes_devices_and_broken_links_are_not_read(release: Path, name: str) -> None:
+    path = release / name
+    for make in (os.mkfifo, lambda p: p.symlink_to("/dev/zero"), lambda p: p.symlink_to("nowhere")):
+        path.unlink(missing_ok=True)
+        make(path)
+        assert [(problem.code, problem.where) for problem in validate(release)] == [("not-a-file", name)]
+
+
+def test_a_directory_where_a_file_should_be(release: Path) -> None:
+    for name in (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS, schemas.PRODUCT_URLS):
+        (release / name).unlink()
+        (release / name).mkdir()
+    assert {"missing-file"} <= codes(release)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_bytes_crash_it(release: Path, data: st.DataObject) -> None:
+    paths = sorted(path for path in release.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(paths))
+    whole = path.read_bytes()
+    try:
+        at = data.draw(st.integers(0, len(whole)))
+        path.write_bytes(whole[:at] + data.draw(st.binary(max_size=20)) + whole[at + data.draw(st.integers(0, 20)) :])
+        changed = path.read_bytes() != whole
+        assert bool(validate(release)) == changed
+    finally:
+        path.write_bytes(whole)
+
+
+# -- several splits and locales ---------------------------------------------------------------------------------------
+
+
+def add_train_split(release: Path) -> None:
+    """The same products judged for other queries in a split of its own; supplementary products with vectors."""
+
+    def write(config: str, split: str, table: pa.Table) -> None:
+        write_shards(release, config, split, [table], table.schema, rows=table.num_rows)
+
+    def numbered(table: pa.Table, *columns: str) -> pa.Table:
+        for name in columns:
+            table = table.set_column(table.column_names.index(name), table.field(name), pc.add(table[name], 1_000))
+        return table
+
+    tables = {config: pq.read_table(shard(release, config)) for config in schemas.CONFIGS}
+    write(schemas.JUDGMENTS, "train", numbered(tables[schemas.JUDGMENTS], "query_id", "example_id"))
+    write(schemas.QUERIES, "train", numbered(tables[schemas.QUERIES], "query_id"))
+    write(schemas.URLS, "train", tables[schemas.URLS])
+    write(schemas.FEATURES, "train", tables[schemas.FEATURES])
+    features = tables[schemas.FEATURES].slice(0, 5)
+    for name in ("product_id", "product_title", "image_url", "image_status"):
+        column = features.column_names.index(name)
+        features = features.set_column(column, features.field(name), tables[schemas.SUPP][name])
+    write(schemas.FEATURES, "supp", features)
+    seal(release, NO_CLASSIC)
+
+
+def test_a_product_may_be_judged_in_two_splits(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "r", classic=False)
+    add_train_split(release)
+    assert validate(release) == []
+    assert manifest.read(release).counts["products"] == 40
+    assert manifest.read(release).counts["queries"] == 12
+
+
+def test_each_split_needs_its_own_products(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "r", classic=False)
+    add_train_split(release)
+    path = release / schemas.shard_name(schemas.URLS, "train", 0, 1)
+    pq.write_table(pq.read_table(path).slice(1), path)
+    seal(release, NO_CLASSIC)
+    found = [problem for problem in validate(release) if problem.code == "integrity"]
+    assert found
+    assert all("B000000000" in problem.message for problem in found)
+
+
+def test_locales_in_the_classic_files(release: Path) -> None:
+    """The same id under two locales: the published files get a product_locale column."""
+    for config in (schemas.URLS, schemas.FEATURES, schemas.JUDGMENTS):
+        table = pq.read_table(shard(release, config))
+        both = pa.concat_tables([table, setting_all(table, "product_locale", "jp")])
+        if config == schemas.JUDGMENTS:
+            both = both.set_column(0, "example_id", pa.array(range(both.num_rows)))
+        both = both.sort_by([(name, "ascending") for name in schemas.SORT_KEYS[config]])
+        write_shards(release, config, "test", [both], table.schema, rows=both.num_rows)
+    urls = pq.read_table(shard(release, schemas.URLS))
+    features = pq.read_table(shard(release, schemas.FEATURES))
+    image = [
+        v if there else None
+        for v, there in zip(features["clip_image_features"].to_pylist(), features["has_image"].to_pylist(), strict=True)
+    ]
+    names = ["product_id", "product_locale", "clip_text_features"]
+    products = features.select(names).append_column("clip_image_features", pa.array(image, pa.list_(pa.float32())))
+    write_urls(release / schemas.PRODUCT_URLS, [urls], located=True)
+    write_classic_features(release / schemas.PRODUCT_FEATURES, "product", [products], located=True)
+    seal(release)
+    assert validate(release) == []
+    write_classic_features(release / schemas.PRODUCT_FEATURES, "product", [products.slice(1)], located=True)
+    seal(release)
+    assert codes(release) == {"classic"}
+
+
+def setting_all(table: pa.Table, column: str, value: str) -> pa.Table:
+    index = table.column_names.index(column)
+    return table.set_column(index, column, pa.array([value] * table.num_rows))
