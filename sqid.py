@@ -48,6 +48,7 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
         esci_split: ESCI split, or a list of them; each becomes a split of the dataset.
         locale: product locale, or a list of them.
         supp_min_judgments: least number of judgments of a supplementary product.
+        labels: every label of the examples with its gain; default: ESCI's.
         artifacts_locale: locale of artifact rows that do not say theirs.
     """
 
@@ -57,11 +58,18 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
     esci_split: str | list[str] = "test"
     locale: str | list[str] = "us"
     supp_min_judgments: int = 2
+    labels: dict[str, float] | None = None
     artifacts_locale: str = schemas.CLASSIC_LOCALE
 
     def selection(self) -> Selection:
-        """The cut of ESCI; UsageError for what ESCI does not hold."""
-        return Selection(self.esci_version, _several(self.esci_split), _several(self.locale), self.supp_min_judgments)
+        """The selection of ESCI; UsageError for what cannot be."""
+        return Selection(
+            self.esci_version,
+            _several(self.esci_split),
+            _several(self.locale),
+            self.supp_min_judgments,
+            labels=tuple((self.labels or schemas.GAINS).items()),
+        )
 
 
 def _several(value: str | list[str]) -> tuple[str, ...]:
@@ -81,7 +89,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = SqidConfig
     BUILDER_CONFIGS = [  # noqa: RUF012 - datasets names and reads it
-        SqidConfig(name=name, version=datasets.Version("1.0.0"), description=schemas.CONFIG_SUMMARY[name])
+        SqidConfig(name=name, version=datasets.Version("1.0.0"), description=schemas.DECLARED[name].summary)
         for name in schemas.CONFIGS
     ]
     DEFAULT_CONFIG_NAME = schemas.DEFAULT_CONFIG
@@ -125,7 +133,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
-            description=f"SQID {self.config.name}: {schemas.CONFIG_SUMMARY[self.config.name]}.",
+            description=f"SQID {self.config.name}: {schemas.DECLARED[self.config.name].summary}.",
             features=schemas.config_features(self.config.name),
             homepage="https://github.com/Crossing-Minds/shopping-queries-image-dataset",
             citation=_CITATION,

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from builder.release import files
 from sqid_lib import schemas
+from sqid_lib.files import shard_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -100,7 +101,7 @@ def write_released(root: Path, table: pa.Table) -> None:
 def write_plain(root: Path, table: pa.Table) -> None:
     """The same columns and row groups with zstd alone."""
     for config in (schemas.URLS, schemas.FEATURES):
-        path = root / schemas.shard_name(config, "test", 0, 1)
+        path = root / shard_name(config, "test", 0, 1)
         path.parent.mkdir(parents=True)
         names = schemas.config_schema(config).names
         size = files.VECTOR_GROUP_ROWS if config == schemas.FEATURES else files.TEXT_GROUP_ROWS

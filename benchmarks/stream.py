@@ -29,6 +29,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sqid_lib import EmbeddingStore, schemas, stream_pairs
+from sqid_lib.files import shard_name
 
 BATCH, WIDTH, GROUP = 1024, 768, 2048
 Way = Callable[[], Iterator[int]]  # yields the rows of each batch
@@ -90,7 +91,7 @@ def make_release(directory: Path) -> Path:
         (schemas.QUERIES, iter([asked])),
         (schemas.JUDGMENTS, iter([judgments])),
     ):
-        path, schema = directory / schemas.shard_name(config, "test", 0, 1), schemas.config_schema(config, WIDTH)
+        path, schema = directory / shard_name(config, "test", 0, 1), schemas.config_schema(config, WIDTH)
         path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
             for group in groups:

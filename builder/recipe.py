@@ -235,6 +235,10 @@ def _value(hint: Any, value: Any, key: str, where: str) -> Any:
         if not isinstance(value, dict):
             raise wrong("a section")
         return _build(typing.cast(type[Any], hint), value, key, where)
+    if origin is tuple and typing.get_origin(args[0]) is tuple:  # a table, kept as pairs
+        if not isinstance(value, dict):
+            raise wrong("a section of label = gain")
+        return tuple((name, _value(float, gain, f"{key}.{name}", where)) for name, gain in value.items())
     if origin is tuple:
         if not isinstance(value, list):
             raise wrong("a list, such as " + ('["us"]' if args[0] is str else "[443]"))

@@ -16,8 +16,6 @@ from sqid_lib.files import replacing
 from sqid_lib.joined import selection
 from sqid_lib.tables.reader import conform
 
-_COLUMNS = ("example_id", "query", "query_id", "product_id", "product_locale", "esci_label", "split")
-
 
 def esci_files(recipe: Recipe) -> dict[str, sources.File]:
     """The three official files; errors as `sources.find`."""
@@ -37,7 +35,7 @@ def sample(recipe: Recipe, work: Path) -> None:
     files = esci_files(recipe)
     paths = {table: sources.download(file) for table, file in files.items()}
     cut = recipe.selection
-    examples = selection.read_examples(paths["examples"], cut, _COLUMNS, where=files["examples"].url)
+    examples = selection.read_examples(paths["examples"], cut, _columns(), where=files["examples"].url)
     judgments = selection.judgments(examples, cut)
     known = selection.read_sources(paths["sources"], where=files["sources"].url)
     queries = selection.queries(examples, cut, known)
@@ -58,6 +56,12 @@ def sample(recipe: Recipe, work: Path) -> None:
         _write(folder / f"{name}.parquet", texts, schemas.SAMPLED_PRODUCTS_SCHEMA)
     _write(folder / "queries.parquet", [queries], schemas.SAMPLED_QUERIES_SCHEMA)
     _write(folder / "judgments.parquet", [judgments], schemas.SAMPLED_JUDGMENTS_SCHEMA)
+
+
+def _columns() -> list[str]:
+    """Every column of the examples that a config has, and the split."""
+    declared = (name for config in schemas.DECLARED.values() for name in config.of_origin(schemas.EXAMPLES))
+    return [*dict.fromkeys(declared), "split"]
 
 
 def _check_counts(expect: Expect, counts: dict[str, int], where: str) -> None:

@@ -1,20 +1,60 @@
-"""Files appear whole or not at all."""
+"""Names of shards, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import NamedTuple
+
+_SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet")
+_NUMBERED = re.compile(r"(?P<kind>[a-z]+)-(?P<number>\d{5})\.parquet")
+_PART = re.compile(r"\..+\.\d+-\d+\.part")
+
+
+class ShardName(NamedTuple):
+    """What the file name of a shard of a release says: shard `shard` of `shards`, from 0."""
+
+    split: str
+    shard: int
+    shards: int
+
+
+def shard_name(config: str, split: str, shard: int, shards: int) -> str:
+    """Path of one parquet file of a release, relative to the release."""
+    return f"data/{config}/{split}-{shard:05d}-of-{shards:05d}.parquet"
+
+
+def parse_shard_name(path: str | Path) -> ShardName | None:
+    """The reverse of `shard_name`, for a path or a file name; None for any other name."""
+    match = _SHARD.fullmatch(Path(path).name)
+    return ShardName(match["split"], int(match["shard"]), int(match["shards"])) if match else None
+
+
+def numbered_name(kind: str, number: int) -> str:
+    """File name of one shard of a stage, such as "images-00000.parquet"."""
+    return f"{kind}-{number:05d}.parquet"
+
+
+def parse_numbered_name(path: str | Path) -> tuple[str, int] | None:
+    """The reverse of `numbered_name`; None for any other name."""
+    match = _NUMBERED.fullmatch(Path(path).name)
+    return (match["kind"], int(match["number"])) if match else None
+
+
+def is_part(path: Path) -> bool:
+    """Whether the name is that of a temporary file of `replacing`, left by a killed process if nobody writes it."""
+    return _PART.fullmatch(path.name) is not None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and takes its place, otherwise it is removed."""
+    """Yield a temporary path beside `path`; on success it is synced and takes its place, otherwise it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name[:64]}.{os.getpid()}-{threading.get_native_id()}.part")
     try:
         yield part
         sync(part)
@@ -25,6 +65,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small UTF-8 file so that a reader sees all of it or none."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
 def sync(path: Path) -> None:
     """fsync of a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -32,28 +78,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file under another name beside it (directories are made), which becomes `path` once all is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:64]}.{os.getpid()}.part")
-    try:
-        with part.open(mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees all of it or none."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:16]}-", dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).replace(path)

@@ -1,7 +1,14 @@
-"""The one source of truth: files, columns, dtypes, labels, gains, status values, published counts."""
+"""The one source of truth: files, columns, types, keys, labels, gains, status values, published counts.
+
+A column is declared once, here. What is read from ESCI, joined, written to a release, described on its card, validated
+and kept by a store follows from the declaration.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -28,18 +35,27 @@ EXAMPLES_SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-TEXT_COLUMNS = ("product_title", "product_description", "product_bullet_point", "product_brand", "product_color")
 PRODUCTS_SCHEMA = pa.schema(
-    [("product_id", pa.string()), *((c, pa.string()) for c in TEXT_COLUMNS), ("product_locale", pa.string())]
+    [
+        ("product_id", pa.string()),
+        ("product_title", pa.string()),
+        ("product_description", pa.string()),
+        ("product_bullet_point", pa.string()),
+        ("product_brand", pa.string()),
+        ("product_color", pa.string()),
+        ("product_locale", pa.string()),
+    ]
 )
 SOURCES_SCHEMA = pa.schema([("query_id", pa.int64()), ("source", pa.string())])
 
-PRODUCT_KEY = ("product_locale", "product_id")  # the same id occurs under several locales
-LOCALES = ("us", "es", "jp")
+PRODUCT_KEY = ("product_id", "product_locale")  # the same id occurs under several locales
+TEXT_COLUMNS = tuple(name for name in PRODUCTS_SCHEMA.names if name not in PRODUCT_KEY)
+ESCI_LOCALES = {"us": "en", "es": "es", "jp": "ja"}  # ESCI's locales and their languages (ISO 639-1)
 SPLITS = ("train", "test")
 VERSIONS = ("small", "large")
 
 # -- labels and gains (Shopping Queries Dataset, arXiv 2206.06588, section 5: E 1.0, S 0.1, C 0.01, I 0.0) --------
+# the defaults: a recipe may state labels and gains of its own
 
 LABELS = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
 GAINS = {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
@@ -52,7 +68,7 @@ PRODUCT_FEATURES = "product_features.parquet"
 QUERY_FEATURES = "query_features.parquet"
 SUPP_URLS = "supp_product_image_urls.csv"
 CLASSIC_FILES = (PRODUCT_URLS, PRODUCT_FEATURES, QUERY_FEATURES, SUPP_URLS)
-CLASSIC_LOCALE = "us"  # classic files without a product_locale column speak of this locale
+CLASSIC_LOCALE = "us"  # the locale of classic files without a product_locale column
 PUBLISHED_WIDTH = 768  # projection width of openai/clip-vit-large-patch14
 
 URLS_FILE_SCHEMA = pa.schema([("product_id", pa.string()), ("image_url", pa.string())])
@@ -69,26 +85,26 @@ def classic_features_schema(part: str) -> pa.Schema:
 # -- image_status -------------------------------------------------------------------------------------------------
 
 OK = "ok"
-MISSING = "missing"  # no url is known
-PLACEHOLDER = "placeholder"  # the url shows a "no image available" picture: not fetched, not embedded
-GENERIC = "generic"  # the default digital-video picture: embedded, as published
+MISSING = "missing"  # no URL is known
+PLACEHOLDER = "placeholder"  # the URL shows a "no image available" image: not fetched, not embedded
+GENERIC = "generic"  # the default digital-video image: embedded, as published
 IMAGE_STATUS = {
-    OK: "the product's own picture",
-    MISSING: "no image url is known",
-    PLACEHOLDER: "the url shows a 'no image available' picture",
-    GENERIC: "the default digital-video picture, shared by many products",
-    "bad_url": "the url is not http or https, or cannot be parsed",
+    OK: "the product's own image",
+    MISSING: "no image URL is known",
+    PLACEHOLDER: "the URL shows a 'no image available' image",
+    GENERIC: "the default digital-video image, shared by many products",
+    "bad_url": "the URL is not http or https, or cannot be parsed",
     "refused": "the address is private or otherwise not allowed",
     "blocked": "the server forbids it (robots.txt, 401, 403)",
-    "not_found": "the server says 404 or 410",
+    "not_found": "the server answered 404 or 410",
     "http_error": "any other status than 200",
-    "redirects": "more redirects than allowed, or a redirect that leads nowhere",
+    "redirects": "more redirects than allowed, or a redirect without a usable target",
     "timeout": "the server was too slow",
     "connection": "no connection, or it broke",
     "too_large": "more bytes than allowed",
     "empty": "no bytes",
     "not_image": "the bytes are no JPEG, PNG, GIF or WEBP",
-    "corrupt": "truncated or damaged picture",
+    "corrupt": "truncated or damaged image",
     "too_many_pixels": "more pixels than allowed",
     "non_finite": "the encoder gave NaN or infinity",
     "error": "anything else; see the build report",
@@ -98,7 +114,7 @@ EMBEDDED_STATUSES = (OK, GENERIC)  # what fetch downloads and embed turns into v
 GENERIC_IMAGE_URL = (
     "https://m.media-amazon.com/images/G/01/digital/video/web/Default_Background_Art_LTR._SX1080_FMjpg_.jpg"
 )
-# ids of Amazon's "no image available" pictures, compared after percent-decoding
+# ids of Amazon's "no image available" images, compared after percent-decoding
 PLACEHOLDER_IMAGE_IDS = frozenset(
     (
         *("01RmK+J4pJL", "01AodW1Gh-L", "01QFb8SNuTL", "01PkLIhTX3L", "21xiVkxN-SL", "01GmVhVRioL"),
@@ -109,73 +125,111 @@ PLACEHOLDER_URL_PARTS = ("/no-img-sm", "/no-image-avail")
 
 # -- the joined configs -------------------------------------------------------------------------------------------
 
+EXAMPLES, PRODUCTS, SOURCES = "examples", "products", "sources"  # the ESCI files, as origins of columns
+VECTOR = pa.list_(pa.float32())  # in a declaration: a fixed list of as many floats as the encoder is wide
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a config.
+
+    Attributes:
+        meaning: one line, for the card.
+        origin: the ESCI file it is read from, under the same name; "" where SQID makes it.
+        nullable: whether null is a value; elsewhere validation reports it.
+    """
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    origin: str = ""
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """One config of the dataset.
+
+    Attributes:
+        summary: one line, for the card.
+        key: columns that identify a row within a split; rows are sorted by them.
+        unique: further columns without duplicates.
+    """
+
+    summary: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    unique: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns, in order."""
+        return tuple(column.name for column in self.columns)
+
+    def of_origin(self, origin: str) -> tuple[str, ...]:
+        """Columns read from one ESCI file, without the product key where the file is `products`."""
+        return tuple(c.name for c in self.columns if c.origin == origin)
+
+
 URLS, FEATURES, QUERIES, SUPP, JUDGMENTS = "urls", "product_features", "query_features", "supp", "judgments"
-CONFIGS = (URLS, FEATURES, QUERIES, SUPP, JUDGMENTS)
 DEFAULT_CONFIG = URLS
 SUPP_SPLIT = "train"  # the supplementary products are published as split train
-VECTOR_COLUMNS = ("clip_text_features", "clip_image_features")
+SUPP_VECTORS_SPLIT = "supp"  # split of product_features when supplementary products are embedded too
 
-CONFIG_SUMMARY = {
-    URLS: "every judged product with its image url, image status and ESCI text",
-    FEATURES: "every judged product with its CLIP text and image embeddings",
-    QUERIES: "every query with its source and CLIP text embedding",
-    SUPP: "supplementary products: image urls and ESCI text, no embeddings",
-    JUDGMENTS: "every judgment: query, product, label and gain",
-}
-SORT_KEYS = {
-    URLS: ("product_id", "product_locale"),
-    FEATURES: ("product_id", "product_locale"),
-    QUERIES: ("query_id",),
-    SUPP: ("product_id", "product_locale"),
-    JUDGMENTS: ("query_id", "product_id", "product_locale"),
-}
+_PRODUCT_ID = Column("product_id", pa.string(), "Amazon ASIN; unique within a locale", EXAMPLES)
+_PRODUCT_LOCALE = Column("product_locale", pa.string(), "us, es or jp", EXAMPLES)
+_TITLE = Column("product_title", pa.string(), "title, from ESCI", PRODUCTS, nullable=True)
+_DESCRIPTION = Column("product_description", pa.string(), "description, from ESCI", PRODUCTS, nullable=True)
+_BULLETS = Column("product_bullet_point", pa.string(), "bullet points, from ESCI", PRODUCTS, nullable=True)
+_BRAND = Column("product_brand", pa.string(), "brand, from ESCI", PRODUCTS, nullable=True)
+_COLOR = Column("product_color", pa.string(), "color, from ESCI", PRODUCTS, nullable=True)
+_IMAGE_URL = Column("image_url", pa.string(), "URL of the main image; null where none is known", nullable=True)
+_IMAGE_STATUS = Column("image_status", pa.string(), "what is known of the image")
+_HAS_IMAGE = Column("has_image", pa.bool_(), "whether clip_image_features is a real vector (false: zeros)")
+_TEXT_VECTOR = Column("clip_text_features", VECTOR, "CLIP text embedding, projected, not normalised")
+_IMAGE_VECTOR = Column(
+    "clip_image_features", VECTOR, "CLIP image embedding, projected, not normalised; zeros where there is no image"
+)
+_QUERY_ID = Column("query_id", pa.int64(), "query, as numbered by ESCI", EXAMPLES)
+_QUERY = Column("query", pa.string(), "query text, from ESCI", EXAMPLES)
+_SOURCE = Column("source", pa.string(), "how ESCI sampled the query", SOURCES, nullable=True)
+_EXAMPLE_ID = Column("example_id", pa.int64(), "judgment, as numbered by ESCI", EXAMPLES)
+_LABEL = Column("esci_label", pa.string(), "E exact, S substitute, C complement, I irrelevant", EXAMPLES)
+_GAIN = Column("gain", pa.float32(), "E 1.0, S 0.1, C 0.01, I 0.0")
 
-COLUMN_MEANING = {
-    "product_id": "Amazon ASIN; unique within a locale",
-    "product_locale": "us, es or jp",
-    "product_title": "title, from ESCI",
-    "product_description": "description, from ESCI",
-    "product_bullet_point": "bullet points, from ESCI",
-    "product_brand": "brand, from ESCI",
-    "product_color": "color, from ESCI",
-    "image_url": "url of the main picture; null where none is known",
-    "image_status": "what is known of the picture",
-    "has_image": "whether clip_image_features is a real vector (false: zeros)",
-    "clip_text_features": "CLIP text embedding, projected, not normalised",
-    "clip_image_features": "CLIP image embedding, projected, not normalised; zeros where there is no image",
-    "query_id": "query, as numbered by ESCI",
-    "query": "query text, from ESCI",
-    "source": "how ESCI sampled the query",
-    "example_id": "judgment, as numbered by ESCI",
-    "esci_label": "E exact, S substitute, C complement, I irrelevant",
-    "gain": "E 1.0, S 0.1, C 0.01, I 0.0",
+_PRODUCT_ROW = (
+    *(_PRODUCT_ID, _PRODUCT_LOCALE, _IMAGE_URL, _IMAGE_STATUS),
+    *(_TITLE, _DESCRIPTION, _BULLETS, _BRAND, _COLOR),
+)
+DECLARED: Mapping[str, Config] = {
+    URLS: Config("every judged product with its image URL, image status and ESCI text", _PRODUCT_ROW, PRODUCT_KEY),
+    FEATURES: Config(
+        "every judged product with its CLIP text and image embeddings",
+        (
+            *(_PRODUCT_ID, _PRODUCT_LOCALE, _TITLE, _IMAGE_URL, _IMAGE_STATUS),
+            *(_HAS_IMAGE, _TEXT_VECTOR, _IMAGE_VECTOR),
+        ),
+        PRODUCT_KEY,
+    ),
+    QUERIES: Config(
+        "every query with its source and CLIP text embedding", (_QUERY_ID, _QUERY, _SOURCE, _TEXT_VECTOR), ("query_id",)
+    ),
+    SUPP: Config("supplementary products: image URLs and ESCI text, no embeddings", _PRODUCT_ROW, PRODUCT_KEY),
+    JUDGMENTS: Config(
+        "every judgment: query, product, label and gain",
+        (_EXAMPLE_ID, _QUERY_ID, _QUERY, _PRODUCT_ID, _PRODUCT_LOCALE, _LABEL, _GAIN),
+        ("query_id", *PRODUCT_KEY),
+        unique=("example_id",),
+    ),
 }
+CONFIGS = tuple(DECLARED)
+VECTOR_COLUMNS = tuple(column.name for column in DECLARED[FEATURES].columns if column.type == VECTOR)
 
 
 def config_schema(config: str, width: int = PUBLISHED_WIDTH) -> pa.Schema:
     """Arrow schema of a joined config; vectors are fixed-size lists of `width` float32."""
-    string, vector = pa.string(), pa.list_(pa.float32(), width)
-    columns: dict[str, list[tuple[str, pa.DataType]]] = {
-        URLS: [
-            *((c, string) for c in ("product_id", "product_locale", "image_url", "image_status")),
-            *((c, string) for c in TEXT_COLUMNS),
-        ],
-        FEATURES: [
-            *((c, string) for c in ("product_id", "product_locale", "product_title", "image_url", "image_status")),
-            ("has_image", pa.bool_()),
-            ("clip_text_features", vector),
-            ("clip_image_features", vector),
-        ],
-        QUERIES: [("query_id", pa.int64()), ("query", string), ("source", string), ("clip_text_features", vector)],
-        JUDGMENTS: [
-            ("example_id", pa.int64()),
-            ("query_id", pa.int64()),
-            *((c, string) for c in ("query", "product_id", "product_locale", "esci_label")),
-            ("gain", pa.float32()),
-        ],
-    }
-    columns[SUPP] = columns[URLS]
-    return pa.schema(columns[config])
+    vector = pa.list_(pa.float32(), width)
+    return pa.schema([(c.name, vector if c.type == VECTOR else c.type) for c in DECLARED[config].columns])
 
 
 def config_features(config: str, width: int = PUBLISHED_WIDTH) -> datasets.Features:
@@ -184,16 +238,50 @@ def config_features(config: str, width: int = PUBLISHED_WIDTH) -> datasets.Featu
 
     def feature(dtype: pa.DataType) -> object:
         if not pa.types.is_fixed_size_list(dtype):
-            return datasets.Value({"float": "float32"}.get(str(dtype), str(dtype)))
+            return datasets.Value({"float": "float32", "double": "float64"}.get(str(dtype), str(dtype)))
         fixed_list = getattr(datasets, "List", None) or datasets.Sequence  # datasets 3.x has no List
         return fixed_list(datasets.Value("float32"), length=dtype.list_size)
 
     return datasets.Features({field.name: feature(field.type) for field in config_schema(config, width)})
 
 
+def text_columns(config: str) -> tuple[str, ...]:
+    """Columns of a config that are read from ESCI's products file, besides the key."""
+    return DECLARED[config].of_origin(PRODUCTS)
+
+
+def shared_columns(config: str, other: str) -> tuple[str, ...]:
+    """Columns whose value in `config` must be that of the row of `other` with the same key.
+
+    None unless `config` has the key of `other`. Vectors are left out: only one config states them for a key.
+    """
+    key = DECLARED[other].key
+    if config == other or not set(key) <= set(DECLARED[config].names):
+        return ()
+    there = {c.name for c in DECLARED[other].columns if c.type != VECTOR and c.name not in key}
+    return tuple(name for name in DECLARED[config].names if name in there)
+
+
+def column_meaning(name: str) -> str:
+    """What a column holds, for the card; "" for a column nobody declared."""
+    return next((c.meaning for c in _columns() if c.name == name), "")
+
+
+def fingerprint() -> str:
+    """Hash of all declared columns: what was made under other declarations is stale."""
+    declared = [(config, c.name, str(c.type), c.origin) for config, d in DECLARED.items() for c in d.columns]
+    return hashlib.sha256(repr(declared).encode()).hexdigest()[:16]
+
+
+def _columns() -> Iterator[Column]:
+    for config in DECLARED.values():
+        yield from config.columns
+
+
 # -- published counts: small_version 1, split test, locale us (arXiv 2405.15190 and the published files) -----------
 
 PUBLISHED_COUNTS = {"products": 164_900, "queries": 8_956, "judgments": 181_701, "supp": 27_139}
+COUNTED = {"products": URLS, "queries": QUERIES, "judgments": JUDGMENTS, "supp": SUPP}  # whose distinct keys they are
 
 # -- a release ----------------------------------------------------------------------------------------------------
 
@@ -202,19 +290,13 @@ CARD = "README.md"
 MANIFEST = "manifest.json"
 SHA256SUMS = "SHA256SUMS"
 
-
-def shard_name(config: str, split: str, shard: int, shards: int) -> str:
-    """Path of one parquet file of a release, relative to the release."""
-    return f"data/{config}/{split}-{shard:05d}-of-{shards:05d}.parquet"
-
-
 # -- a build's work directory: WORK/<stage>/… ---------------------------------------------------------------------
 
 MAIN = "main"
 SUPPLEMENTARY = "supp"
 # sample: WORK/sample/{products,supp,queries,judgments}.parquet
-SAMPLED_PRODUCTS_SCHEMA = PRODUCTS_SCHEMA  # sorted by (product_id, product_locale)
-SAMPLED_QUERIES_SCHEMA = pa.schema([("query_id", pa.int64()), ("query", pa.string()), ("source", pa.string())])
+SAMPLED_PRODUCTS_SCHEMA = PRODUCTS_SCHEMA  # sorted by PRODUCT_KEY
+SAMPLED_QUERIES_SCHEMA = pa.schema([(c.name, c.type) for c in DECLARED[QUERIES].columns if c.origin])
 SAMPLED_JUDGMENTS_SCHEMA = config_schema(JUDGMENTS).append(pa.field("split", pa.string()))
 # resolve: WORK/resolve/urls.parquet, a row per product, main then supp, each in the order of sample
 RESOLVED_SCHEMA = pa.schema(
@@ -224,10 +306,10 @@ RESOLVED_SCHEMA = pa.schema(
         ("product_id", pa.string()),
         ("image_url", pa.string()),
         ("image_status", pa.string()),
-        ("source", pa.string()),  # the table or page that gave the url; null where none did
+        ("source", pa.string()),  # the table or page that gave the URL; null where none did
     ]
 )
-# fetch: WORK/fetch/outcomes.parquet, a row per product of resolve that wants a picture or has none, same order
+# fetch: WORK/fetch/outcomes.parquet, a row per product of resolve that wants an image or has none, same order
 OUTCOMES_SCHEMA = pa.schema(
     [
         ("product_locale", pa.string()),
@@ -242,5 +324,5 @@ OUTCOMES_SCHEMA = pa.schema(
         ("detail", pa.string()),  # one line for people; null where all is well
     ]
 )
-# fetch: WORK/fetch/images-00000.parquet …, a row per distinct picture
+# fetch: WORK/fetch/images-00000.parquet …, a row per distinct image
 IMAGES_SCHEMA = pa.schema([("sha256", pa.string()), ("image", pa.binary())])

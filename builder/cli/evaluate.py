@@ -14,7 +14,7 @@ from sqid_lib.evaluation.metrics import DEFAULT_METRICS
 from sqid_lib.evaluation.report import Comparison
 from sqid_lib.evaluation.retrieval import BACKENDS
 from sqid_lib.evaluation.summary import SLICES
-from sqid_lib.files import whole_file
+from sqid_lib.files import write_text
 from sqid_lib.store import EmbeddingStore
 
 HELP = "the ranking table: how well embeddings and models order the judged products"
@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(text + "\n")
     written = []
     if args.per_query:
-        with whole_file(Path(args.per_query)) as file:
-            file.write(comparison.per_query_csv())
+        write_text(Path(args.per_query), comparison.per_query_csv())
         written.append(args.per_query)
     if args.export:
         written.append(str(comparison.export(args.export)))

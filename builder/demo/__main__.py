@@ -30,7 +30,7 @@ def run(work: Path, seed: int = 0) -> Path:
     _say(f"{release} is built and valid. Loaded back with datasets.load_dataset:\n")
     loaded = _load_back(release, work / "cache")
     for config, dataset in loaded.items():
-        _say(f"  {config:17} {dataset.num_rows:6,} rows   {schemas.CONFIG_SUMMARY[config]}")
+        _say(f"  {config:17} {dataset.num_rows:6,} rows   {schemas.DECLARED[config].summary}")
     statuses = Counter(loaded[schemas.URLS]["image_status"]).most_common()
     _say("\nPictures: " + " · ".join(f"{count} {status}" for status, count in statuses))
     store = EmbeddingStore.open(release, cache_dir=work / "cache" / "store", progress=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sqid_lib.errors import DiskError
-from sqid_lib.files import replacing
+from sqid_lib.files import is_part, parse_numbered_name, replacing
 
-_NAME = re.compile(r"[a-z]+-\d{5}\.parquet")
-_TORN = re.compile(r"\.[a-z]+-\d{5}\.parquet\.\d+\.part")  # what a killed process leaves of `replacing`
 _STAMP = b"sqid.stamp"
 
 
@@ -97,6 +94,5 @@ def remove_others(folders: Iterable[Path], keep: Collection[Path]) -> None:
     """Remove shards of an earlier run with more rows, which readers would take for this run's, and torn ones."""
     for folder in folders:
         for path in folder.iterdir() if folder.is_dir() else ():
-            torn = _TORN.fullmatch(path.name)
-            if torn or (_NAME.fullmatch(path.name) and path not in keep):
+            if is_part(path) or (parse_numbered_name(path) and path not in keep):
                 path.unlink()

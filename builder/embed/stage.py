@@ -24,7 +24,7 @@ from builder.embed.shards import Shard
 from builder.progress import Progress
 from builder.recipe import Recipe
 from sqid_lib.errors import UsageError
-from sqid_lib.files import replacing
+from sqid_lib.files import numbered_name, replacing
 
 __all__ = ["embed"]
 
@@ -128,7 +128,7 @@ def _plan(folder: Path, inputs: Inputs, recipe: Recipe, record: dict[str, Any]) 
 
 def _cut(folder: Path, kind: str, count: int, size: int) -> list[tuple[Path, int, int]]:
     starts = range(0, count, size)
-    return [(folder / f"{kind}-{n:05d}.parquet", start, min(start + size, count)) for n, start in enumerate(starts)]
+    return [(folder / numbered_name(kind, n), start, min(start + size, count)) for n, start in enumerate(starts)]
 
 
 def _names(shard: Shard, inputs: Inputs) -> Sequence[str]:

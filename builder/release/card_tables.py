@@ -143,7 +143,7 @@ def _configs(facts: Facts) -> str:
     for config, splits in facts.splits.items():
         for name, split in splits.items():
             label = f"`{config}`" + (" (default)" if config == schemas.DEFAULT_CONFIG else "")
-            rows.append((label, name, split.rows, _bytes(split.disk), schemas.CONFIG_SUMMARY[config]))
+            rows.append((label, name, split.rows, _bytes(split.disk), schemas.DECLARED[config].summary))
     return table(("config", "split", "rows", "size", "what"), rows, right=(2, 3))
 
 
@@ -162,9 +162,7 @@ def _columns(facts: Facts) -> str:
         for field in schema:
             is_list = pa.types.is_fixed_size_list(field.type)
             dtype = f"{field.type.value_type}[{field.type.list_size}]" if is_list else str(field.type)
-            rows.append(
-                (f"`{field.name}`", dtype.replace("float", "float32"), schemas.COLUMN_MEANING.get(field.name, ""))
-            )
+            rows.append((f"`{field.name}`", dtype.replace("float", "float32"), schemas.column_meaning(field.name)))
         alike.setdefault(table(("column", "type", "meaning"), rows), []).append(f"`{config}`")
     return "\n\n".join(f"**{', '.join(configs)}**\n\n{text}" for text, configs in alike.items())
 

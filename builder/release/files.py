@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import CountError, SchemaError
-from sqid_lib.files import replacing, sync
+from sqid_lib.files import replacing, shard_name, sync
 
 VECTOR_GROUP_ROWS = 2_048  # row groups of 1 to 5 thousand vector rows read fastest
 TEXT_GROUP_ROWS = 16_384
@@ -47,7 +47,7 @@ def write_shards(
         SchemaError: a table cannot be cast to `schema`.
         CountError: the tables hold another number of rows.
     """
-    folder = root / Path(schemas.shard_name(config, split, 0, 1)).parent
+    folder = root / Path(shard_name(config, split, 0, 1)).parent
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
     written = 0
@@ -153,7 +153,7 @@ class _Writer:
 
 def _publish(root: Path, config: str, split: str, parts: list[Path]) -> list[Path]:
     """Give finished shards their names; shards of an earlier, longer run go."""
-    paths = [root / schemas.shard_name(config, split, i, len(parts)) for i in range(len(parts))]
+    paths = [root / shard_name(config, split, i, len(parts)) for i in range(len(parts))]
     for old in paths[0].parent.glob(f"{split}-*-of-*.parquet"):
         if old not in paths:
             old.unlink()

@@ -24,7 +24,6 @@ from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import read_parquet
 from sqid_lib.tables.vector_columns import present
 
-SUPP_VECTORS_SPLIT = "supp"  # split of product_features when supplementary products are embedded too
 _BATCH_ROWS = 4_096
 
 
@@ -124,7 +123,7 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
 
 def _with_final_status(urls: pa.Table, paths: Iterable[Path]) -> pa.Table:
     """The status embed ended with: how fetching or decoding failed, if it did."""
-    schema = pa.schema([(n, pa.string()) for n in ("product_id", "product_locale", "image_status")])
+    schema = pa.schema([(n, pa.string()) for n in (*schemas.PRODUCT_KEY, "image_status")])
     final = pa.concat_tables([schema.empty_table(), *(read_parquet(str(path), schema) for path in paths)])
     rows = pc.index_in(key_strings(urls), value_set=key_strings(final))
     status = pc.coalesce(final.column("image_status").take(rows), urls.column("image_status"))
@@ -148,16 +147,16 @@ class _Writer:
             self._config(schemas.QUERIES, split, self._query_features(queries), queries.num_rows)
             self._products(split, "products", _keys(judged))
         supp = _read_keys(self.sample / "supp.parquet")
-        texts = self._texts("supp", supp, schemas.TEXT_COLUMNS)
+        texts = self._texts("supp", supp, schemas.text_columns(schemas.SUPP))
         self._config(schemas.SUPP, schemas.SUPP_SPLIT, joins.urls(texts, self.artifacts.supp_urls), supp.num_rows)
         if self.recipe.selection.embed_supp and not self.recipe.artifacts:
             features = self._product_features("supp", supp, self.artifacts.supp_urls)
-            self._config(schemas.FEATURES, SUPP_VECTORS_SPLIT, features, supp.num_rows)
+            self._config(schemas.FEATURES, schemas.SUPP_VECTORS_SPLIT, features, supp.num_rows)
         if self.recipe.release.classic_files:
             self._classic(supp)
 
     def _products(self, split: str, name: str, keys: pa.Table) -> None:
-        texts = self._texts(name, keys, schemas.TEXT_COLUMNS)
+        texts = self._texts(name, keys, schemas.text_columns(schemas.URLS))
         self._config(schemas.URLS, split, joins.urls(texts, self.artifacts.urls), keys.num_rows)
         features = self._product_features(name, keys, self.artifacts.urls)
         self._config(schemas.FEATURES, split, features, keys.num_rows)
@@ -174,7 +173,7 @@ class _Writer:
 
     def _product_features(self, name: str, keys: pa.Table, urls: pa.Table) -> Iterator[pa.Table]:
         vectors = self.artifacts.products.in_order(joins.find_rows(self.artifacts.products, keys))
-        return joins.product_features(self._texts(name, keys, ("product_title",)), urls, vectors)
+        return joins.product_features(self._texts(name, keys, schemas.text_columns(schemas.FEATURES)), urls, vectors)
 
     def _query_features(self, queries: pa.Table) -> Iterator[pa.Table]:
         vectors = self.artifacts.queries
@@ -221,12 +220,12 @@ def _lists_or_null(matrix: np.ndarray) -> pa.ListArray:
 
 
 def _keys(table: pa.Table) -> pa.Table:
-    names = ["product_id", "product_locale"]
+    names = list(schemas.PRODUCT_KEY)
     return table.group_by(names).aggregate([]).sort_by([(n, "ascending") for n in names]).combine_chunks()
 
 
 def _read_keys(path: Path) -> pa.Table:
-    return pq.read_table(path, columns=["product_id", "product_locale"]).combine_chunks()
+    return pq.read_table(path, columns=list(schemas.PRODUCT_KEY)).combine_chunks()
 
 
 def _check_ours(final: Path) -> None:

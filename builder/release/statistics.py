@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +12,8 @@ import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError
+from sqid_lib.files import parse_shard_name
 
-SHARD = re.compile(r"(?P<split>[a-z]+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet")
-COUNTED = {
-    "products": (schemas.URLS, schemas.PRODUCT_KEY),
-    "queries": (schemas.QUERIES, ("query_id",)),
-    "judgments": (schemas.JUDGMENTS, ("query_id", *schemas.PRODUCT_KEY)),
-    "supp": (schemas.SUPP, schemas.PRODUCT_KEY),
-}
 _BATCH_ROWS = 8_192
 
 
@@ -77,7 +70,7 @@ def gather(release: Path) -> Facts:
     labels: Counter[str] = Counter()
     for config in schemas.CONFIGS:
         for path in sorted((release / "data" / config).glob("*.parquet")):
-            shard = SHARD.fullmatch(path.name)
+            shard = parse_shard_name(path)
             if shard is None:
                 continue
             try:
@@ -87,10 +80,10 @@ def gather(release: Path) -> Facts:
                     rows = file.metadata.num_rows
             except (pa.ArrowException, OSError) as error:
                 raise CorruptFileError(f"not a parquet file of ours ({error})", where=path) from error
-            old = splits.setdefault(config, {}).get(shard["split"], Split((), 0, 0, 0))
+            old = splits.setdefault(config, {}).get(shard.split, Split((), 0, 0, 0))
             name = path.relative_to(release).as_posix()
             disk = old.disk + path.stat().st_size
-            splits[config][shard["split"]] = Split((*old.files, name), old.rows + rows, old.memory + memory, disk)
+            splits[config][shard.split] = Split((*old.files, name), old.rows + rows, old.memory + memory, disk)
     found = {config: dict(sorted(counter.items())) for config, counter in statuses.items() if counter}
     return Facts(splits, columns, found, {label: labels[label] for label in schemas.LABELS}, counts(release))
 
@@ -102,10 +95,10 @@ def counts(release: Path) -> dict[str, int]:
         CorruptFileError: a parquet file cannot be read.
     """
     found = {}
-    for name, (config, keys) in COUNTED.items():
+    for name, config in schemas.COUNTED.items():
         paths = sorted((release / "data" / config).glob("*.parquet"))
         try:
-            tables = [pq.read_table(path, columns=list(keys)) for path in paths]
+            tables = [pq.read_table(path, columns=list(schemas.DECLARED[config].key)) for path in paths]
             found[name] = distinct(pa.concat_tables(tables)) if tables else 0
         except (pa.ArrowException, OSError, KeyError) as error:
             where = release / "data" / config

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.release import card, card_tables, manifest
-from builder.release.statistics import COUNTED, Facts, distinct
+from builder.release.statistics import Facts, distinct
 from builder.validate.problem import Problem
 from builder.validate.rows import Scan
 from sqid_lib import schemas
@@ -60,7 +60,7 @@ def check_card(release: Path, scans: Mapping[str, Scan]) -> Iterator[Problem]:
     if any(not scan.complete for scan in scans.values()):
         return
     counts = _counts(scans)
-    if len(counts) < len(COUNTED):
+    if len(counts) < len(schemas.COUNTED):
         return
     facts = Facts(
         {config: scan.splits for config, scan in scans.items() if scan.splits},
@@ -87,10 +87,10 @@ def _same_builder(release: Path) -> bool:
 def _counts(scans: Mapping[str, Scan]) -> dict[str, int]:
     """Different products, queries, judgments, supp; those of a config that was not read whole are left out."""
     found = {}
-    for name, (config, keys) in COUNTED.items():
-        scan = scans[config]
-        if scan.complete and set(keys) <= set(scan.kept.column_names):
-            found[name] = distinct(scan.kept.select(keys))
+    for name, config in schemas.COUNTED.items():
+        scan, key = scans[config], schemas.DECLARED[config].key
+        if scan.complete and set(key) <= set(scan.kept.column_names):
+            found[name] = distinct(scan.kept.select(key))
     return found
 
 

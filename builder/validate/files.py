@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builder.release import manifest
-from builder.release.statistics import SHARD
 from builder.validate.problem import Problem
 from sqid_lib import schemas
 from sqid_lib.errors import SourceError
+from sqid_lib.files import parse_shard_name
 
 _OTHERS = re.compile(r"\.gitattributes|\.(cache|git)/.*")  # what downloads and clones add
 _ALWAYS = (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS)
@@ -57,13 +57,13 @@ def _numbering(present: list[str]) -> Iterator[Problem]:
         if not name.startswith("data/"):
             continue
         _, config, *rest = name.split("/")
-        shard = SHARD.fullmatch("/".join(rest))
+        shard = parse_shard_name(name) if len(rest) == 1 else None
         if config not in schemas.CONFIGS:
             yield Problem("unknown-config", name, f"no such config; there are {', '.join(schemas.CONFIGS)}")
         elif shard is None:
             yield Problem("shard-name", name, "not named <split>-0000i-of-0000N.parquet")
         else:
-            found[config, shard["split"]].append((int(shard["shard"]), int(shard["shards"])))
+            found[config, shard.split].append((shard.shard, shard.shards))
     for (config, split), shards in sorted(found.items()):
         where, totals = f"data/{config}/{split}-*", {total for _, total in shards}
         if len(totals) > 1:

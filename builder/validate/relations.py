@@ -13,19 +13,20 @@ from builder.validate.problem import Problem
 from builder.validate.rows import Scan
 from sqid_lib import schemas
 
-SUPP_VECTORS = "supp"  # split of product_features with the vectors of supplementary products, where there are any
 _MAIN = (schemas.URLS, schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)
-_SHARED = ("product_title", "image_url", "image_status")  # columns that urls and product_features both have
 
 
 def check_relations(scans: Mapping[str, Scan]) -> Iterator[Problem]:
     """References between configs, split by split; those of a config that could not be read whole are left out."""
     whole = {config: scan for config, scan in scans.items() if scan.complete}
-    splits = {split for config, scan in whole.items() if config in _MAIN for split in scan.splits} - {SUPP_VECTORS}
+    splits = {split for config, scan in whole.items() if config in _MAIN for split in scan.splits} - {
+        schemas.SUPP_VECTORS_SPLIT
+    }
     for split in sorted(splits):
         yield from _split(_Side(whole, split))
-    features, supp = _Side(whole, SUPP_VECTORS), _Side(whole, schemas.SUPP_SPLIT)
+    features, supp = _Side(whole, schemas.SUPP_VECTORS_SPLIT), _Side(whole, schemas.SUPP_SPLIT)
     yield from _within(features.products(schemas.FEATURES), supp.products(schemas.SUPP), schemas.FEATURES, schemas.SUPP)
+    yield from _same(features, schemas.FEATURES, schemas.SUPP, supp)
     extra, main = _Side(whole).products(schemas.SUPP), _Side(whole).products(schemas.URLS)
     if extra is not None and main is not None:
         both = extra.filter(pc.is_in(extra, value_set=main))
@@ -49,12 +50,12 @@ class _Side:
         return kept.filter(pc.equal(kept["split"], self._split))
 
     def products(self, config: str) -> pa.Array | None:
-        return self._key(config, schemas.PRODUCT_KEY)
+        return self.key(config, schemas.PRODUCT_KEY)
 
     def queries(self, config: str) -> pa.Array | None:
-        return self._key(config, ("query_id",))
+        return self.key(config, ("query_id",))
 
-    def _key(self, config: str, names: tuple[str, ...]) -> pa.Array | None:
+    def key(self, config: str, names: tuple[str, ...]) -> pa.Array | None:
         """The key of each row as one text."""
         rows = self.rows(config)
         if rows is None or not set(names) <= set(rows.column_names):
@@ -72,10 +73,8 @@ def _split(side: _Side) -> Iterator[Problem]:
     queries, asked = side.queries(schemas.QUERIES), side.queries(schemas.JUDGMENTS)
     yield from _within(asked, queries, schemas.JUDGMENTS, schemas.QUERIES)
     yield from _within(queries, asked, schemas.QUERIES, schemas.JUDGMENTS)
-    yield from _same(side, schemas.FEATURES, schemas.URLS, products, _SHARED)
-    yield from _same(
-        side, schemas.JUDGMENTS, schemas.QUERIES, {schemas.JUDGMENTS: asked, schemas.QUERIES: queries}, ("query",)
-    )
+    yield from _same(side, schemas.FEATURES, schemas.URLS)
+    yield from _same(side, schemas.JUDGMENTS, schemas.QUERIES)
 
 
 def _within(some: pa.Array | None, others: pa.Array | None, config: str, other: str) -> Iterator[Problem]:
@@ -88,11 +87,12 @@ def _within(some: pa.Array | None, others: pa.Array | None, config: str, other: 
         yield Problem("integrity", f"data/{config}", message)
 
 
-def _same(
-    side: _Side, config: str, other: str, keys: Mapping[str, pa.Array | None], names: tuple[str, ...]
-) -> Iterator[Problem]:
-    """The shared columns of two configs agree where the key does; null equals null."""
-    left, right, key, known = side.rows(config), side.rows(other), keys[config], keys[other]
+def _same(side: _Side, config: str, other: str, there: _Side | None = None) -> Iterator[Problem]:
+    """The shared columns of two configs agree where the key does; null equals null; `there` has the rows of `other`."""
+    names, columns = schemas.shared_columns(config, other), schemas.DECLARED[other].key
+    there = there or side
+    left, right = side.rows(config), there.rows(other)
+    key, known = side.key(config, columns), there.key(other, columns)
     if left is None or right is None or key is None or known is None:
         return
     index = pc.index_in(key, value_set=known)

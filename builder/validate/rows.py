@@ -12,25 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.release.statistics import SHARD, Split
+from builder.release.statistics import Split
 from builder.validate.problem import Problem, Tally
 from sqid_lib import schemas
+from sqid_lib.files import parse_shard_name
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-NULLABLE = ("image_url", "source", *schemas.TEXT_COLUMNS)
-KEYS = {
-    schemas.URLS: schemas.PRODUCT_KEY,
-    schemas.FEATURES: schemas.PRODUCT_KEY,
-    schemas.QUERIES: ("query_id",),
-    schemas.SUPP: schemas.PRODUCT_KEY,
-    schemas.JUDGMENTS: ("query_id", *schemas.PRODUCT_KEY),
-}
-_KEPT = (
-    *schemas.PRODUCT_KEY,
-    *("query_id", "example_id", "query", "product_title", "image_url", "image_status", "has_image"),
-)
+_CLASSIC_COLUMNS = ("image_url", "has_image")  # which the classic files are compared by
 _MAX_ROWS = 50_000_000  # ESCI has 2.6 million judgments
 _MAX_GROUP_BYTES = 100_000_000
 _MAX_SHARD_BYTES = 500_000_000
@@ -62,6 +52,12 @@ class Scan:
         self.complete = False
         self._tally = Tally()
         self._whole = True
+        self._declared = schemas.DECLARED[config]
+        self._nullable = {column.name for column in self._declared.columns if column.nullable}
+        pairs = [pair for other in schemas.CONFIGS for pair in ((config, other), (other, config))]
+        shared = (name for pair in pairs for name in schemas.shared_columns(*pair))
+        always = (*self._declared.key, *self._declared.unique, *_CLASSIC_COLUMNS)
+        self._compared = tuple(dict.fromkeys((*always, *shared)))
 
     @property
     def rows(self) -> int:
@@ -98,8 +94,8 @@ class Scan:
         good = [
             column for column in good if _like(schema.field(column).type, self._expected(schema).field(column).type)
         ]
-        shard = SHARD.fullmatch(path.name)
-        split = shard["split"] if shard else ""
+        shard = parse_shard_name(path)
+        split = shard.split if shard else ""
         memory = rows = 0
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
             memory += batch.nbytes
@@ -141,18 +137,19 @@ class Scan:
     def _batch(self, rows: pa.Table, name: str, start: int) -> pa.Table:
         """Check a batch; returns the columns to keep."""
         have = rows.column_names
-        first = KEYS[self.config][-1]
+        key = [name for name in self._declared.key if name in have]
 
         def bad(code: str, message: str, mask: Any) -> None:
             found = np.flatnonzero(np.asarray(mask, dtype=bool))
             if len(found):
-                key = f" ({first} {rows[first][int(found[0])].as_py()})" if first in have else ""
-                self._tally.add(code, name, message, len(found), f"at row {start + int(found[0])}{key}")
+                values = ", ".join(f"{column} {rows[column][int(found[0])].as_py()}" for column in key)
+                shown = f" ({values})" if values else ""
+                self._tally.add(code, name, message, len(found), f"at row {start + int(found[0])}{shown}")
 
         for column in have:
-            if column not in NULLABLE:
+            if column not in self._nullable:
                 bad("null", f"{column} is null", _mask(pc.is_null(rows[column])))
-        kept = {column: rows[column] for column in _KEPT if column in have}
+        kept = {column: rows[column] for column in self._compared if column in have}
         real: dict[str, Mask] = {}
         for column in schemas.VECTOR_COLUMNS:
             if column in have:
@@ -214,18 +211,18 @@ class Scan:
     def _keys(self) -> Iterator[Problem]:
         """Keys are unique and sorted within a split; a product may be judged in several splits."""
         names = self.kept.column_names
-        if "example_id" in names:
-            yield from _unique(self.kept.select(["example_id"]), f"data/{self.config}")
-        key, order = KEYS[self.config], schemas.SORT_KEYS[self.config]
+        for column in set(self._declared.unique) & set(names):
+            yield from _unique(self.kept.select([column]), f"data/{self.config}")
+        key = self._declared.key
         if not set(key) <= set(names):
             return
         for split in self.splits:
             where = f"data/{self.config}/{split}-*"
             rows = self.kept.filter(pc.equal(self.kept["split"], split))
             yield from _unique(rows.select(key), where)
-            wrong = _descents(rows.select(order))
+            wrong = _descents(rows.select(key))
             if len(wrong):
-                message = f"rows are not sorted by {', '.join(order)}: first at row {int(wrong[0]) + 1}"
+                message = f"rows are not sorted by {', '.join(key)}: first at row {int(wrong[0]) + 1}"
                 yield Problem("order", where, message)
 
 

@@ -15,7 +15,7 @@ from sqid_lib.evaluation import metrics as measures
 from sqid_lib.evaluation import runs
 from sqid_lib.evaluation.fusion import Sweep
 from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store
-from sqid_lib.files import whole_file
+from sqid_lib.files import replacing
 
 _PLOT_FORMATS = (".png", ".svg", ".pdf")
 
@@ -183,8 +183,8 @@ def plot(comparison: Comparison, path: Path) -> Path:
     _draw_methods(axes[0], comparison)
     if comparison.sweeps:
         _draw_sweeps(axes[1], comparison)
-    with whole_file(path, "wb") as file:
-        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
     return path
 
 

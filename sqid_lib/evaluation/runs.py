@@ -20,7 +20,7 @@ import numpy as np
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError
 from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store, judged_lists, product_order
 from sqid_lib.evaluation.metrics import whole_gains
-from sqid_lib.files import whole_file
+from sqid_lib.files import replacing
 
 RUN_LINE = "query_id Q0 product_id rank score tag"
 
@@ -214,7 +214,7 @@ def _json(row: Mapping[str, str]) -> str:
 
 
 def _write(path: Path, lines: Iterator[str]) -> Path:
-    with whole_file(path) as file:
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
     return path
 

@@ -21,9 +21,7 @@ from sqid_lib.tables.vector_columns import fixed_lists, present
 
 _VECTOR_ROWS = 2_048  # 12 MB of 2 × 768 float32
 
-IMAGE_URLS_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("product_id", "product_locale", "image_url", "image_status")]
-)
+IMAGE_URLS_SCHEMA = pa.schema([(name, pa.string()) for name in (*schemas.PRODUCT_KEY, "image_url", "image_status")])
 
 
 def read_image_urls(
@@ -71,7 +69,7 @@ def _read_image_urls(paths: Sequence[tuple[str, str]], locale: str) -> pa.Table:
             table = table.append_column("image_status", image_status(url))
         tables.append(table.select(IMAGE_URLS_SCHEMA.names).cast(IMAGE_URLS_SCHEMA))
     for where, table in by_split(tables, paths):
-        check_unique(table, ("product_id", "product_locale"), "product", where)
+        check_unique(table, schemas.PRODUCT_KEY, "product", where)
     table = pa.concat_tables(tables).combine_chunks()
     keys = key_strings(table)
     first = pc.index_in(keys, value_set=keys).to_numpy(zero_copy_only=False) == np.arange(len(keys))
@@ -91,7 +89,7 @@ def product_features(
     """The `product_features` config, at most 2,048 rows a table.
 
     Args:
-        texts: product_id, product_locale, product_title, in order.
+        texts: the product key and `schemas.text_columns` of the config, in order.
         image_urls: table of `IMAGE_URLS_SCHEMA`.
         vectors: text and image vectors (`schemas.VECTOR_COLUMNS`) of every product, in order.
         at: the row of `vectors` for the first of `texts`.
@@ -120,7 +118,7 @@ def query_features(queries: pa.Table, vectors: OrderedVectors, at: int = 0) -> I
 
 def open_product_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None, memory: int = 0) -> Vectors:
     """Product vectors of the published files, a release or a build; `paths` as in `read_image_urls`."""
-    key = pa.schema([(name, pa.string()) for name in ("product_id", "product_locale")])
+    key = pa.schema([(name, pa.string()) for name in schemas.PRODUCT_KEY])
     return Vectors(paths, key, schemas.VECTOR_COLUMNS, scratch, memory)
 
 
@@ -144,7 +142,7 @@ def outside(known: pa.Table, keys: pa.Table, locale: str = schemas.CLASSIC_LOCAL
     if "query_id" in keys.column_names:
         known = known.select(["query_id"])
         return known.filter(pc.invert(pc.is_in(known.column(0), value_set=keys.column("query_id").combine_chunks())))
-    known = _with_locale(known, locale).select(["product_id", "product_locale"])
+    known = _with_locale(known, locale).select(list(schemas.PRODUCT_KEY))
     return known.filter(pc.invert(pc.is_in(key_strings(known), value_set=key_strings(keys))))
 
 

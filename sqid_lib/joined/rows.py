@@ -141,8 +141,10 @@ def _joined(plan: Plan) -> _Rows:
     return special.get(plan.config, _Urls)(plan)
 
 
-def _examples(plan: Plan, *columns: str) -> pa.Table:
+def _examples(plan: Plan) -> pa.Table:
+    """The columns of the examples that the config needs."""
     path, where = plan.paths("examples")[0]
+    columns = schemas.DECLARED[plan.config].of_origin(schemas.EXAMPLES)
     return selection.read_examples(path, plan.selection, [*columns, "split"], where=where)
 
 
@@ -165,10 +167,10 @@ def _stamped(plan: Plan, table: str) -> tuple[Stamped, ...]:
 @functools.lru_cache(maxsize=2)  # who loads one config mostly loads another of the same cut
 def _product_keys(examples: Stamped, cut: Selection, part: str) -> pa.Table:
     supp = part == schemas.SUPPLEMENTARY
-    columns = ("product_id", "product_locale", "split", *(["query_id"] if supp else []))
+    columns = (*schemas.PRODUCT_KEY, "split", *(["query_id"] if supp else []))
     table = selection.read_examples(examples[0], cut, columns, where=examples[1])
     if supp:  # judgments are counted here, so none may stand twice
-        check_unique(table, schemas.SORT_KEYS[schemas.JUDGMENTS], "judgment", examples[1])
+        check_unique(table, schemas.DECLARED[schemas.JUDGMENTS].key, "judgment", examples[1])
     return selection.product_keys(table, cut, part)
 
 
@@ -208,8 +210,7 @@ class _Rows(Protocol):
 
 class _Judgments:
     def __init__(self, plan: Plan) -> None:
-        columns = ("example_id", "query", "query_id", "product_id", "product_locale", "esci_label")
-        self.table = selection.judgments(_examples(plan, *columns), plan.selection).drop_columns(["split"])
+        self.table = selection.judgments(_examples(plan), plan.selection).drop_columns(["split"])
         self.count = self.table.num_rows
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
@@ -219,7 +220,7 @@ class _Judgments:
 class _Queries:
     def __init__(self, plan: Plan) -> None:
         known = selection.read_sources(*plan.paths("sources")[0][:1], where=plan.paths("sources")[0][1])
-        self.table = selection.queries(_examples(plan, "query_id", "query"), plan.selection, known)
+        self.table = selection.queries(_examples(plan), plan.selection, known)
         self.count = self.table.num_rows
         vectors = _open_vectors(plan, "query_features")
         self.vectors = vectors.in_order(joins.find_rows(vectors, self.table))
@@ -237,10 +238,9 @@ class _Queries:
 class _Urls:
     """urls and supp; the texts of a block of rows are read at once and kept while its shards are asked for."""
 
-    columns: tuple[str, ...] = schemas.TEXT_COLUMNS
-
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.columns = schemas.text_columns(plan.config)
         part = schemas.SUPPLEMENTARY if plan.config == schemas.SUPP else schemas.MAIN
         kind = "supp" if plan.config == schemas.SUPP else "product"
         urls = plan.paths(f"{kind}_urls")
@@ -281,8 +281,6 @@ class _Urls:
 
 
 class _Features(_Urls):
-    columns = ("product_title",)
-
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         vectors = _open_vectors(plan, "product_features")
@@ -308,5 +306,5 @@ def splits(config: str, cut: Selection) -> dict[str, Selection]:
 
 
 def fingerprint(files: Mapping[str, tuple[File, ...]]) -> str:
-    """Hash of all files a config is made of: part of its cache key."""
-    return sources.fingerprint([file for found in files.values() for file in found])
+    """Hash of all files a config is made of, and of the declared columns: part of its cache key."""
+    return f"{sources.fingerprint([file for found in files.values() for file in found])}-{schemas.fingerprint()}"

@@ -1,9 +1,10 @@
-"""Which judgments, queries and products of ESCI belong to a cut; shared by the builder and the loader."""
+"""Which judgments, queries and products of ESCI a selection has; used by the builder and the loader."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +27,16 @@ _KEY_ROWS = 524_288  # of product keys: each batch builds the table of wanted on
 
 @dataclass(frozen=True)
 class Selection:
-    """A cut of ESCI. The defaults are the published one.
+    """Which part of ESCI is used. The defaults are the published selection.
 
     Attributes:
         version: "small" (Task 1) or "large".
         splits: ESCI splits whose judgments make the main part.
-        locales: product locales.
+        locales: product locales; any that the examples file has.
         supp_min_judgments: a supplementary product is outside the main part and in at least so many judgments
             of the same version and locales, in any split.
         embed_supp: give supplementary products vectors too (the published ones have none).
+        labels: every label that may occur, with its gain.
     """
 
     version: str = "small"
@@ -42,24 +44,36 @@ class Selection:
     locales: tuple[str, ...] = (schemas.CLASSIC_LOCALE,)
     supp_min_judgments: int = 2
     embed_supp: bool = False
+    labels: tuple[tuple[str, float], ...] = tuple(schemas.GAINS.items())
 
     def __post_init__(self) -> None:
         for name, values, known in (
             ("version", (self.version,), schemas.VERSIONS),
             ("splits", self.splits, schemas.SPLITS),
-            ("locales", self.locales, schemas.LOCALES),
+            ("locales", self.locales, None),
         ):
-            unknown = [value for value in values if value not in known]
+            unknown = [value for value in values if (value not in known if known else not value.strip())]
             if unknown or not values:
+                expected = " or ".join(known) if known else "a locale of the examples file, such as us"
                 raise UsageError(
-                    f"unknown {name}", where=f"selection.{name}", expected=" or ".join(known), got=unknown or "nothing"
+                    f"unknown {name}", where=f"selection.{name}", expected=expected, got=unknown or "nothing"
                 )
             if len(set(values)) < len(values):
                 raise UsageError(f"{name} named twice", where=f"selection.{name}", got=list(values))
+        wrong = [label for label, gain in self.labels if not (label and math.isfinite(gain) and gain >= 0)]
+        if wrong or not self.labels:
+            raise UsageError(
+                "bad labels", where="selection.labels", expected="label = gain, gains >= 0", got=wrong or "nothing"
+            )
         if self.supp_min_judgments < 1:
             raise UsageError(
                 "too few judgments", where="selection.supp_min_judgments", expected=">= 1", got=self.supp_min_judgments
             )
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """The gain of each label."""
+        return dict(self.labels)
 
 
 def read_examples(path: str, selection: Selection, columns: Sequence[str], *, where: str | None = None) -> pa.Table:
@@ -70,7 +84,8 @@ def read_examples(path: str, selection: Selection, columns: Sequence[str], *, wh
         columns: columns of `schemas.EXAMPLES_SCHEMA` to return, in that order.
 
     Raises:
-        LabelError: any row of the file has an esci_label outside E, S, C, I.
+        LabelError: any row of the file has a label that the selection does not name.
+        UsageError: the file has no row of one of the locales.
         SchemaError: a null where a key should be.
         SourceError: as `tables.open_parquet`.
     """
@@ -80,18 +95,24 @@ def read_examples(path: str, selection: Selection, columns: Sequence[str], *, wh
     wanted = pa.schema([f for f in schemas.EXAMPLES_SCHEMA if f.name in {*columns, *small, flag}])
     locales = pa.array(selection.locales)
     kept: list[pa.Table] = []
+    found: set[str] = set()
     with open_parquet(path, wanted, where=where, dictionary=small) as file, telling(where):
         if not file.metadata.num_rows:
             raise EmptyFileError("the examples file has no rows", where=where, fix="Fetch it again.")
         for batch in file.iter_batches(_BATCH_ROWS * 16, columns=wanted.names):
             table = pa.Table.from_batches([batch])
-            _check_values(table, "esci_label", schemas.LABELS, where)
+            _check_labels(table, selection.gains, where)
+            found.update(str(locale) for locale in pc.unique(table.column("product_locale")).to_pylist())
             _check_no_nulls(table, [flag, "product_locale", "split"], where)
             mask = pc.and_(
                 pc.equal(table.column(flag).cast(pa.int64()), 1),
                 _among(table.column("product_locale"), locales),
             )
             kept.append(conform(table.filter(mask).select(wanted.names), wanted, where))
+    absent = [locale for locale in selection.locales if locale not in found]
+    if absent:
+        known = " or ".join(sorted(found))
+        raise UsageError("no judgments of this locale", where=where, expected=known, got=", ".join(absent))
     table = pa.concat_tables(kept).select(list(columns))
     _check_no_nulls(table, columns, where)
     return table
@@ -111,12 +132,16 @@ def _among(column: pa.ChunkedArray, values: pa.Array) -> pa.ChunkedArray:
     return pa.chunked_array(masks, pa.bool_())
 
 
-def _check_values(table: pa.Table, column: str, known: Sequence[str] | dict[str, str], where: str) -> None:
-    distinct = pc.unique(table.column(column)).to_pylist()
+def _check_labels(table: pa.Table, known: Mapping[str, float], where: str) -> None:
+    distinct = pc.unique(table.column("esci_label")).to_pylist()
     unknown = sorted(str(v) for v in distinct if v not in known)
     if unknown:
-        error = f"unknown {column} {unknown[0]!r}"
-        raise LabelError(error, where=where, expected=" or ".join(known), fix="Correct or remove those rows.")
+        raise LabelError(
+            f"unknown esci_label {unknown[0]!r}",
+            where=where,
+            expected=" or ".join(known),
+            fix="Correct or remove those rows, or give the label a gain in selection.labels.",
+        )
 
 
 def in_splits(examples: pa.Table, splits: Sequence[str]) -> pa.Table:
@@ -131,10 +156,10 @@ def judgments(examples: pa.Table, selection: Selection) -> pa.Table:
         DuplicateKeyError: a product is judged twice for a query.
     """
     table = in_splits(examples, selection.splits)
-    table = table.sort_by([(name, "ascending") for name in schemas.SORT_KEYS[schemas.JUDGMENTS]])
-    check_unique(table, schemas.SORT_KEYS[schemas.JUDGMENTS], "judgment", schemas.ESCI_EXAMPLES)
+    table = table.sort_by([(name, "ascending") for name in schemas.DECLARED[schemas.JUDGMENTS].key])
+    check_unique(table, schemas.DECLARED[schemas.JUDGMENTS].key, "judgment", schemas.ESCI_EXAMPLES)
     labels = table.column("esci_label").combine_chunks().dictionary_encode()
-    gains = np.array([schemas.GAINS[label] for label in labels.dictionary.to_pylist()], np.float32)
+    gains = np.array([selection.gains[label] for label in labels.dictionary.to_pylist()], np.float32)
     gain = pa.array(gains[labels.indices.to_numpy(zero_copy_only=False)] if len(labels) else gains, pa.float32())
     return conform(table.append_column("gain", gain), schemas.SAMPLED_JUDGMENTS_SCHEMA, schemas.ESCI_EXAMPLES)
 
@@ -146,12 +171,14 @@ def queries(examples: pa.Table, selection: Selection, sources: pa.Table) -> pa.T
         DuplicateKeyError: a query_id stands for two texts, or twice in `sources`.
     """
     main = in_splits(examples, selection.splits)
-    table = main.group_by(["query_id", "query"]).aggregate([]).sort_by("query_id")
-    check_unique(table, ("query_id",), "query", schemas.ESCI_EXAMPLES)
-    check_unique(sources, ("query_id",), "query", schemas.ESCI_SOURCES)
+    declared = schemas.DECLARED[schemas.QUERIES]
+    table = main.group_by(list(declared.of_origin(schemas.EXAMPLES))).aggregate([]).sort_by("query_id")
+    check_unique(table, declared.key, "query", schemas.ESCI_EXAMPLES)
+    check_unique(sources, declared.key, "query", schemas.ESCI_SOURCES)
     rows = pc.index_in(table.column("query_id"), value_set=sources.column("query_id").combine_chunks())
-    columns = [table.column("query_id"), table.column("query"), sources.column("source").take(rows)]
-    return pa.table(columns, schema=schemas.SAMPLED_QUERIES_SCHEMA)
+    for name in declared.of_origin(schemas.SOURCES):
+        table = table.append_column(name, sources.column(name).take(rows))
+    return conform(table, schemas.SAMPLED_QUERIES_SCHEMA, schemas.ESCI_EXAMPLES)
 
 
 def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Table:
@@ -160,7 +187,7 @@ def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Tabl
     Args:
         part: `schemas.MAIN` or `schemas.SUPPLEMENTARY`.
     """
-    names = ["product_id", "product_locale"]
+    names = list(schemas.PRODUCT_KEY)
     if part == schemas.MAIN:
         table = in_splits(examples, selection.splits).group_by(names).aggregate([])
     else:

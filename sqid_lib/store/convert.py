@@ -34,7 +34,7 @@ from sqid_lib.errors import (
     LabelError,
     SchemaError,
 )
-from sqid_lib.files import write_atomically
+from sqid_lib.files import write_text
 from sqid_lib.store.source import Source
 from sqid_lib.tables.vector_columns import read_vectors
 
@@ -47,13 +47,6 @@ MATRICES = {
 }
 DISK_MARGIN = 64 << 20  # bytes left free beside the conversion
 
-_COLUMNS = {
-    schemas.FEATURES: ("product_id", "product_locale", "product_title", "image_url", "image_status"),
-    schemas.QUERIES: ("query_id", "query", "source"),
-    schemas.JUDGMENTS: ("example_id", "query_id", "product_id", "product_locale", "esci_label", "gain"),
-}
-_OPTIONAL = frozenset({"product_locale", "product_title", "image_url", "image_status", "query", "source"})
-
 
 def convert(source: Source, cache: Path, dtype: str = "float32", progress: bool = True) -> Path:
     """The converted directory for `source` under `cache`, made now if it is not there yet and whole.
@@ -65,7 +58,8 @@ def convert(source: Source, cache: Path, dtype: str = "float32", progress: bool 
     """
     cache.mkdir(parents=True, exist_ok=True)
     digests = [(path.name, _digest(path, cache / "digests", stated)) for path, stated in source.files.items()]
-    key = hashlib.sha256(json.dumps([FORMAT, dtype, source.settings, digests]).encode()).hexdigest()[:32]
+    made_of = [FORMAT, schemas.fingerprint(), dtype, source.settings, digests]
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     target = cache / key
     if is_whole(target):
         return target
@@ -107,7 +101,7 @@ def _digest(path: Path, memory: Path, stated: str | None) -> str:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         memory.mkdir(exist_ok=True)
-        write_atomically(note, digest)
+        write_text(note, digest)
     if stated is not None and stated != digest:
         fix = "The file is damaged or was changed: download or build the release again."
         raise CorruptFileError(
@@ -142,7 +136,7 @@ def _finish(directory: Path, dtype: np.dtype[Any], width: int) -> None:
             os.fsync(file.fileno())
     sizes = {path.name: path.stat().st_size for path in files}
     stated = {"format": FORMAT, "dtype": dtype.name, "width": width, "files": sizes}  # the flat files have no header
-    write_atomically(directory / STORE, json.dumps(stated, indent=1))
+    write_text(directory / STORE, json.dumps(stated, indent=1))
 
 
 def _write_part(
@@ -206,19 +200,30 @@ def _keys(table: pa.Table, config: str) -> pa.Array:
     return pc.binary_join_element_wise(table["product_locale"], table["product_id"], "/").combine_chunks()
 
 
+def _kept_columns(config: str) -> pa.Schema:
+    """The declared columns that a store keeps as a table.
+
+    Left out are those that become matrices and arrays, and what a judgment repeats of its query.
+    """
+    elsewhere = {"has_image", *schemas.VECTOR_COLUMNS, *schemas.shared_columns(config, schemas.QUERIES)}
+    return pa.schema([field for field in schemas.config_schema(config) if field.name not in elsewhere])
+
+
 def _tidy(table: pa.Table, config: str, where: str) -> pa.Table:
-    """The columns that are not vectors, in the declared types; absent optional ones become null."""
-    schema = schemas.config_schema(config)
+    """The columns that are not vectors, in the declared types.
+
+    The classic files hold a key and vectors alone: their other columns become null, and their locale the default.
+    """
     columns = {}
-    for name in _COLUMNS[config]:
-        if name in table.column_names:
-            columns[name] = table[name].cast(schema.field(name).type)
-        elif name == "product_locale":
-            columns[name] = pa.array([schemas.CLASSIC_LOCALE] * table.num_rows, pa.string())
-        elif name in _OPTIONAL:
-            columns[name] = pa.nulls(table.num_rows, schema.field(name).type)
+    for field in _kept_columns(config):
+        if field.name in table.column_names:
+            columns[field.name] = table[field.name].cast(field.type)
+        elif field.name == "product_locale" and config == schemas.FEATURES:
+            columns[field.name] = pa.repeat(schemas.CLASSIC_LOCALE, table.num_rows).cast(pa.string())
+        elif config == schemas.JUDGMENTS or field.name in schemas.DECLARED[config].key:
+            raise SchemaError("a column is missing", where=where, expected=field.name, got=table.column_names)
         else:
-            raise SchemaError("a column is missing", where=where, expected=name, got=table.column_names)
+            columns[field.name] = pa.nulls(table.num_rows, field.type)
     return pa.table(columns)
 
 
@@ -226,9 +231,8 @@ def _tidy(table: pa.Table, config: str, where: str) -> pa.Table:
 
 
 def _read_judgments(source: Source) -> pa.Table:
-    schema = schemas.config_schema(schemas.JUDGMENTS)
-    empty = {name: pa.array([], schema.field(name).type) for name in _COLUMNS[schemas.JUDGMENTS]}
-    tables = [pa.table({**empty, "split": pa.array([], pa.string())})]
+    schema = _kept_columns(schemas.JUDGMENTS).append(pa.field("split", pa.string()))
+    tables = [schema.empty_table()]
     for split, table, where in source.tables(schemas.JUDGMENTS):
         tidy = _tidy(table, schemas.JUDGMENTS, where)
         tables.append(tidy.append_column("split", pa.repeat(split, len(table)).cast(pa.string())))
@@ -237,9 +241,10 @@ def _read_judgments(source: Source) -> pa.Table:
 
 def _write_judgments(directory: Path, judgments: pa.Table, products: pa.Table, queries: pa.Table) -> None:
     """Write the row of each judgment's query and product, and its gain, as plain arrays."""
-    unknown = [label for label in pc.unique(judgments["esci_label"]).to_pylist() if label not in schemas.LABELS]
-    if unknown:
-        raise LabelError("unknown label", where="judgments", expected=" ".join(schemas.LABELS), got=unknown)
+    if judgments["esci_label"].null_count:
+        raise LabelError(
+            "a judgment has no label", where=schemas.JUDGMENTS, expected="a label in every row", got="null"
+        )
     rows = {
         "query": _find(_keys(judgments, schemas.QUERIES), _keys(queries, schemas.QUERIES), "query_id"),
         "product": _find(_keys(judgments, schemas.FEATURES), _keys(products, schemas.FEATURES), "product"),

@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
+from sqid_lib.files import parse_shard_name
 from sqid_lib.joined.selection import Selection
 from sqid_lib.tables.vector_columns import open_parquet, row_groups, vector_width
 
 CONFIGS = (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)
 _REPO = re.compile(r"(hf://datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
-_SHARD = re.compile(r"(?P<split>.+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet$")
 
 
 class Source(Protocol):
@@ -158,9 +158,9 @@ def _shards(directory: Path, config: str) -> tuple[tuple[str, Path], ...]:
     found = []
     missing: dict[str, set[int]] = {}
     for path in sorted((directory / "data" / config).glob("*.parquet")):
-        if match := _SHARD.match(path.name):
-            split = match["split"]
-            missing.setdefault(split, set(range(int(match["shards"])))).discard(int(match["shard"]))
+        if name := parse_shard_name(path):
+            split = name.split
+            missing.setdefault(split, set(range(name.shards))).discard(name.shard)
         else:
             split = path.stem
         found.append((split, path))

@@ -110,7 +110,7 @@ class EmbeddingStore:
 
     def product_index(self, product_id: str, product_locale: str = schemas.CLASSIC_LOCALE) -> int:
         """Row of a product; KeyError if it is not in the store."""
-        return self._product_rows[product_locale, product_id]
+        return self._product_rows[product_id, product_locale]
 
     def query_index(self, query_id: int) -> int:
         """Row of a query; KeyError if it is not in the store."""

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
+from sqid_lib.files import parse_shard_name
 from sqid_lib.sources import retrying
 from sqid_lib.streams.batches import Rows
 from sqid_lib.tables.keys import key_strings
@@ -30,7 +31,6 @@ from sqid_lib.tables.vector_columns import dense, open_parquet, read_vectors
 T = TypeVar("T")
 _PIECE = 256  # rows decoded at once; 1.5 MB at width 768
 _COLUMNS = ["product_id", "product_locale", "has_image", *schemas.VECTOR_COLUMNS]
-_SPLIT = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5})?\.parquet$")
 
 
 class Judged:
@@ -252,5 +252,5 @@ def _release(name: str, names: list[str], urls: dict[str, str], fetch: Callable[
 
 
 def _split(name: str) -> str:
-    match = _SPLIT.match(name.rsplit("/", 1)[1])
-    return match["split"] if match else ""
+    shard = parse_shard_name(name)
+    return shard.split if shard else Path(name).stem

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib.errors import DuplicateKeyError
+from sqid_lib.schemas import PRODUCT_KEY
 
 # U+001F; pa.scalar would import pandas, 45 MB that a stream has better uses for
 _SEPARATOR = pa.StringArray.from_buffers(1, pa.py_buffer(bytes(4) + b"\x01\0\0\0"), pa.py_buffer(b"\x1f"))[0]
@@ -16,7 +17,7 @@ _SEPARATOR = pa.StringArray.from_buffers(1, pa.py_buffer(bytes(4) + b"\x01\0\0\0
 def key_strings(table: pa.Table) -> pa.Array:
     """One text per row for (product_id, product_locale), equal only for equal keys: the id never holds U+001F."""
     return pc.binary_join_element_wise(
-        *(table.column(n).cast(pa.string()).combine_chunks() for n in ("product_id", "product_locale")),
+        *(table.column(n).cast(pa.string()).combine_chunks() for n in PRODUCT_KEY),
         _SEPARATOR,
     )
 

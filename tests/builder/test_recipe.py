@@ -53,7 +53,7 @@ def test_the_packaged_recipe_states_the_published_counts() -> None:
         (MINIMAL + "[fetch]\ntimeout = nan\n", "fetch.timeout"),
         (MINIMAL + '[selection]\nsplits = "test"\n', "selection.splits"),
         (MINIMAL + '[selection]\nsplits = ["test", 3]\n', "selection.splits[1]"),
-        (MINIMAL + '[selection]\nlocales = ["fr"]\n', "selection.locales"),
+        (MINIMAL + '[selection]\nlocales = [" "]\n', "selection.locales"),
         (MINIMAL + "[encoder]\nbackend = 'magic'\n", "encoder.backend"),
         (MINIMAL + '[fetch]\nallow_hosts = ["localhost"]\n', "fetch.allow_hosts"),
         (MINIMAL + '[fetch]\nallow_hosts = ["localhost:65536"]\n', "fetch.allow_hosts"),

@@ -16,7 +16,15 @@ from tiny_esci import MAIN_IDS, SUPP_IDS, write_esci
 from builder import recipe
 from builder.sample import sample
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, CountError, LabelError, LfsPointerError, SchemaError, SqidError
+from sqid_lib.errors import (
+    CorruptFileError,
+    CountError,
+    LabelError,
+    LfsPointerError,
+    SchemaError,
+    SqidError,
+    UsageError,
+)
 
 FILES = ("products", "supp", "queries", "judgments")
 
@@ -55,8 +63,30 @@ def test_a_stated_count_that_is_not_met(tmp_path: Path, esci: Path) -> None:
 
 
 def test_an_empty_selection_is_told(tmp_path: Path, esci: Path) -> None:
+    write_esci(tmp_path / "esci", examples=[row | {"small_version": 0} for row in tiny_esci.examples()])
     with pytest.raises(CountError, match="empty"):
-        run(tmp_path, '[selection]\nlocales = ["jp"]\n')
+        run(tmp_path)
+
+
+def test_any_locale_of_the_file_can_be_selected_and_no_other(tmp_path: Path) -> None:
+    rows = [row | {"product_locale": "de"} for row in tiny_esci.examples() if row["product_locale"] == "us"]
+    products = [row | {"product_locale": "de"} for row in tiny_esci.products() if row["product_locale"] == "us"]
+    write_esci(tmp_path / "esci", examples=rows, products=products)
+    found = run(tmp_path, '[selection]\nlocales = ["de"]\n')
+    assert {r["product_locale"] for r in found["products"]} == {"de"} and len(found["judgments"]) == 72
+    with pytest.raises(UsageError, match="no judgments of this locale; expected de, got us"):
+        run(tmp_path)
+
+
+def test_labels_and_gains_are_those_of_the_recipe(tmp_path: Path) -> None:
+    names = {"E": "exact", "S": "near", "C": "near", "I": "no"}
+    write_esci(tmp_path / "esci", examples=[r | {"esci_label": names[r["esci_label"]]} for r in tiny_esci.examples()])
+    found = run(tmp_path, "[selection.labels]\nexact = 1.0\nnear = 0.5\nno = 0\n")
+    gains = {"exact": 1.0, "near": 0.5, "no": 0.0}
+    assert {r["esci_label"] for r in found["judgments"]} <= set(gains)
+    assert all(r["gain"] == gains[r["esci_label"]] for r in found["judgments"])
+    with pytest.raises(LabelError, match=r"unknown esci_label 'near'; expected exact or no\. .*selection\.labels"):
+        run(tmp_path, "[selection.labels]\nexact = 1.0\nno = 0\n")
 
 
 def _label_x(esci: Path) -> None:

@@ -19,12 +19,32 @@ def test_features_and_arrow_schema_agree(config: str) -> None:
     assert datasets.Features.from_arrow_schema(schemas.config_schema(config, 6)) == features
 
 
-def test_every_column_is_explained_and_every_sort_key_exists() -> None:
-    for config in schemas.CONFIGS:
-        names = schemas.config_schema(config).names
-        assert set(names) <= set(schemas.COLUMN_MEANING)
-        assert set(schemas.SORT_KEYS[config]) <= set(names)
-    assert set(schemas.CONFIG_SUMMARY) == set(schemas.CONFIGS) == set(schemas.SORT_KEYS)
+def test_every_column_is_explained_and_every_key_exists() -> None:
+    for declared in schemas.DECLARED.values():
+        assert declared.summary and all(column.meaning for column in declared.columns)
+        assert {*declared.key, *declared.unique} <= set(declared.names)
+        assert not any(column.nullable for column in declared.columns if column.name in declared.key)
+
+
+def test_columns_read_from_esci_are_there_under_that_name() -> None:
+    files = {
+        "examples": schemas.EXAMPLES_SCHEMA,
+        "products": schemas.PRODUCTS_SCHEMA,
+        "sources": schemas.SOURCES_SCHEMA,
+    }
+    for declared in schemas.DECLARED.values():
+        for column in declared.columns:
+            if column.origin:
+                assert files[column.origin].field(column.name).type == column.type
+    assert schemas.text_columns("product_features") == ("product_title",)
+    assert schemas.text_columns("urls") == schemas.TEXT_COLUMNS
+
+
+def test_what_configs_share_follows_from_their_columns() -> None:
+    assert schemas.shared_columns("product_features", "urls") == ("product_title", "image_url", "image_status")
+    assert schemas.shared_columns("judgments", "query_features") == ("query",)
+    assert schemas.shared_columns("query_features", "judgments") == ()  # a query has no product
+    assert schemas.shared_columns("urls", "urls") == ()
 
 
 def test_columns_are_those_of_the_design() -> None:

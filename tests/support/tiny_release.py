@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sqid_lib import schemas
+from sqid_lib.files import shard_name
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -121,7 +122,7 @@ def _judgments(
 def _write_shards(directory: Path, config: str, split: str, table: pa.Table, shards: int, row_group: int) -> None:
     cuts = np.linspace(0, table.num_rows, shards + 1).astype(int)
     for shard in range(shards):
-        path = directory / schemas.shard_name(config, split, shard, shards)
+        path = directory / shard_name(config, split, shard, shards)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = table.slice(cuts[shard], cuts[shard + 1] - cuts[shard])
         pq.write_table(part, path, row_group_size=row_group, compression="zstd")

@@ -19,6 +19,7 @@ from builder.release.statistics import gather
 from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
+from sqid_lib.files import shard_name
 from sqid_lib.joined.selection import Selection
 
 
@@ -198,7 +199,7 @@ def test_a_config_without_files_is_told(release: Path) -> None:
 
 
 def test_a_truncated_parquet_is_told(release: Path) -> None:
-    path = release / schemas.shard_name(schemas.URLS, "test", 0, 1)
+    path = release / shard_name(schemas.URLS, "test", 0, 1)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CorruptFileError, match="test-00000-of-00001"):
         write_card(release, RECIPE, revision=None)

@@ -19,6 +19,7 @@ from builder.release import files
 from builder.release.files import write_classic_features, write_shards, write_urls
 from sqid_lib import schemas
 from sqid_lib.errors import CountError, SchemaError
+from sqid_lib.files import shard_name
 
 WIDTH = 16
 QUERIES = schemas.config_schema(schemas.QUERIES, WIDTH)
@@ -47,7 +48,7 @@ def test_names_and_rows(tmp_path: Path) -> None:
     paths = write(tmp_path, table, max_shard_bytes=300_000)
     count = len(paths)
     assert count > 1
-    assert paths == [tmp_path / schemas.shard_name(schemas.QUERIES, "test", i, count) for i in range(count)]
+    assert paths == [tmp_path / shard_name(schemas.QUERIES, "test", i, count) for i in range(count)]
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == paths
     assert all(path.stat().st_size <= 300_000 for path in paths)
     assert pa.concat_tables([pq.read_table(path) for path in paths]).equals(table)

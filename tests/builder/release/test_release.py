@@ -19,6 +19,7 @@ from builder import pipeline, recipe
 from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, ReleaseError, SqidError, StageError, UsageError
+from sqid_lib.files import shard_name
 
 pytestmark = [
     pytest.mark.compat,
@@ -40,7 +41,7 @@ def test_every_file_of_the_design_is_there_and_valid(tmp_path: Path, esci: Path,
     assert sorted(contents(release)) == sorted(
         [
             *schemas.CLASSIC_FILES,
-            *(schemas.shard_name(c, "train" if c == "supp" else "test", 0, 1) for c in schemas.CONFIGS),
+            *(shard_name(c, "train" if c == "supp" else "test", 0, 1) for c in schemas.CONFIGS),
             schemas.CARD,
             schemas.MANIFEST,
             schemas.SHA256SUMS,
@@ -49,7 +50,7 @@ def test_every_file_of_the_design_is_there_and_valid(tmp_path: Path, esci: Path,
     assert validate(release) == []
     for config in schemas.CONFIGS:
         split = "train" if config == "supp" else "test"
-        schema = pq.read_schema(release / schemas.shard_name(config, split, 0, 1))
+        schema = pq.read_schema(release / shard_name(config, split, 0, 1))
         assert schema.equals(schemas.config_schema(config, WIDTH)) and not schema.metadata
 
 
@@ -100,7 +101,7 @@ def test_several_locales_and_splits(tmp_path: Path, esci: Path, artifacts: Path,
 
 def test_an_empty_config_is_there_and_can_be_streamed(tmp_path: Path, esci: Path, artifacts: Path, cache: str) -> None:
     release = build(tmp_path, FROM_ARTIFACTS + '[selection]\nsplits = ["train", "test"]\n')
-    assert pq.read_table(release / schemas.shard_name("supp", "train", 0, 1)).num_rows == 0
+    assert pq.read_table(release / shard_name("supp", "train", 0, 1)).num_rows == 0
     streamed = datasets.load_dataset(str(release), "supp", split="train", streaming=True, cache_dir=cache)
     assert list(streamed) == []
 
@@ -109,13 +110,13 @@ def test_without_classic_files_the_release_is_its_own_source(
     tmp_path: Path, esci: Path, artifacts: Path, cache: str
 ) -> None:
     whole = build(tmp_path)
-    expected = {c: contents(whole)[schemas.shard_name(c, "test", 0, 1)] for c in ("urls", "product_features")}
+    expected = {c: contents(whole)[shard_name(c, "test", 0, 1)] for c in ("urls", "product_features")}
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "esci").symlink_to(esci)
     (tmp_path / "second" / "artifacts").symlink_to(whole)
     again = build(tmp_path / "second", FROM_ARTIFACTS + "[release]\nclassic_files = false\n")
     assert not (again / schemas.PRODUCT_FEATURES).exists()
-    assert {c: contents(again)[schemas.shard_name(c, "test", 0, 1)] for c in expected} == expected
+    assert {c: contents(again)[shard_name(c, "test", 0, 1)] for c in expected} == expected
     rows = sqid.load("product_features", "test", esci=esci, artifacts=again, cache_dir=cache)
     assert np.count_nonzero(rows["has_image"]) == len(MAIN_IDS) - len(tiny_esci.no_image())
 

@@ -24,6 +24,7 @@ from builder.release import manifest
 from builder.release.files import write_classic_features, write_shards, write_urls
 from builder.validate import validate
 from sqid_lib import schemas
+from sqid_lib.files import shard_name
 
 WIDTH = 8
 NO_CLASSIC = replace(RECIPE, release=Release(classic_files=False))
@@ -81,7 +82,7 @@ Edit = Callable[[pa.Table], pa.Table]
 
 def shard(release: Path, config: str) -> Path:
     split = schemas.SUPP_SPLIT if config == schemas.SUPP else "test"
-    return release / schemas.shard_name(config, split, 0, 1)
+    return release / shard_name(config, split, 0, 1)
 
 
 def edit(release: Path, config: str, change: Edit, reseal: bool = True) -> None:
@@ -409,7 +410,7 @@ def test_a_product_may_be_judged_in_two_splits(tmp_path: Path) -> None:
 def test_each_split_needs_its_own_products(tmp_path: Path) -> None:
     release = write_release(tmp_path / "r", classic=False)
     add_train_split(release)
-    path = release / schemas.shard_name(schemas.URLS, "train", 0, 1)
+    path = release / shard_name(schemas.URLS, "train", 0, 1)
     pq.write_table(pq.read_table(path).slice(1), path)
     seal(release, NO_CLASSIC)
     found = [problem for problem in validate(release) if problem.code == "integrity"]
@@ -424,7 +425,7 @@ def test_locales_in_the_classic_files(release: Path) -> None:
         both = pa.concat_tables([table, setting_all(table, "product_locale", "jp")])
         if config == schemas.JUDGMENTS:
             both = both.set_column(0, "example_id", pa.array(range(both.num_rows)))
-        both = both.sort_by([(name, "ascending") for name in schemas.SORT_KEYS[config]])
+        both = both.sort_by([(name, "ascending") for name in schemas.DECLARED[config].key])
         write_shards(release, config, "test", [both], table.schema, rows=both.num_rows)
     urls = pq.read_table(shard(release, schemas.URLS))
     features = pq.read_table(shard(release, schemas.FEATURES))

@@ -14,7 +14,6 @@ from evaluation_fixtures import MemoryStore, memory_store, random_store
 
 from sqid_lib import evaluation, schemas
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError, SqidError
-from sqid_lib.files import whole_file
 
 METRICS = "ndcg ndcg@3 ndcg@10 p@1 p@5 mrr recall@2 recall@10"
 MEASURES = ["nDCG", "nDCG@3", "nDCG@10", "P(rel=100)@1", "P(rel=100)@5", "RR(rel=100)", "R(rel=100)@2", "R(rel=100)@10"]
@@ -303,14 +302,3 @@ def test_bad_features_are_told_in_one_line(
     with pytest.raises(SqidError, match=message) as failure:
         evaluation.compare(store, [write(store, tmp_path / "f.parquet")])
     assert "\n" not in str(failure.value)
-
-
-def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "sub" / "f.run"
-    with whole_file(path) as file:
-        file.write("old\n")
-    with pytest.raises(RuntimeError), whole_file(path) as file:
-        file.write("half")
-        raise RuntimeError
-    assert path.read_text() == "old\n"
-    assert [p.name for p in path.parent.iterdir()] == ["f.run"]

@@ -59,7 +59,7 @@ def test_queries_with_their_sources(esci: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"version": "tiny"}, {"splits": ("dev",)}, {"locales": ("fr",)}, {"locales": ()}, {"splits": ("test",) * 2}],
+    [{"version": "tiny"}, {"splits": ("dev",)}, {"locales": (" ",)}, {"locales": ()}, {"splits": ("test",) * 2}],
 )
 def test_a_cut_esci_does_not_hold_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):

@@ -26,6 +26,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
+from sqid_lib.files import shard_name
 from sqid_lib.store import EmbeddingStore
 from sqid_lib.streams import release_reader
 from sqid_lib.streams.open import stream_pairs
@@ -184,8 +185,8 @@ def test_splits_that_share_products(release: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(release, tmp_path / "two")
     for config in (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS):
         for shard in range(2):
-            source = copy / schemas.shard_name(config, "test", shard, 2)
-            shutil.copy(source, copy / schemas.shard_name(config, "train", shard, 2))
+            source = copy / shard_name(config, "test", shard, 2)
+            shutil.copy(source, copy / shard_name(config, "train", shard, 2))
     one, two = (sum(len(b.gain) for b in stream_pairs(path)) for path in (release, copy))
     assert two == 2 * one
     assert sum(len(b.gain) for b in stream_pairs(copy, split="train")) == one
@@ -226,7 +227,7 @@ def test_no_length(release: Path) -> None:
 
 def test_damage_in_the_middle_is_an_error(release: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(release, tmp_path / "damaged")
-    path = copy / schemas.shard_name(schemas.FEATURES, "test", 1, 2)
+    path = copy / shard_name(schemas.FEATURES, "test", 1, 2)
     last = pq.ParquetFile(path).metadata.row_group(3).column(0)
     data = bytearray(path.read_bytes())
     start = last.dictionary_page_offset or last.data_page_offset
@@ -250,12 +251,12 @@ def test_missing_parts(release: Path, tmp_path: Path) -> None:
 
 def test_other_columns_and_unknown_queries(release: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(release, tmp_path / "copy")
-    path = copy / schemas.shard_name(schemas.JUDGMENTS, "test", 0, 2)
+    path = copy / shard_name(schemas.JUDGMENTS, "test", 0, 2)
     table = pq.read_table(path)
     pq.write_table(table.set_column(1, "query_id", pa.array([-1] * len(table))), path)
     with pytest.raises(IntegrityError, match="judged query"):
         stream_pairs(copy)
-    first = copy / schemas.shard_name(schemas.FEATURES, "test", 0, 2)
+    first = copy / shard_name(schemas.FEATURES, "test", 0, 2)
     pq.write_table(pq.read_table(first).drop_columns(["has_image"]), first)
     with pytest.raises(SchemaError, match="not the columns of a release"):
         stream_pairs(copy)

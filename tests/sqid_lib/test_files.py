@@ -1,0 +1,36 @@
+"""Files appear whole or not at all, and names of shards read back as they were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqid_lib import files
+
+
+def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "f.run"
+    files.write_text(path, "old\n")
+    with pytest.raises(RuntimeError), files.replacing(path) as part:
+        part.write_text("half")
+        assert files.is_part(part)
+        raise RuntimeError
+    assert path.read_text() == "old\n"
+    assert [p.name for p in path.parent.iterdir()] == ["f.run"]
+
+
+@given(st.from_regex(r"[a-z]{1,9}", fullmatch=True), st.integers(0, 99_999), st.integers(0, 99_999))
+def test_names_of_shards_read_back(name: str, shard: int, shards: int) -> None:
+    assert files.parse_shard_name(files.shard_name("urls", name, shard, shards)) == (name, shard, shards)
+    assert files.parse_numbered_name(files.numbered_name(name, shard)) == (name, shard)
+
+
+@pytest.mark.parametrize(
+    "name", ["test.parquet", "test-00000-of-1.parquet", ".test-00000-of-00001.parquet.part", "x.csv"]
+)
+def test_other_names_are_no_shards(name: str) -> None:
+    assert files.parse_shard_name(name) is None
+    assert files.parse_numbered_name(name) is None
