@@ -110,7 +110,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             kwargs["esci_version"] = kwargs.pop("version")
         for option in ("esci", "artifacts"):
             if kwargs.get(option) is not None:
-                kwargs[option] = _place(kwargs[option])
+                kwargs[option] = str(sources.parse_address(kwargs[option]))
         self._files, self._trouble = self._find(config_name or schemas.DEFAULT_CONFIG, kwargs, cache_dir)
         key = "-".join(filter(None, [hash, joined.fingerprint(self._files)]))
         try:
@@ -124,8 +124,8 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     def _find(
         config: str, options: dict[str, Any], cache_dir: str | None
     ) -> tuple[dict[str, tuple[sources.File, ...]], SqidError | None]:
-        esci = options.get("esci") or sources.ESCI_URL
-        artifacts = options.get("artifacts") or sources.SQID_URL
+        esci = sources.parse_address(options.get("esci") or sources.ESCI_URL)
+        artifacts = sources.parse_address(options.get("artifacts") or sources.SQID_URL)
         try:
             return joined.find_files(config, esci, artifacts, cache_dir), None
         except SqidError as error:  # told when the rows are asked for: a builder also answers questions without files
@@ -145,12 +145,13 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             raise self._trouble
         config: SqidConfig = self.config
         streaming = bool(dl_manager.is_streaming)
-        files = joined.local_paths(self._files, self._cache_dir_root, dl_manager.download_config, streaming=streaming)
-        memory, version = 0 if streaming else joined.MEMORY, joined.fingerprint(self._files)
+        force = bool(getattr(dl_manager.download_config, "force_download", False))
+        files = joined.download(self._files, self._cache_dir_root, streaming=streaming, force=force)
+        memory = 0 if streaming else joined.MEMORY
         scratch = os.path.join(self._cache_dir_root, "sqid-scratch")  # noqa: PTH118
         plans = {
-            split: joined.Plan(config.name, cut, files, config.artifacts_locale, scratch, memory, version)
-            for split, cut in joined.splits(config.name, config.selection()).items()
+            split: joined.Plan(config.name, chosen, files, config.artifacts_locale, scratch, memory)
+            for split, chosen in joined.splits(config.name, config.selection()).items()
         }
         width = joined.width(next(iter(plans.values())))
         self.info.features = schemas.config_features(config.name, width)
@@ -205,11 +206,6 @@ def _dataset_split(config: str, split: str, streaming: bool) -> list[str]:
     if streaming and "[" in str(split):
         raise UsageError("a stream has no slices", where=config, got=repr(split), fix="Use .take(n) and .skip(n).")
     return names
-
-
-def _place(path: str | os.PathLike[str]) -> str:
-    path = os.fspath(path)
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 def load(

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqid_lib.errors import MissingFileError, RecipeError, UsageError
 from sqid_lib.joined.selection import Selection
+from sqid_lib.sources import parse_address
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ def _problems(recipe: Recipe) -> Iterator[tuple[str, str | None, str, str]]:
 
 def _absolute(recipe: Recipe, base: Path) -> Recipe:
     def absolute(path: str) -> str:
-        return path if "://" in path else str((base / Path(path).expanduser()).resolve())
+        return str(parse_address(path, base))
 
     model = recipe.encoder.model
     if "://" not in model and (base / Path(model).expanduser()).is_dir():
@@ -316,7 +317,9 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
         recipe,
         esci=Esci(absolute(recipe.esci.path)),
         artifacts=recipe.artifacts and Artifacts(absolute(recipe.artifacts.path)),
-        resolve=dataclasses.replace(recipe.resolve, tables=tuple(absolute(t) for t in recipe.resolve.tables)),
+        resolve=dataclasses.replace(
+            recipe.resolve, tables=tuple(str(parse_address(t, base, file=True)) for t in recipe.resolve.tables)
+        ),
         encoder=dataclasses.replace(recipe.encoder, model=model),
     )
 

@@ -32,14 +32,13 @@ def sample(recipe: Recipe, work: Path) -> None:
         SourceError, ContractError: an ESCI file is not what it should be.
         CountError: a count stated in [expect] is not met; nothing is written then.
     """
-    files = esci_files(recipe)
-    paths = {table: sources.download(file) for table, file in files.items()}
-    cut = recipe.selection
-    examples = selection.read_examples(paths["examples"], cut, _columns(), where=files["examples"].url)
-    judgments = selection.judgments(examples, cut)
-    known = selection.read_sources(paths["sources"], where=files["sources"].url)
-    queries = selection.queries(examples, cut, known)
-    keys = {part: selection.product_keys(examples, cut, part) for part in (schemas.MAIN, schemas.SUPPLEMENTARY)}
+    files = {table: sources.download(file) for table, file in esci_files(recipe).items()}
+    chosen = recipe.selection
+    examples = selection.read_examples(files["examples"], chosen, _columns())
+    judgments = selection.judgments(examples, chosen)
+    known = selection.read_sources(files["sources"])
+    queries = selection.queries(examples, chosen, known)
+    keys = {part: selection.product_keys(examples, chosen, part) for part in (schemas.MAIN, schemas.SUPPLEMENTARY)}
     del examples
     counts = {
         "products": keys[schemas.MAIN].num_rows,
@@ -50,9 +49,7 @@ def sample(recipe: Recipe, work: Path) -> None:
     _check_counts(recipe.expect, counts, files["examples"].url)
     folder = work / "sample"
     for name, part in (("products", schemas.MAIN), ("supp", schemas.SUPPLEMENTARY)):
-        texts = selection.product_texts(
-            paths["products"], keys[part], schemas.TEXT_COLUMNS, where=files["products"].url
-        )
+        texts = selection.product_texts(files["products"], keys[part], schemas.TEXT_COLUMNS)
         _write(folder / f"{name}.parquet", texts, schemas.SAMPLED_PRODUCTS_SCHEMA)
     _write(folder / "queries.parquet", [queries], schemas.SAMPLED_QUERIES_SCHEMA)
     _write(folder / "judgments.parquet", [judgments], schemas.SAMPLED_JUDGMENTS_SCHEMA)

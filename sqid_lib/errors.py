@@ -4,7 +4,7 @@ SqidError
 ├── UsageError             the command or call itself is wrong (exit status 2)
 ├── RecipeError            a recipe has an unknown key, a wrong type or a bad value
 ├── MissingExtraError      an optional package is needed; names the extra to install
-├── SourceError            a file of ours or of others cannot be used as it is
+├── SourceError            an input file cannot be used as it is
 │   ├── MissingFileError       it is not there
 │   ├── EmptyFileError         it has no bytes or no rows
 │   ├── LfsPointerError        a Git LFS pointer stands where the file should be
@@ -12,8 +12,9 @@ SqidError
 │   ├── CorruptFileError       truncated or damaged
 │   ├── SchemaError            a column is missing or has the wrong type
 │   └── DownloadError          the network or the server failed
+│       └── NoRangesError          the server sends whole files only
 ├── ContractError          the files can be read, and contradict what they promise
-│   ├── LabelError             an esci_label outside E, S, C, I
+│   ├── LabelError             a label without a gain
 │   ├── DuplicateKeyError      a key that must be unique occurs twice
 │   ├── IntegrityError         a reference to a row that does not exist
 │   └── CountError             a stated count is not met
@@ -27,10 +28,22 @@ SqidError
 └── HubError               the Hub refused or failed
     ├── AuthError              the token is missing, wrong or read-only
     ├── TagError               the tag exists on another commit
-    └── RefusedError           the Hub understood a call and will not do it
+    └── RefusedError           the Hub understood a call and refuses it
 """
 
 from __future__ import annotations
+
+import re
+
+# user names and passwords in URLs, values of parameters that sign a request, tokens of the Hub
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/\s?#@]*(?::[^/\s?#]*)?@"), ""),
+    (
+        re.compile(r"([?&][\w.-]*(?:token|sig|key|secret|passw|auth|credential|amz)[\w.-]*=)[^&\s;,]+", re.IGNORECASE),
+        r"\1…",
+    ),
+    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_…"),
+)
 
 
 class SqidError(Exception):
@@ -64,7 +77,7 @@ class SqidError(Exception):
             message += f"{',' if self.expected is not None else ';'} got {self.got}"
         if self.fix:
             message += f". {self.fix}"
-        return " ".join(message.split())
+        return without_secrets(" ".join(message.split()))
 
     def __reduce__(self) -> tuple[object, ...]:
         # keyword-only arguments do not survive the default pickling between worker processes
@@ -121,12 +134,16 @@ class DownloadError(SourceError):
     """The network or the server failed."""
 
 
+class NoRangesError(DownloadError):
+    """The server sends whole files only."""
+
+
 class ContractError(SqidError):
     """The files can be read, and contradict what they promise."""
 
 
 class LabelError(ContractError):
-    """An esci_label outside E, S, C, I."""
+    """A label without a gain."""
 
 
 class DuplicateKeyError(ContractError):
@@ -182,10 +199,17 @@ class TagError(HubError):
 
 
 class RefusedError(HubError):
-    """The Hub answered, and no; `status` is the http status, `missing` whether it says there is no such repository."""
+    """The Hub refuses a call; `status` is the HTTP status, `missing` whether there is no such repository."""
 
     status: int = 0
     missing: bool = False
+
+
+def without_secrets(text: str) -> str:
+    """The same text without passwords and signatures of URLs and without tokens."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:

@@ -1,4 +1,4 @@
-"""Names of shards, and files that appear whole or not at all."""
+"""Input files, names of shards, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,12 +7,40 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet")
 _NUMBERED = re.compile(r"(?P<kind>[a-z]+)-(?P<number>\d{5})\.parquet")
 _PART = re.compile(r"\..+\.\d+-\d+\.part")
+
+
+@dataclass(frozen=True)
+class File:
+    """One input file.
+
+    Attributes:
+        url: its name in messages: a local path, an http(s) URL, or hf:// at a commit.
+        version: changes with its content.
+        path: where it is read: a local path, or the URL again, of which ranges are read.
+    """
+
+    url: str
+    version: str = ""
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            object.__setattr__(self, "path", self.url)
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on a disk of this machine, and was not downloaded."""
+        return "://" not in self.url
+
+    def __str__(self) -> str:
+        return self.url
 
 
 class ShardName(NamedTuple):

@@ -20,7 +20,7 @@ from builder.recipe import Fetch, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import DiskError, UsageError
 from sqid_lib.files import replacing
-from sqid_lib.tables.reader import open_parquet, telling
+from sqid_lib.tables.reader import open_parquet, reporting
 
 _FOLDER = "fetch"
 _BATCH = 4_096  # products or urls handled at once
@@ -69,7 +69,7 @@ def _products(recipe: Recipe, work: Path) -> Iterator[pa.RecordBatch]:
     """The resolved products of the parts that get pictures, some thousand at a time: all at once need much memory."""
     path = str(work / "resolve" / "urls.parquet")
     columns = schemas.OUTCOMES_SCHEMA.names[:4]
-    with open_parquet(path, schemas.RESOLVED_SCHEMA) as file, telling(path):
+    with open_parquet(path, schemas.RESOLVED_SCHEMA) as file, reporting(path):
         for batch in file.iter_batches(_BATCH, columns=["part", *columns], use_threads=False):
             mains = pc.equal(batch["part"], schemas.MAIN)
             yield (batch if recipe.selection.embed_supp else batch.filter(mains)).select(columns)

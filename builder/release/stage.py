@@ -18,8 +18,9 @@ from builder.release import card, manifest
 from builder.release.files import write_classic_features, write_shards, write_urls
 from sqid_lib import schemas, sources
 from sqid_lib.errors import MissingFileError, ReleaseError
+from sqid_lib.files import File
 from sqid_lib.joined import joins, selection
-from sqid_lib.joined.vector_lookup import Vectors
+from sqid_lib.joined.vector_lookup import VectorLookup
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import read_parquet
 from sqid_lib.tables.vector_columns import present
@@ -39,8 +40,8 @@ class Artifacts:
 
     urls: pa.Table
     supp_urls: pa.Table
-    products: Vectors
-    queries: Vectors
+    products: VectorLookup
+    queries: VectorLookup
     revision: str | None
 
 
@@ -78,20 +79,18 @@ def artifact_files(recipe: Recipe) -> dict[str, tuple[sources.File, ...]]:
 
 def existing_artifacts(recipe: Recipe, work: Path) -> Artifacts:
     """Artifacts of an [artifacts] recipe, downloaded where they are remote."""
-    paths = {
-        table: [(sources.download(file), file.url) for file in found] for table, found in artifact_files(recipe).items()
-    }
+    files = {table: [sources.download(file) for file in found] for table, found in artifact_files(recipe).items()}
 
     def read_urls(part: str) -> pa.Table:
-        urls, statuses = paths[f"{part}_urls"], paths[f"{part}_status"]
+        urls, statuses = files[f"{part}_urls"], files[f"{part}_status"]
         return joins.read_image_urls(urls, statuses=statuses if statuses != urls else ())
 
     scratch = work / ".scratch"
     return Artifacts(
         urls=read_urls("product"),
         supp_urls=read_urls("supp"),
-        products=joins.open_product_vectors(paths["product_features"], scratch),
-        queries=joins.open_query_vectors(paths["query_features"], scratch),
+        products=joins.open_product_vectors(files["product_features"], scratch),
+        queries=joins.open_query_vectors(files["query_features"], scratch),
         revision=None,
     )
 
@@ -111,12 +110,12 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
     record = work / "embed" / "encoder.json"
     if not (embedded["products"] and embedded["queries"] and record.exists()):
         raise MissingFileError("stage embed has not run", where=work / "embed", fix="Run it first: --only embed.")
-    product_paths = [(str(path), str(path)) for name, _ in parts for path in embedded[name]]
+    product_files = [File(str(path)) for name, _ in parts for path in embedded[name]]
     return Artifacts(
         urls=urls[schemas.MAIN],
         supp_urls=urls[schemas.SUPPLEMENTARY],
-        products=joins.open_product_vectors(product_paths, work / ".scratch"),
-        queries=joins.open_query_vectors([(str(p), str(p)) for p in embedded["queries"]], work / ".scratch"),
+        products=joins.open_product_vectors(product_files, work / ".scratch"),
+        queries=joins.open_query_vectors([File(str(path)) for path in embedded["queries"]], work / ".scratch"),
         revision=json.loads(record.read_text())["revision"],
     )
 
@@ -169,7 +168,7 @@ class _Writer:
     def _texts(self, name: str, keys: pa.Table, columns: tuple[str, ...]) -> Iterator[pa.Table]:
         if not keys.num_rows:
             return iter(())
-        return selection.product_texts(str(self.sample / f"{name}.parquet"), keys, columns)
+        return selection.product_texts(File(str(self.sample / f"{name}.parquet")), keys, columns)
 
     def _product_features(self, name: str, keys: pa.Table, urls: pa.Table) -> Iterator[pa.Table]:
         vectors = self.artifacts.products.in_order(joins.find_rows(self.artifacts.products, keys))
@@ -201,7 +200,7 @@ class _Writer:
         if self.recipe.selection.embed_supp and not self.recipe.artifacts:
             yield from self._nullable(self.artifacts.products, supp)
 
-    def _nullable(self, vectors: Vectors, keys: pa.Table) -> Iterator[pa.Table]:
+    def _nullable(self, vectors: VectorLookup, keys: pa.Table) -> Iterator[pa.Table]:
         """`keys` with their vectors, null where there is none."""
         ordered = vectors.in_order(joins.find_rows(vectors, keys))
         for begin in range(0, keys.num_rows, _BATCH_ROWS):

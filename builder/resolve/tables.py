@@ -22,7 +22,7 @@ from sqid_lib.errors import (
     SchemaError,
     first_line,
 )
-from sqid_lib.tables.reader import column_names, read_table, telling
+from sqid_lib.tables.reader import column_names, read_table, reporting
 
 _JSON_LINES = re.compile(r"\.(?:jsonl?|ndjson)(?:\.(?:gz|bz2|zst|zstd))?$", re.IGNORECASE)
 _CODECS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "zstd": "zstd"}
@@ -139,7 +139,7 @@ def _main_picture(images: Any) -> str | None:
 
 def _json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers from 1, and objects, of a json lines file."""
-    with telling(path), fsspec.open(path, "rb") as raw:
+    with reporting(path), fsspec.open(path, "rb") as raw:
         stream = raw
         codec = _CODECS.get(path.rpartition(".")[2].lower())
         head = raw.read(64)

@@ -13,7 +13,8 @@ from sqid_lib import schemas
 from sqid_lib.errors import EvaluationError, MissingFileError
 from sqid_lib.evaluation.judged import Bools, Store, Vectors
 from sqid_lib.evaluation.runs import product_rows
-from sqid_lib.tables.vector_columns import open_parquet, read_vectors, row_groups
+from sqid_lib.tables.reader import open_parquet
+from sqid_lib.tables.vector_columns import read_vectors, row_groups
 
 
 @dataclass(frozen=True)

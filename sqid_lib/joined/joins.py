@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib import schemas
+from sqid_lib.files import File
 from sqid_lib.joined.image_status import image_status
-from sqid_lib.joined.vector_lookup import OrderedVectors, Vectors
-from sqid_lib.tables.keys import by_split, check_unique, key_strings
+from sqid_lib.joined.vector_lookup import OrderedVectors, VectorLookup
+from sqid_lib.tables.keys import check_unique_in_splits, key_strings
 from sqid_lib.tables.reader import column_names, conform, read_table
 from sqid_lib.tables.vector_columns import fixed_lists, present
 
@@ -25,24 +26,23 @@ IMAGE_URLS_SCHEMA = pa.schema([(name, pa.string()) for name in (*schemas.PRODUCT
 
 
 def read_image_urls(
-    paths: Sequence[tuple[str, str]], locale: str = schemas.CLASSIC_LOCALE, statuses: Sequence[tuple[str, str]] = ()
+    files: Sequence[File], locale: str = schemas.CLASSIC_LOCALE, statuses: Sequence[File] = ()
 ) -> pa.Table:
-    """The url and status of every product that files of ours or of others speak of.
+    """The URL and status of every product in the files.
 
     Args:
-        paths: (path, name in messages) of csv or parquet files with product_id, image_url and perhaps product_locale
-            and image_status.
-        locale: the locale of rows that do not say theirs.
-        statuses: files of a release's `urls` or `supp`, which say how a download failed.
+        files: csv or parquet files with product_id, image_url and perhaps product_locale and image_status.
+        locale: the locale of rows that do not state one.
+        statuses: files of a release's `urls` or `supp`, which state how a download failed.
 
     Returns:
-        Table of `IMAGE_URLS_SCHEMA`; without a status of their own, urls are told by `image_status`.
+        Table of `IMAGE_URLS_SCHEMA`; rows without a status get that of `image_status`.
 
     Raises:
         DuplicateKeyError: a key twice.
         SourceError: as `tables.read_table`.
     """
-    table = _read_image_urls(paths, locale)
+    table = _read_image_urls(files, locale)
     if not statuses:
         return table
     known = _read_image_urls(statuses, locale)
@@ -54,12 +54,12 @@ def read_image_urls(
     return table.set_column(3, IMAGE_URLS_SCHEMA.field("image_status"), status)
 
 
-def _read_image_urls(paths: Sequence[tuple[str, str]], locale: str) -> pa.Table:
+def _read_image_urls(files: Sequence[File], locale: str) -> pa.Table:
     tables = []
-    for path, where in paths:
-        names = column_names(path, where=where)
+    for file in files:
+        names = column_names(file)
         wanted = [n for n in IMAGE_URLS_SCHEMA.names if n in names or n in ("product_id", "image_url")]
-        table = read_table(path, pa.schema([IMAGE_URLS_SCHEMA.field(n) for n in wanted]), where=where)
+        table = read_table(file, pa.schema([IMAGE_URLS_SCHEMA.field(n) for n in wanted]))
         url = table.column("image_url").combine_chunks()
         url = pc.if_else(pc.equal(pc.utf8_trim_whitespace(url), ""), None, url)
         table = table.set_column(wanted.index("image_url"), "image_url", url)
@@ -68,8 +68,7 @@ def _read_image_urls(paths: Sequence[tuple[str, str]], locale: str) -> pa.Table:
         if "image_status" not in wanted:
             table = table.append_column("image_status", image_status(url))
         tables.append(table.select(IMAGE_URLS_SCHEMA.names).cast(IMAGE_URLS_SCHEMA))
-    for where, table in by_split(tables, paths):
-        check_unique(table, schemas.PRODUCT_KEY, "product", where)
+    check_unique_in_splits(tables, files, schemas.PRODUCT_KEY, "product")
     table = pa.concat_tables(tables).combine_chunks()
     keys = key_strings(table)
     first = pc.index_in(keys, value_set=keys).to_numpy(zero_copy_only=False) == np.arange(len(keys))
@@ -77,7 +76,7 @@ def _read_image_urls(paths: Sequence[tuple[str, str]], locale: str) -> pa.Table:
 
 
 def urls(texts: Iterable[pa.Table], image_urls: pa.Table) -> Iterator[pa.Table]:
-    """The `urls` and `supp` configs: texts (product_id, product_locale, text columns) with url and status."""
+    """The `urls` and `supp` configs: texts (product_id, product_locale, text columns) with URL and status."""
     schema, known = schemas.config_schema(schemas.URLS), key_strings(image_urls)
     for table in texts:
         yield conform(_with_urls(table, image_urls, known), schema, schemas.URLS)
@@ -116,19 +115,19 @@ def query_features(queries: pa.Table, vectors: OrderedVectors, at: int = 0) -> I
         yield conform(part.append_column("clip_text_features", fixed_lists(text)), schema, schemas.QUERIES)
 
 
-def open_product_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None, memory: int = 0) -> Vectors:
-    """Product vectors of the published files, a release or a build; `paths` as in `read_image_urls`."""
+def open_product_vectors(files: Sequence[File], scratch: Path | None = None, memory: int = 0) -> VectorLookup:
+    """Product vectors of the published files, a release or a build."""
     key = pa.schema([(name, pa.string()) for name in schemas.PRODUCT_KEY])
-    return Vectors(paths, key, schemas.VECTOR_COLUMNS, scratch, memory)
+    return VectorLookup(files, key, schemas.VECTOR_COLUMNS, scratch, memory)
 
 
-def open_query_vectors(paths: Sequence[tuple[str, str]], scratch: Path | None = None, memory: int = 0) -> Vectors:
+def open_query_vectors(files: Sequence[File], scratch: Path | None = None, memory: int = 0) -> VectorLookup:
     """Query vectors, likewise; query_id may be text or any integer."""
-    return Vectors(paths, pa.schema([("query_id", pa.int64())]), schemas.VECTOR_COLUMNS[:1], scratch, memory)
+    return VectorLookup(files, pa.schema([("query_id", pa.int64())]), schemas.VECTOR_COLUMNS[:1], scratch, memory)
 
 
-def find_rows(vectors: Vectors, keys: pa.Table, locale: str = schemas.CLASSIC_LOCALE) -> np.ndarray:
-    """The row of `vectors` for each of `keys`: int64, -1 for none; `locale` is that of files that do not say."""
+def find_rows(vectors: VectorLookup, keys: pa.Table, locale: str = schemas.CLASSIC_LOCALE) -> np.ndarray:
+    """The row of `vectors` for each of `keys`: int64, -1 for none; `locale` is that of files without locales."""
     if "query_id" in vectors.keys.column_names:
         found = pc.index_in(keys.column("query_id"), value_set=vectors.keys.column("query_id").combine_chunks())
     else:

@@ -1,9 +1,8 @@
-"""From files to the rows of a config, shard by shard; what sqid.py hands to datasets."""
+"""From files to the rows of a config, shard by shard: what sqid.py gives to datasets."""
 
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib import schemas, sources
-from sqid_lib.errors import SourceError
+from sqid_lib.errors import NoRangesError
+from sqid_lib.files import File
 from sqid_lib.joined import joins, selection
 from sqid_lib.joined.selection import Selection
-from sqid_lib.joined.vector_lookup import Vectors
-from sqid_lib.sources import File
+from sqid_lib.joined.vector_lookup import VectorLookup
+from sqid_lib.sources import Address
 from sqid_lib.tables.keys import check_unique
 from sqid_lib.tables.reader import open_parquet, read_parquet
 from sqid_lib.tables.vector_columns import vector_width
@@ -38,10 +38,10 @@ _TABLES = {
 }
 _RANGED = ("products", "product_features")  # large: a stream reads what it needs of them by ranges
 
-Paths = tuple[tuple[str, str], ...]  # (where to read, name in messages)
 
-
-def find_files(config: str, esci: str, artifacts: str, cache_dir: str | None) -> dict[str, tuple[File, ...]]:
+def find_files(
+    config: str, esci: Address, artifacts: Address, cache_dir: str | None = None
+) -> dict[str, tuple[File, ...]]:
     """The files a config needs, by table; errors as `sources.find`."""
     return {
         table: sources.find(esci if table in _ESCI_TABLES else artifacts, table, cache_dir) for table in _TABLES[config]
@@ -50,58 +50,51 @@ def find_files(config: str, esci: str, artifacts: str, cache_dir: str | None) ->
 
 @dataclass(frozen=True)
 class Plan:
-    """All that makes the rows of one split: hashable and small, so that it travels to worker processes.
+    """All that makes the rows of one split: hashable and small, so that it can be sent to worker processes.
 
     Attributes:
         config: one of `schemas.CONFIGS`.
-        selection: the cut; for a main config its splits are just this one.
-        files: table → paths, as items.
-        locale: locale of artifact rows that do not say theirs.
+        selection: of ESCI; for a main config its splits are just this one.
+        files: (table, its files), in order.
+        locale: locale of artifact rows that do not state one.
         scratch: directory for temporary copies of vectors.
         memory: bytes of vectors that may be in memory at once.
-        version: fingerprint of the files.
     """
 
     config: str
     selection: Selection
-    files: tuple[tuple[str, Paths], ...]
+    files: tuple[tuple[str, tuple[File, ...]], ...]
     locale: str
     scratch: str | None
     memory: int = 0
-    version: str = ""
 
-    def paths(self, table: str) -> Paths:
+    def of(self, table: str) -> tuple[File, ...]:
+        """The files of a table."""
         return dict(self.files).get(table, ())
 
 
-def local_paths(
-    files: Mapping[str, tuple[File, ...]], cache_dir: str | None, download_config: object, *, streaming: bool
-) -> tuple[tuple[str, Paths], ...]:
-    """Download what must be here; in a stream, large remote files stay where they are if ranges of them can be read."""
+def download(
+    files: Mapping[str, tuple[File, ...]], cache_dir: str | None, *, streaming: bool = False, force: bool = False
+) -> tuple[tuple[str, tuple[File, ...]], ...]:
+    """The files of a plan: downloaded, but that a stream reads large ones by ranges where the server can send them."""
 
-    def path(table: str, file: File) -> str:
-        if streaming and not file.local and table in _RANGED and not sources.offline() and _ranges(file.url):
-            return file.url
-        return sources.download(file, cache_dir, download_config)
+    def get(table: str, file: File) -> File:
+        if streaming and not file.local and table in _RANGED and not sources.offline():
+            try:
+                open_parquet(file).close()
+                return file
+            except NoRangesError:
+                pass
+        return sources.download(file, cache_dir, force=force)
 
-    return tuple((table, tuple((path(table, f), f.url) for f in found)) for table, found in files.items())
-
-
-def _ranges(url: str) -> bool:
-    try:
-        open_parquet(url, pa.schema([])).close()
-    except SourceError:
-        raise
-    except Exception:  # a server without ranges: fsspec and its http library say so in several ways
-        return False
-    return True
+    return tuple((table, tuple(get(table, file) for file in found)) for table, found in files.items())
 
 
 def width(plan: Plan) -> int:
     """Floats in a vector of the config; the published width for configs without vectors."""
     if plan.config == schemas.FEATURES:
-        return vector_width(plan.paths("product_features"), schemas.VECTOR_COLUMNS)
-    return vector_width(plan.paths("query_features")) if plan.config == schemas.QUERIES else schemas.PUBLISHED_WIDTH
+        return vector_width(plan.of("product_features"), schemas.VECTOR_COLUMNS)
+    return vector_width(plan.of("query_features")) if plan.config == schemas.QUERIES else schemas.PUBLISHED_WIDTH
 
 
 def tables(plan: Plan, shards: Sequence[int]) -> Iterator[pa.Table]:
@@ -143,41 +136,28 @@ def _joined(plan: Plan) -> _Rows:
 
 def _examples(plan: Plan) -> pa.Table:
     """The columns of the examples that the config needs."""
-    path, where = plan.paths("examples")[0]
     columns = schemas.DECLARED[plan.config].of_origin(schemas.EXAMPLES)
-    return selection.read_examples(path, plan.selection, [*columns, "split"], where=where)
+    return selection.read_examples(plan.of("examples")[0], plan.selection, [*columns, "split"])
 
 
-def _open_vectors(plan: Plan, table: str) -> Vectors:
+def _open_vectors(plan: Plan, table: str) -> VectorLookup:
     opener = joins.open_product_vectors if table == "product_features" else joins.open_query_vectors
-    return opener(plan.paths(table), Path(plan.scratch) if plan.scratch else None, plan.memory)
+    return opener(plan.of(table), Path(plan.scratch) if plan.scratch else None, plan.memory)
 
 
-Stamped = tuple[str, str, str]  # (path, name in messages, what changes with the content)
-
-
-def _stamped(plan: Plan, table: str) -> tuple[Stamped, ...]:
-    def stamp(path: str) -> str:
-        stat = os.stat(path) if "://" not in path else None  # noqa: PTH116 - a str may also be an url
-        return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}" if stat else plan.version
-
-    return tuple((path, where, stamp(path)) for path, where in plan.paths(table))
-
-
-@functools.lru_cache(maxsize=2)  # who loads one config mostly loads another of the same cut
-def _product_keys(examples: Stamped, cut: Selection, part: str) -> pa.Table:
+@functools.lru_cache(maxsize=2)  # one config is often loaded after another of the same selection
+def _product_keys(examples: File, chosen: Selection, part: str) -> pa.Table:
     supp = part == schemas.SUPPLEMENTARY
     columns = (*schemas.PRODUCT_KEY, "split", *(["query_id"] if supp else []))
-    table = selection.read_examples(examples[0], cut, columns, where=examples[1])
-    if supp:  # judgments are counted here, so none may stand twice
-        check_unique(table, schemas.DECLARED[schemas.JUDGMENTS].key, "judgment", examples[1])
-    return selection.product_keys(table, cut, part)
+    table = selection.read_examples(examples, chosen, columns)
+    if supp:  # judgments are counted here, so none may occur twice
+        check_unique(table, schemas.DECLARED[schemas.JUDGMENTS].key, "judgment", examples.url)
+    return selection.product_keys(table, chosen, part)
 
 
 @functools.lru_cache(maxsize=2)
-def _image_urls(urls: tuple[Stamped, ...], statuses: tuple[Stamped, ...], locale: str) -> pa.Table:
-    statuses = statuses if statuses != urls else ()
-    return joins.read_image_urls([s[:2] for s in urls], locale, [s[:2] for s in statuses])
+def _image_urls(urls: tuple[File, ...], statuses: tuple[File, ...], locale: str) -> pa.Table:
+    return joins.read_image_urls(urls, locale, statuses if statuses != urls else ())
 
 
 @dataclass(frozen=True)
@@ -194,8 +174,8 @@ class _Same:
 
 
 @functools.lru_cache(maxsize=2)
-def _positions(products: Stamped, keys: _Same) -> np.ndarray:
-    return selection.locate_products(products[0], keys.table, where=products[1])
+def _positions(products: File, keys: _Same) -> np.ndarray:
+    return selection.locate_products(products, keys.table)
 
 
 class _Rows(Protocol):
@@ -219,17 +199,16 @@ class _Judgments:
 
 class _Queries:
     def __init__(self, plan: Plan) -> None:
-        known = selection.read_sources(*plan.paths("sources")[0][:1], where=plan.paths("sources")[0][1])
+        known = selection.read_sources(plan.of("sources")[0])
         self.table = selection.queries(_examples(plan), plan.selection, known)
         self.count = self.table.num_rows
         vectors = _open_vectors(plan, "query_features")
         self.vectors = vectors.in_order(joins.find_rows(vectors, self.table))
-        strange = joins.outside(vectors.keys, self.table)
-        if strange.num_rows:
-            path, where = plan.paths("examples")[0]
-            every = read_parquet(path, pa.schema([("query_id", pa.int64())]), where=where).column(0)
-            known_ids = int(pc.sum(pc.is_in(strange.column(0), value_set=every.combine_chunks())).as_py())
-            _warn_dropped(strange.num_rows - known_ids, plan.paths("query_features"))
+        others = joins.outside(vectors.keys, self.table)
+        if others.num_rows:
+            every = read_parquet(plan.of("examples")[0], pa.schema([("query_id", pa.int64())])).column(0)
+            known_ids = int(pc.sum(pc.is_in(others.column(0), value_set=every.combine_chunks())).as_py())
+            _warn_dropped(others.num_rows - known_ids, plan.of("query_features"))
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
         yield from joins.query_features(self.table.slice(start, stop - start), self.vectors, start)
@@ -243,20 +222,18 @@ class _Urls:
         self.columns = schemas.text_columns(plan.config)
         part = schemas.SUPPLEMENTARY if plan.config == schemas.SUPP else schemas.MAIN
         kind = "supp" if plan.config == schemas.SUPP else "product"
-        urls = plan.paths(f"{kind}_urls")
+        urls, statuses = plan.of(f"{kind}_urls"), plan.of(f"{kind}_status")
         with ThreadPoolExecutor(1) as pool:  # neither keeps two cores busy
-            found = [_stamped(plan, f"{kind}_{table}") for table in ("urls", "status")]
-            image_urls = pool.submit(_image_urls, *found, plan.locale)
-            self.keys = _product_keys(_stamped(plan, "examples")[0], plan.selection, part)
+            image_urls = pool.submit(_image_urls, urls, statuses, plan.locale)
+            self.keys = _product_keys(plan.of("examples")[0], plan.selection, part)
             self.image_urls = image_urls.result()
         self.count = self.keys.num_rows
         self._block: tuple[int, pa.Table] | None = None
-        self._count_strangers(joins.outside(self.image_urls, self.keys), urls)
+        self._report_dropped(joins.outside(self.image_urls, self.keys), urls)
 
-    def _count_strangers(self, keys: pa.Table, paths: Paths) -> None:
+    def _report_dropped(self, keys: pa.Table, files: tuple[File, ...]) -> None:
         if keys.num_rows:
-            path, where = self.plan.paths("products")[0]
-            _warn_dropped(keys.num_rows - selection.known_products(path, keys, where=where), paths)
+            _warn_dropped(keys.num_rows - selection.known_products(self.plan.of("products")[0], keys), files)
 
     def texts(self, start: int, stop: int) -> Iterator[pa.Table]:
         while start < stop:
@@ -269,10 +246,9 @@ class _Urls:
         if self._block is None or self._block[0] != block:
             self._block = None  # the old block goes before the new one comes
             keys = self.keys.slice(block * selection.TEXT_ROWS_AT_ONCE, selection.TEXT_ROWS_AT_ONCE)
-            path, where = self.plan.paths("products")[0]
-            whole = keys.num_rows == self.count
-            positions = _positions(_stamped(self.plan, "products")[0], _Same(self.keys)) if whole else None
-            texts = list(selection.product_texts(path, keys, self.columns, where=where, positions=positions))
+            products, whole = self.plan.of("products")[0], keys.num_rows == self.count
+            positions = _positions(products, _Same(self.keys)) if whole else None
+            texts = list(selection.product_texts(products, keys, self.columns, positions=positions))
             self._block = (block, pa.concat_tables(texts))
         return self._block[1]
 
@@ -285,24 +261,24 @@ class _Features(_Urls):
         super().__init__(plan)
         vectors = _open_vectors(plan, "product_features")
         self.vectors = vectors.in_order(joins.find_rows(vectors, self.keys, plan.locale))
-        self._count_strangers(joins.outside(vectors.keys, self.keys, plan.locale), plan.paths("product_features"))
+        self._report_dropped(joins.outside(vectors.keys, self.keys, plan.locale), plan.of("product_features"))
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
         texts = self.texts(start, stop)
         yield from joins.product_features(texts, self.image_urls, self.vectors, start)
 
 
-def _warn_dropped(count: int, paths: Paths) -> None:
+def _warn_dropped(count: int, files: tuple[File, ...]) -> None:
     if count:
-        message = f"{paths[0][1]}: {count} rows are of no product or query of ESCI and were left out"
+        message = f"{files[0]}: {count} rows are of no product or query of ESCI and were left out"
         warnings.warn(message, UserWarning, stacklevel=2)
 
 
-def splits(config: str, cut: Selection) -> dict[str, Selection]:
-    """The splits a config has under a cut, each with the selection that makes its rows."""
+def splits(config: str, chosen: Selection) -> dict[str, Selection]:
+    """The splits a config has under a selection, each with the selection that makes its rows."""
     if config == schemas.SUPP:
-        return {schemas.SUPP_SPLIT: cut}
-    return {split: replace(cut, splits=(split,)) for split in cut.splits}
+        return {schemas.SUPP_SPLIT: chosen}
+    return {split: replace(chosen, splits=(split,)) for split in chosen.splits}
 
 
 def fingerprint(files: Mapping[str, tuple[File, ...]]) -> str:

@@ -15,13 +15,15 @@ import pyarrow.compute as pc
 
 from sqid_lib import schemas
 from sqid_lib.errors import EmptyFileError, IntegrityError, LabelError, SchemaError, UsageError
+from sqid_lib.files import File
 from sqid_lib.tables.keys import check_unique, duplicates
-from sqid_lib.tables.reader import conform, open_parquet, read_csv, telling
+from sqid_lib.tables.reader import conform, open_parquet, read_csv, reporting
 
 _BATCH_ROWS = 8_192  # of text: small enough for the processor's cache
 TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
 _SLICE_ROWS = 16_384
 _SPAN_ROWS = 131_072
+_KEY = pa.schema([field for field in schemas.PRODUCTS_SCHEMA if field.name in schemas.PRODUCT_KEY])
 _KEY_ROWS = 524_288  # of product keys: each batch builds the table of wanted ones anew
 
 
@@ -76,11 +78,10 @@ class Selection:
         return dict(self.labels)
 
 
-def read_examples(path: str, selection: Selection, columns: Sequence[str], *, where: str | None = None) -> pa.Table:
+def read_examples(file: File, selection: Selection, columns: Sequence[str]) -> pa.Table:
     """Rows of the examples file of the selection's version and locales, in every split.
 
     Args:
-        path: the parquet file; `where` is its name in messages.
         columns: columns of `schemas.EXAMPLES_SCHEMA` to return, in that order.
 
     Raises:
@@ -89,17 +90,17 @@ def read_examples(path: str, selection: Selection, columns: Sequence[str], *, wh
         SchemaError: a null where a key should be.
         SourceError: as `tables.open_parquet`.
     """
-    where = where or path
+    where = file.url
     flag = f"{selection.version}_version"
     small = ("product_locale", "esci_label", "split")
     wanted = pa.schema([f for f in schemas.EXAMPLES_SCHEMA if f.name in {*columns, *small, flag}])
     locales = pa.array(selection.locales)
     kept: list[pa.Table] = []
     found: set[str] = set()
-    with open_parquet(path, wanted, where=where, dictionary=small) as file, telling(where):
-        if not file.metadata.num_rows:
+    with open_parquet(file, wanted, dictionary=small) as parquet, reporting(where):
+        if not parquet.metadata.num_rows:
             raise EmptyFileError("the examples file has no rows", where=where, fix="Fetch it again.")
-        for batch in file.iter_batches(_BATCH_ROWS * 16, columns=wanted.names):
+        for batch in parquet.iter_batches(_BATCH_ROWS * 16, columns=wanted.names):
             table = pa.Table.from_batches([batch])
             _check_labels(table, selection.gains, where)
             found.update(str(locale) for locale in pc.unique(table.column("product_locale")).to_pylist())
@@ -199,30 +200,23 @@ def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Tabl
     return table.sort_by([(name, "ascending") for name in names]).combine_chunks()
 
 
-def locate_products(path: str, keys: pa.Table, *, where: str | None = None) -> np.ndarray:
+def locate_products(file: File, keys: pa.Table) -> np.ndarray:
     """For every row of the products file its position in `keys`, -1 where it is none: int32 [rows].
 
     Raises:
         DuplicateKeyError: one of the keys occurs twice in the file.
         IntegrityError: one of the keys does not occur.
     """
-    where = where or path
-    schema = pa.schema([f for f in schemas.PRODUCTS_SCHEMA if f.name in schemas.PRODUCT_KEY])
-    with open_parquet(path, schema, where=where) as file, telling(where):
-        if not file.metadata.num_rows:
-            raise EmptyFileError("the products file has no rows", where=where, fix="Fetch it again.")
-        positions = _positions(file, keys, schema, where)
-    _check_positions(positions, keys, where)
+    with open_parquet(file, _KEY) as parquet, reporting(file.url):
+        if not parquet.metadata.num_rows:
+            raise EmptyFileError("the products file has no rows", where=file, fix="Fetch it again.")
+        positions = _positions(parquet, keys, file.url)
+    _check_positions(positions, keys, file.url)
     return positions
 
 
 def product_texts(
-    path: str,
-    keys: pa.Table,
-    columns: Sequence[str],
-    *,
-    where: str | None = None,
-    positions: np.ndarray | None = None,
+    file: File, keys: pa.Table, columns: Sequence[str], *, positions: np.ndarray | None = None
 ) -> Iterator[pa.Table]:
     """Rows of the products file for `keys`, in their order, a slice at a time.
 
@@ -231,7 +225,7 @@ def product_texts(
     Args:
         keys: product_id, product_locale; unique.
         columns: text columns wanted besides the two keys.
-        positions: what `locate_products` said of these keys, if it was asked before.
+        positions: result of `locate_products` for these keys, if there is one.
 
     Yields:
         Tables (product_id, product_locale, *columns) of at most 16,384 rows, text null where ESCI has none.
@@ -239,28 +233,26 @@ def product_texts(
     Raises:
         DuplicateKeyError, IntegrityError: as `locate_products`.
     """
-    where = where or path
     schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
     if positions is None:
-        positions = locate_products(path, keys, where=where)
+        positions = locate_products(file, keys)
     for start in range(0, keys.num_rows, TEXT_ROWS_AT_ONCE):
         stop = min(start + TEXT_ROWS_AT_ONCE, keys.num_rows)
-        texts = _gather_texts(path, positions, start, stop, schema, where)
+        texts = _gather_texts(file, positions, start, stop, schema)
         for begin in range(0, stop - start, _SLICE_ROWS):
             part = texts.slice(begin, _SLICE_ROWS)
             key = keys.slice(start + begin, part.num_rows)
             yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
 
 
-def known_products(path: str, keys: pa.Table, *, where: str | None = None) -> int:
+def known_products(file: File, keys: pa.Table) -> int:
     """How many of `keys` (product_id, product_locale) the products file holds."""
-    schema = pa.schema([f for f in schemas.PRODUCTS_SCHEMA if f.name in schemas.PRODUCT_KEY])
-    with open_parquet(path, schema, where=where) as file, telling(where or path):
-        positions = _positions(file, keys, schema, where or path)
+    with open_parquet(file, _KEY) as parquet, reporting(file.url):
+        positions = _positions(parquet, keys, file.url)
     return len(np.unique(positions[positions >= 0]))
 
 
-def _positions(file: Any, keys: pa.Table, key_schema: pa.Schema, where: str) -> np.ndarray:
+def _positions(parquet: Any, keys: pa.Table, where: str) -> np.ndarray:
     """For every row of the file its position in `keys`, -1 where it is none: int32 [rows]."""
     locales = keys.column("product_locale").combine_chunks()
     wanted = []  # per locale, its ids and their positions: no text is put together for a million rows
@@ -268,8 +260,8 @@ def _positions(file: Any, keys: pa.Table, key_schema: pa.Schema, where: str) -> 
         places = np.flatnonzero(pc.equal(locales, locale).to_numpy(zero_copy_only=False)).astype(np.int32)
         wanted.append((locale, keys.column("product_id").take(places).combine_chunks(), places))
     parts = [np.zeros(0, np.int32)]
-    for batch in file.iter_batches(_KEY_ROWS, columns=key_schema.names):
-        table = conform(pa.Table.from_batches([batch]), key_schema, where)
+    for batch in parquet.iter_batches(_KEY_ROWS, columns=_KEY.names):
+        table = conform(pa.Table.from_batches([batch]), _KEY, where)
         positions = np.full(table.num_rows, -1, np.int32)
         for locale, ids, places in wanted:
             found = pc.index_in(table.column("product_id").combine_chunks(), value_set=ids)
@@ -296,23 +288,24 @@ def _check_positions(positions: np.ndarray, keys: pa.Table, where: str) -> None:
         )
 
 
-def _gather_texts(path: str, positions: np.ndarray, start: int, stop: int, schema: pa.Schema, where: str) -> pa.Table:
+def _gather_texts(file: File, positions: np.ndarray, start: int, stop: int, schema: pa.Schema) -> pa.Table:
     """Text rows whose position is in [start, stop), sorted by position, one chunk; columns are read side by side."""
     chosen = (positions >= start) & (positions < stop)
     order = np.argsort(positions[chosen], kind="stable")
-    with open_parquet(path, schema, where=where) as file:
-        spans = _spans([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)], chosen)
+    with open_parquet(file, schema) as parquet:
+        groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.metadata.num_row_groups)]
+        spans = _spans(groups, chosen)
 
     def read(name: str, groups: list[int], row: int, stop: int) -> list[pa.Array]:
         field = pa.schema([schema.field(name)])
         kept: list[pa.Array] = []
-        with open_parquet(path, field, where=where) as file, telling(where):
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[name], use_threads=False):
+        with open_parquet(file, field) as parquet, reporting(file.url):
+            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[name], use_threads=False):
                 mask = chosen[row : row + batch.num_rows]
                 row += batch.num_rows
                 if mask.any():
                     table = pa.Table.from_batches([batch.filter(pa.array(mask))])
-                    kept.extend(conform(table, field, where).column(0).chunks)
+                    kept.extend(conform(table, field, file.url).column(0).chunks)
                 if row >= stop:  # the rest may be of other locales
                     break
         return kept
@@ -342,6 +335,6 @@ def _spans(rows: Sequence[int], chosen: np.ndarray) -> list[tuple[list[int], int
     return spans
 
 
-def read_sources(path: str, *, where: str | None = None) -> pa.Table:
+def read_sources(file: File) -> pa.Table:
     """The sources file: query_id int64, source."""
-    return read_csv(path, schemas.SOURCES_SCHEMA, where=where)
+    return read_csv(file, schemas.SOURCES_SCHEMA)

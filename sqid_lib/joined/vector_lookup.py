@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from sqid_lib.errors import DiskError, first_line
-from sqid_lib.tables.keys import by_split, check_unique
-from sqid_lib.tables.reader import column_names, conform, open_parquet, telling
+from sqid_lib.files import File
+from sqid_lib.tables.keys import check_unique_in_splits
+from sqid_lib.tables.reader import column_names, conform, open_parquet, reporting
 from sqid_lib.tables.vector_columns import read_vectors, vector_width
 
 _BATCH_ROWS = 1_024
@@ -25,7 +26,7 @@ _BLOCK_ROWS = 16_384  # 50 MB of width 768: malloc gives blocks above 32 MB back
 _DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few of its rows
 
 
-class Vectors:
+class VectorLookup:
     """The vectors of one or more parquet files with the same columns, rows numbered through all of them.
 
     Row groups are decoded as they are needed where the rows wanted lie in file order, as in a release. Where they lie
@@ -33,7 +34,6 @@ class Vectors:
     `memory` bytes, else to an unnamed temporary file.
 
     Args:
-        paths: (path, name in messages) of every file.
         key: columns that identify a row; `product_locale` may be absent from the files.
         columns: vector columns, each a list of float32 of the same width, null where there is none.
         scratch: directory for the temporary file; made if absent.
@@ -50,33 +50,32 @@ class Vectors:
 
     def __init__(
         self,
-        paths: Sequence[tuple[str, str]],
+        files: Sequence[File],
         key: pa.Schema,
         columns: Sequence[str],
         scratch: Path | None = None,
         memory: int = 0,
     ) -> None:
         self.columns, self._memory = tuple(columns), memory
-        self._paths, self._where = list(paths), [where for _, where in paths]
+        self._files = list(files)
         self._scratch = scratch
         vector = pa.list_(pa.float32())
-        self._files, keys = [], []
-        for path, where in paths:
-            names = column_names(path, where=where)
+        self._opened, keys = [], []
+        for file in files:
+            names = column_names(file)
             have = pa.schema([f for f in key if f.name in names or f.name != "product_locale"])
             wanted = pa.schema([*have, *((c, vector) for c in columns)])
-            file = open_parquet(path, wanted, where=where)
-            self._files.append(file)
-            with telling(where):
-                keys.append(conform(file.read(columns=have.names), have, where))
-        for where, table in by_split(keys, paths):
-            check_unique(table, table.column_names, "vector", where)
+            parquet = open_parquet(file, wanted)
+            self._opened.append(parquet)
+            with reporting(file.url):
+                keys.append(conform(parquet.read(columns=have.names), have, file.url))
+        check_unique_in_splits(keys, files, keys[0].column_names, "vector")
         self.keys = pa.concat_tables(keys)
-        self.width = vector_width(self._paths, self.columns)
+        self.width = vector_width(files, self.columns)
         self._groups = [
-            (f, g, file.metadata.row_group(g).num_rows)
-            for f, file in enumerate(self._files)
-            for g in range(file.metadata.num_row_groups)
+            (f, g, parquet.metadata.row_group(g).num_rows)
+            for f, parquet in enumerate(self._opened)
+            for g in range(parquet.metadata.num_row_groups)
         ]
         self._starts = np.cumsum([0, *(rows for _, _, rows in self._groups)])
         self._decoded: tuple[int, list[np.ndarray]] | None = None
@@ -121,9 +120,9 @@ class Vectors:
     def _group(self, group: int) -> list[np.ndarray]:
         if self._decoded is None or self._decoded[0] != group:
             file, number, _ = self._groups[group]
-            with telling(self._where[file]):
-                table = self._files[file].read_row_group(number, columns=list(self.columns))
-            self._decoded = (group, self._dense(table, self._where[file]))
+            with reporting(self._files[file].url):
+                table = self._opened[file].read_row_group(number, columns=list(self.columns))
+            self._decoded = (group, self._dense(table, self._files[file].url))
         return self._decoded[1]
 
     def _dense(self, table: pa.Table, where: str) -> list[np.ndarray]:
@@ -186,31 +185,31 @@ class Vectors:
     def _blocks(self, column: int) -> Iterator[np.ndarray]:
         """float32 [rows, width] of one column, zeros for null, all through the files."""
         name = self.columns[column]
-        for path, where in self._paths:
-            with open_parquet(path, pa.schema([]), where=where) as file:
-                batches = file.iter_batches(_BATCH_ROWS, columns=[name], use_threads=False)
+        for file in self._files:
+            with open_parquet(file) as parquet:
+                batches = parquet.iter_batches(_BATCH_ROWS, columns=[name], use_threads=False)
                 while True:
-                    with telling(where):  # what the writer of the copy raises is not the file's fault
+                    with reporting(file.url):  # around the read alone: errors of writing the copy are not the file's
                         batch = next(batches, None)
                     if batch is None:
                         break
-                    yield read_vectors(pa.Table.from_batches([batch]), name, self.width, where)[0]
+                    yield read_vectors(pa.Table.from_batches([batch]), name, self.width, file.url)[0]
 
     def close(self) -> None:
-        """Let go of files and copies."""
-        for stream in [*self._files, *(self._spilled or ())]:
+        """Close the files and the temporary copies."""
+        for stream in [*self._opened, *(self._spilled or ())]:
             stream.close()
         self._spilled = self._decoded = None
 
 
 class OrderedVectors:
-    """Vectors of chosen rows in the order they are wanted; made by `Vectors.in_order`.
+    """Vectors of chosen rows in the order they are wanted; made by `VectorLookup.in_order`.
 
     Attributes:
         width: number of float32 in each vector.
     """
 
-    def __init__(self, vectors: Vectors, rows: np.ndarray, *, gather: bool) -> None:
+    def __init__(self, vectors: VectorLookup, rows: np.ndarray, *, gather: bool) -> None:
         self.width = vectors.width
         self._vectors, self._rows = vectors, rows
         self._blocks = vectors.gather(rows) if gather else None

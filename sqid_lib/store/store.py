@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 from sqid_lib import schemas
 from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.joined.selection import Selection
+from sqid_lib.sources import parse_address
 from sqid_lib.store import convert
 from sqid_lib.store.source import find
 from sqid_lib.streams.batches import ListBatch, NegativeBatch, PairBatch
-from sqid_lib.streams.gather import Judged, Lists, Negatives, Pairs
+from sqid_lib.streams.gather import JudgedProducts, Lists, Negatives, Pairs
 from sqid_lib.streams.open import StreamOptions, make_stream
 from sqid_lib.streams.stream import StoreStream
 
@@ -79,13 +80,14 @@ class EmbeddingStore:
         """Open a release: a directory, or a Hub dataset repo at `revision`. It is converted once, then only mapped.
 
         Args:
-            dir_or_repo: a release directory, a directory with the classic files, or `ORG/name` on the Hub.
-            revision: branch, tag or commit of the repo; pinned to its commit before anything is read.
+            dir_or_repo: address of a release or of the classic files: a directory, ORG/NAME on the Hub,
+                hf://datasets/ORG/NAME[@REVISION][/PATH], or the https URL of a release.
+            revision: branch, tag or commit on the Hub; pinned to its commit before anything is read.
             cache_dir: where conversions are kept; default $SQID_CACHE, else $HF_HOME/sqid or ~/.cache/sqid.
             dtype: "float32", or "float16" for half the disk and memory.
-            esci: directory with the official ESCI files, to join the classic files with; without it they make a store
+            esci: address of the official ESCI files, to join the classic files with; without it they make a store
                 of vectors alone, without titles, query texts, image status and judgments.
-            selection: the cut of ESCI to join; default the published one.
+            selection: the part of ESCI to join; default the published one.
             progress: show a bar on a terminal while converting.
 
         Raises:
@@ -98,7 +100,8 @@ class EmbeddingStore:
             raise UsageError("unknown dtype", where="dtype", expected=" or ".join(DTYPES), got=dtype)
         cache = Path(cache_dir) if cache_dir is not None else default_cache()
         hub_cache = None if cache_dir is None else cache / "hub"
-        source = find(dir_or_repo, revision, hub_cache, esci, selection)
+        address = parse_address(dir_or_repo).at(revision)
+        source = find(address, hub_cache, None if esci is None else parse_address(esci), selection)
         return cls(convert.convert(source, cache, dtype, progress))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,9 +192,11 @@ class EmbeddingStore:
         return np.ascontiguousarray(self.queries["query_id"].to_numpy())
 
     @cached_property
-    def judged(self) -> Judged:
+    def judged(self) -> JudgedProducts:
         """Which products are judged for which query."""
-        return Judged(self.judgment_query_index, self.judgment_product_index, len(self.queries), len(self.products))
+        return JudgedProducts(
+            self.judgment_query_index, self.judgment_product_index, len(self.queries), len(self.products)
+        )
 
     def _select(
         self,

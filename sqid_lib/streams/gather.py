@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sqid_lib.streams.batches import Arrays, Batch, Layout, ListBatch, NegativeBatch, PairBatch, Rows, pair_layout
-
-if TYPE_CHECKING:
-    from sqid_lib.store.store import EmbeddingStore
 
 
 class Products(Protocol):
@@ -25,6 +22,31 @@ class Products(Protocol):
 
     @property
     def has_image(self) -> npt.NDArray[np.bool_]: ...
+
+
+class JudgedStore(Products, Protocol):
+    """Vectors of products and queries, and the judgments between them, as `sqid_lib.EmbeddingStore` has them."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def query_features(self) -> npt.NDArray[Any]: ...
+
+    @property
+    def query_ids(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def gain(self) -> npt.NDArray[np.float32]: ...
+
+    @property
+    def judgment_query_index(self) -> Rows: ...
+
+    @property
+    def judgment_product_index(self) -> Rows: ...
+
+    @property
+    def judged(self) -> JudgedProducts: ...
 
 
 class Gather(Protocol):
@@ -46,7 +68,7 @@ class Gather(Protocol):
 class Pairs:
     """A unit is one of `judgments`, rows of the store's judgments."""
 
-    store: EmbeddingStore
+    store: JudgedStore
     judgments: Rows
     dtype: np.dtype[Any]
     kind: type[Batch] = PairBatch
@@ -72,7 +94,7 @@ class Pairs:
 class Lists:
     """A unit is a query: a slice of `judgments`, which are sorted by query."""
 
-    store: EmbeddingStore
+    store: JudgedStore
     judgments: Rows
     starts: Rows  # [units + 1]
     dtype: np.dtype[Any]
@@ -161,7 +183,7 @@ def take_products(store: Products, rows: Rows, out: Arrays, prefix: str = "") ->
     np.take(store.has_image, rows, out=out[f"{prefix}has_image"], mode="clip")
 
 
-class Judged:
+class JudgedProducts:
     """Which products are judged for which query; answers in one binary search."""
 
     def __init__(self, queries: Rows, products: Rows, query_count: int, product_count: int) -> None:

@@ -10,10 +10,11 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from sqid_lib.errors import UsageError, missing_extra
+from sqid_lib.sources import parse_address
 from sqid_lib.streams.batches import PairBatch
 from sqid_lib.streams.gather import Gather
 from sqid_lib.streams.release import ReleaseStream
-from sqid_lib.streams.release_reader import open_release, read_judged
+from sqid_lib.streams.release_reader import open_release, read_judgments
 from sqid_lib.streams.stream import Order, StoreStream, Stream
 
 
@@ -101,7 +102,8 @@ def stream_pairs(
     as hold `buffer` products. The order depends on the number of workers; `EmbeddingStore.pairs` shuffles fully.
 
     Args:
-        dir_or_repo: a release directory, or `ORG/name` on the Hub, read at the commit `revision` stands for now.
+        dir_or_repo: address of a release: a directory, ORG/NAME on the Hub, hf://datasets/ORG/NAME[@REVISION][/PATH],
+            or an https URL. On the Hub it is read at the commit that `revision` stands for now.
         labels, split, has_image, queries, dtype, **options: as in `EmbeddingStore.pairs`; `prefetch` counts buffers.
         buffer: products in memory at once, about 6 kB each at width 768; those being read ahead come on top.
 
@@ -115,8 +117,8 @@ def stream_pairs(
         raise UsageError("unknown dtype", where="dtype", expected="float32 or float16", got=dtype)
     if buffer < 1:
         raise UsageError("buffer starts at 1", where="buffer", got=buffer)
-    release = open_release(dir_or_repo, revision)
-    judged = read_judged(release, labels, split, queries)
+    release = open_release(parse_address(dir_or_repo).at(revision))
+    judged = read_judgments(release, labels, split, queries)
     prefetch = options.pop("prefetch", 1)
     kinds = {name: options.pop(name, default) for name, default in _KINDS.items()}  # type: ignore[misc]
     settings: dict[str, Any] = {

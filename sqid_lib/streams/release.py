@@ -15,7 +15,7 @@ from sqid_lib import schemas
 from sqid_lib.streams.batches import Arrays, PairBatch, Rows, pair_layout
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
 from sqid_lib.streams.gather import take, take_products
-from sqid_lib.streams.release_reader import Judged, Release
+from sqid_lib.streams.release_reader import Judgments, Release
 from sqid_lib.streams.stream import Order, Stream, ahead
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.vector_columns import dense, read_vectors
@@ -31,7 +31,7 @@ class ReleaseStream(Stream[PairBatch]):
         release: Release,
         *,
         order: Order,
-        judged: Judged,
+        judged: Judgments,
         has_image: bool | None,
         dtype: np.dtype[Any],
         buffer: int,
@@ -51,7 +51,7 @@ class ReleaseStream(Stream[PairBatch]):
         blocks = self._blocks(epoch, self.order.rank * workers + worker, self.order.world_size * workers)
         memory, block_memory = self._kept_memory(), Recycler()
         block_number, offset = start
-        for shard in self.release.shards:
+        for shard in self.release.features:
             shard.enter_process()
 
         def read(number: int) -> _Block:
@@ -80,14 +80,14 @@ class ReleaseStream(Stream[PairBatch]):
 
     def _blocks(self, epoch: int, slot: int, slots: int) -> list[list[tuple[int, int]]]:
         """This slot's row groups of an epoch, as (file, group), in blocks of `buffer` products."""
-        groups = [(f, g) for f, shard in enumerate(self.release.shards) for g in range(shard.metadata.num_row_groups)]
+        groups = [(f, g) for f, shard in enumerate(self.release.features) for g in range(shard.metadata.num_row_groups)]
         if self.order.shuffle:
             order = np.random.default_rng([self.order.seed, epoch]).permutation(len(groups))
             groups = [groups[i] for i in order]
         blocks: list[list[tuple[int, int]]] = []
         room = 0
         for f, g in groups[slot::slots]:
-            rows = self.release.shards[f].metadata.row_group(g).num_rows
+            rows = self.release.features[f].metadata.row_group(g).num_rows
             if rows > room or not blocks:
                 blocks.append([])
                 room = self.buffer
@@ -96,13 +96,13 @@ class ReleaseStream(Stream[PairBatch]):
         return blocks
 
     def _read(self, groups: list[tuple[int, int]], draw: tuple[int, ...], memory: Recycler) -> _Block:
-        room = sum(self.release.shards[f].metadata.row_group(g).num_rows for f, g in groups)
+        room = sum(self.release.features[f].metadata.row_group(g).num_rows for f, g in groups)
         layout = pair_layout(max(room, self.buffer), self.judged.width, self.dtype)
         layout = {name: layout[name] for name in ("text_features", "image_features", "has_image", "product_index")}
         products = carve(memory.take(size_of(layout)).bytes, layout)
         pairs, start = [], 0
         for f, g in groups:
-            *found, start = self.release.shards[f].read(g, partial(self._take, (f, g), products, start))
+            *found, start = self.release.features[f].read(g, partial(self._take, (f, g), products, start))
             pairs.append(found)
         positions, judgments = (np.concatenate(column) for column in zip(*pairs, strict=True))
         if self.order.shuffle:
@@ -114,8 +114,8 @@ class ReleaseStream(Stream[PairBatch]):
         self, group: tuple[int, int], products: Arrays, start: int, pieces: Iterator[pa.Table]
     ) -> tuple[Rows, Rows, int]:
         """Write the judged products of a row group from row `start` of `products` on: their pairs, and the next row."""
-        shard = self.release.shards[group[0]]
-        where, first = f"{shard.path}, row group {group[1]}", shard.first_of(group[1])
+        shard = self.release.features[group[0]]
+        where, first = f"{shard.file}, row group {group[1]}", shard.first_of(group[1])
         positions, judgments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for table in pieces:
             shown = dense(table["has_image"])

@@ -1,11 +1,10 @@
-"""A release read where it lies: its judgments and queries in memory, its products row group by row group."""
+"""A release read in place: its judgments and queries in memory, its products row group by row group."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
 import os
-import re
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -19,21 +18,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
-from sqid_lib.files import parse_shard_name
-from sqid_lib.sources import retrying
+from sqid_lib import schemas, sources
+from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError
+from sqid_lib.files import File, parse_shard_name
+from sqid_lib.sources import Address, open_ranges
+from sqid_lib.sources.retry import downloading
 from sqid_lib.streams.batches import Rows
 from sqid_lib.tables.keys import key_strings
-from sqid_lib.tables.reader import read_parquet, telling
-from sqid_lib.tables.vector_columns import dense, open_parquet, read_vectors
+from sqid_lib.tables.reader import open_parquet, read_parquet, reporting
+from sqid_lib.tables.vector_columns import dense, read_vectors
 
 T = TypeVar("T")
 _PIECE = 256  # rows decoded at once; 1.5 MB at width 768
 _COLUMNS = ["product_id", "product_locale", "has_image", *schemas.VECTOR_COLUMNS]
 
 
-class Judged:
+class Judgments:
     """The judgments that the filters keep, and their queries, in memory."""
 
     def __init__(self, tables: list[tuple[str, pa.Table]], width: int) -> None:
@@ -56,17 +56,17 @@ class Judged:
             starts = np.concatenate([[0], np.flatnonzero(dense(new)) + 1, [len(keys)]])
             self._by_split[part] = (known, starts, np.flatnonzero(splits == part)[dense(order)])
 
-    def read_queries(self, paths: Iterable[Path]) -> None:
-        """Fill `query_features`. A query may be there several times, if it is judged in several splits."""
+    def read_queries(self, files: Iterable[File]) -> None:
+        """Fill `query_features`. A query occurs several times if it is judged in several splits."""
         missing = np.ones(len(self.query_ids), np.bool_)
         columns = ["query_id", schemas.VECTOR_COLUMNS[0]]
-        for path in paths:
-            with open_parquet(path) as file, telling(str(path)):
-                for piece in file.iter_batches(_PIECE, columns=columns):
+        for file in files:
+            with open_parquet(file) as parquet, reporting(file.url):
+                for piece in parquet.iter_batches(_PIECE, columns=columns):
                     ids = dense(piece["query_id"])
                     rows = np.searchsorted(self.query_ids, ids).clip(max=len(missing) - 1)
                     asked = (self.query_ids[rows] == ids) & missing[rows]
-                    vectors, _ = read_vectors(pa.Table.from_batches([piece]), columns[1], self.width, str(path))
+                    vectors, _ = read_vectors(pa.Table.from_batches([piece]), columns[1], self.width, file.url)
                     self.query_features[rows[asked]] = vectors[asked]
                     missing[rows[asked]] = False
         if missing.any():
@@ -89,14 +89,15 @@ class Judged:
         return np.repeat(rows, counts), judgments[np.repeat(first, counts) + within]
 
 
-def read_judged(
+def read_judgments(
     release: Release, labels: Iterable[str] | None, split: str | None, queries: Iterable[int] | None
-) -> Judged:
+) -> Judgments:
+    """The judgments that the filters keep; errors as `stream_pairs`."""
     wanted = None if queries is None else pa.array(sorted(queries), pa.int64())
     grades = None if labels is None else pa.array(sorted(labels), pa.string())
     tables = []
-    for part, path in release.judgments:
-        table = read_parquet(str(path), _JUDGMENT_SCHEMA)
+    for part, file in release.judgments:
+        table = read_parquet(file, _JUDGMENT_SCHEMA)
         for column, values in (("esci_label", grades), ("query_id", wanted)):
             if values is not None:
                 table = table.filter(pc.is_in(table[column], value_set=values))
@@ -104,7 +105,7 @@ def read_judged(
             tables.append((part, table))
     if not tables:
         raise StoreError("no judgment is left", where=release.name, fix="Loosen the filters.")
-    judged = Judged(tables, release.width)
+    judged = Judgments(tables, release.width)
     tables.clear()
     del table
     judged.read_queries(release.queries)
@@ -120,14 +121,14 @@ _JUDGMENT_SCHEMA = pa.schema(
 )
 
 
-class Shard:
-    """A parquet file, here or at a commit on the Hub; opened by whoever reads it."""
+class FeatureFile:
+    """A parquet file of product_features, here or elsewhere; every process that reads it opens it itself."""
 
-    def __init__(self, path: str, split: str, first_row: int) -> None:
-        self.path, self.split, self.first_row = path, split, first_row
+    def __init__(self, file: File, split: str, first_row: int) -> None:
+        self.file, self.split, self.first_row = file, split, first_row
         self._close()
         self.metadata: pq.FileMetaData = None
-        self.metadata = self._telling(lambda: self._open().metadata, path)
+        self.metadata = self._reporting(lambda: self._open().metadata, file.url)
 
     def _close(self) -> None:
         self._file: pq.ParquetFile | None = None
@@ -142,7 +143,7 @@ class Shard:
         self._close()
 
     def enter_process(self) -> None:
-        """Before threads read: a fork must not share a connection, nor a lock that a thread it lacks holds."""
+        """To call before threads read: a forked process must not use its parent's connections and locks."""
         if self._pid != os.getpid():
             self._close()
 
@@ -155,13 +156,13 @@ class Shard:
 
         `use` is called again from the start if the network fails; DownloadError if it keeps failing.
         """
-        result: T = self._telling(lambda: self._read(group, use), f"{self.path}, row group {group}")
+        result: T = self._reporting(lambda: self._read(group, use), f"{self.file}, row group {group}")
         return result
 
-    def _telling(self, call: Callable[[], Any], where: str) -> Any:
-        if "://" in self.path:
-            return retrying(call, where)
-        with telling(where):
+    def _reporting(self, call: Callable[[], Any], where: str) -> Any:
+        if not self.file.local:
+            return downloading(call, where)
+        with reporting(where):
             return call()
 
     def _read(self, group: int, use: Callable[[Iterator[pa.Table]], T]) -> T:
@@ -178,77 +179,64 @@ class Shard:
             rows += len(piece)
             yield pa.Table.from_batches([piece])
         if rows != expected:
-            raise CorruptFileError("the row group is cut", where=self.path, expected=expected, got=f"{rows} rows")
+            raise CorruptFileError("the row group is cut", where=self.file, expected=expected, got=f"{rows} rows")
 
     def _open(self) -> pq.ParquetFile:
         if self._file is None:
-            if "://" in self.path:
-                from huggingface_hub import HfFileSystem
-
-                # no cache of fsspec's: pyarrow asks for whole columns, each once
-                stream = pa.PythonFile(HfFileSystem().open(self.path, "rb", cache_type="none"), mode="r")
+            if not self.file.local:
+                # without a cache: pyarrow asks for whole columns, each once
+                stream = pa.PythonFile(open_ranges(self.file.url, cache=False), mode="r")
                 self._file = pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True)
             else:
-                self._file = pq.ParquetFile(self.path, metadata=self.metadata, buffer_size=1 << 20, pre_buffer=False)
+                self._file = pq.ParquetFile(
+                    self.file.path, metadata=self.metadata, buffer_size=1 << 20, pre_buffer=False
+                )
         return self._file
 
 
 @dataclass(frozen=True)
 class Release:
+    """The files of a release that pairs are made of; `name` tells it from others."""
+
     name: str
-    shards: tuple[Shard, ...]  # of product_features
-    queries: tuple[Path, ...]
-    judgments: tuple[tuple[str, Path], ...]
+    features: tuple[FeatureFile, ...]
+    queries: tuple[File, ...]
+    judgments: tuple[tuple[str, File], ...]  # split, file
 
     @property
     def width(self) -> int:
-        schema = self.shards[0].metadata.schema.to_arrow_schema()
+        """Floats in a vector."""
+        first = self.features[0]
+        schema = first.metadata.schema.to_arrow_schema()
         missing = [name for name in _COLUMNS if name not in schema.names]
         if missing or not pa.types.is_fixed_size_list(schema.field(schemas.VECTOR_COLUMNS[0]).type):
             fix = "Use EmbeddingStore.open for other files."
-            raise SchemaError("not the columns of a release", where=self.shards[0].path, got=schema.names, fix=fix)
+            raise SchemaError("not the columns of a release", where=first.file, got=schema.names, fix=fix)
         return int(schema.field(schemas.VECTOR_COLUMNS[0]).type.list_size)
 
 
-def open_release(dir_or_repo: str | Path, revision: str | None) -> Release:
-    directory = Path(dir_or_repo)
-    if directory.is_dir():
-        if revision is not None:
-            raise UsageError("revision is for Hub repos", where=directory, got=revision)
-        names = sorted(path.relative_to(directory).as_posix() for path in (directory / "data").rglob("*.parquet"))
-        return _release(str(directory), names, {name: str(directory / name) for name in names}, directory.joinpath)
-    repo = str(dir_or_repo).removeprefix("hf://datasets/")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", repo):
-        raise MissingFileError("no such directory", where=repo, expected="a directory or a Hub repo ORG/name")
-    repo, _, at = repo.partition("@")
-    from huggingface_hub import HfApi, hf_hub_download
-
-    info = retrying(lambda: HfApi().dataset_info(repo, revision=revision or at or None), repo)
-    names = sorted(file.rfilename for file in info.siblings)
-
-    def download(name: str) -> Path:
-        call = lambda: hf_hub_download(repo, name, repo_type="dataset", revision=info.sha)  # noqa: E731
-        return Path(retrying(call, f"{repo}@{info.sha}/{name}"))
-
-    urls = {name: f"hf://datasets/{repo}@{info.sha}/{name}" for name in names}
-    return _release(f"{repo}@{info.sha}", names, urls, download)
-
-
-def _release(name: str, names: list[str], urls: dict[str, str], fetch: Callable[[str], Path]) -> Release:
+def open_release(address: Address) -> Release:
+    """The release at an address, on the Hub at the commit its revision stands for now; errors as `stream_pairs`."""
+    files = sources.listing(address)
     parts = {
-        config: fnmatch.filter(names, f"data/{config}/*.parquet")
+        config: fnmatch.filter(files, f"data/{config}/*.parquet")
         for config in (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)
     }
     for config, found in parts.items():
         if not found:
-            raise MissingFileError("the release lacks a part", where=name, expected=f"data/{config}/*.parquet")
-    shards: list[Shard] = []
+            raise MissingFileError("the release lacks a part", where=address, expected=f"data/{config}/*.parquet")
+    features: list[FeatureFile] = []
     rows = 0
-    for file in parts[schemas.FEATURES]:
-        shards.append(Shard(urls[file], _split(file), rows))
-        rows += shards[-1].metadata.num_rows
-    judgments = tuple((_split(file), fetch(file)) for file in parts[schemas.JUDGMENTS])
-    return Release(name, tuple(shards), tuple(map(fetch, parts[schemas.QUERIES])), judgments)
+    for name in sorted(parts[schemas.FEATURES]):
+        features.append(FeatureFile(files[name], _split(name), rows))
+        rows += features[-1].metadata.num_rows
+    here = {
+        name: sources.download(files[name]) for config in (schemas.QUERIES, schemas.JUDGMENTS) for name in parts[config]
+    }
+    judgments = tuple((_split(name), here[name]) for name in sorted(parts[schemas.JUDGMENTS]))
+    first = features[0].file
+    name = first.url.removesuffix(sorted(parts[schemas.FEATURES])[0]).rstrip("/")
+    return Release(name, tuple(features), tuple(here[name] for name in sorted(parts[schemas.QUERIES])), judgments)
 
 
 def _split(name: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib.errors import DuplicateKeyError
+from sqid_lib.files import File
 from sqid_lib.schemas import PRODUCT_KEY
 
 # U+001F; pa.scalar would import pandas, 45 MB that a stream has better uses for
@@ -43,12 +44,14 @@ def duplicates(rows: pa.Table, count: int, what: str, where: str) -> DuplicateKe
     )
 
 
-def by_split(tables: Sequence[pa.Table], paths: Sequence[tuple[str, str]]) -> Iterator[tuple[str, pa.Table]]:
-    """(name in messages, rows) of each split of a table in several files, `paths` as (path, name in messages).
+def check_unique_in_splits(
+    tables: Sequence[pa.Table], files: Sequence[File], columns: Sequence[str], what: str
+) -> None:
+    """`check_unique` for a table in several files, split by split: a product may be judged in several splits.
 
-    The split is what stands before the first "-" of a file's name: a key is unique within it, not across splits.
+    The split is what stands before the first "-" of a file's name.
     """
-    names = [where.rpartition("/")[2].partition("-")[0] for _, where in paths]
+    names = [file.url.rpartition("/")[2].partition("-")[0] for file in files]
     for name in dict.fromkeys(names):
         chosen = [i for i, other in enumerate(names) if other == name]
-        yield paths[chosen[0]][1], pa.concat_tables([tables[i] for i in chosen])
+        check_unique(pa.concat_tables([tables[i] for i in chosen]), columns, what, files[chosen[0]].url)

@@ -1,14 +1,14 @@
-"""Reading tables of others: sniffed, checked against the declared columns, every failure told in one line."""
+"""Untrusted parquet and csv files to Arrow tables: checked against declared columns, each fault one line."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsspec
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
@@ -24,61 +24,61 @@ from sqid_lib.errors import (
     SourceError,
     first_line,
 )
+from sqid_lib.files import File
+from sqid_lib.sources import open_ranges
 
 _PARQUET_MAGIC = b"PAR1"
 _LFS_MAGIC = b"version https://git-lfs"
+Source = File | Path | str
+_ANY = pa.schema([])
 
 
-def open_parquet(
-    path: str, schema: pa.Schema, *, where: str | None = None, dictionary: Sequence[str] = ()
-) -> pq.ParquetFile:
+def open_parquet(file: Source, schema: pa.Schema = _ANY, *, dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     """A parquet file whose columns can be read as those of `schema` (more columns may be there).
 
     Args:
-        path: local path or any url fsspec opens; remote files are read by ranges.
-        schema: the columns needed; compatible types pass (large strings, any integer, any list of floats).
-        where: how messages name the file; default `path`.
+        file: a local path, or a File; remote ones are read by ranges.
+        schema: columns needed, default none; compatible types pass (large strings, any integer, any list of floats).
         dictionary: text columns to read as dictionaries.
 
     Raises:
-        MissingFileError, EmptyFileError, LfsPointerError, HtmlPageError, CorruptFileError, SchemaError.
+        MissingFileError, EmptyFileError, LfsPointerError, HtmlPageError, CorruptFileError, SchemaError, DownloadError.
     """
-    where = where or path
-    stream = _open(path, where)
+    name = _name(file)
+    stream = _open(file)
     try:
-        _sniff(stream, where, parquet=True)
-        with telling(where):
-            if dictionary:  # pyarrow answers a dictionary column that is not there with a riddle
-                check_columns(pq.read_schema(stream), schema, where)
+        _check_kind(stream, name, parquet=True)
+        with reporting(name):
+            if dictionary:  # of a dictionary column that is not there pyarrow's error names nothing
+                check_columns(pq.read_schema(stream), schema, name)
                 stream.seek(0)
-            file = pq.ParquetFile(stream, read_dictionary=list(dictionary), buffer_size=1 << 20, pre_buffer=False)
-        check_columns(file.schema_arrow, schema, where)
+            parquet = pq.ParquetFile(stream, read_dictionary=list(dictionary), buffer_size=1 << 20, pre_buffer=False)
+        check_columns(parquet.schema_arrow, schema, name)
     except BaseException:
         stream.close()
         raise
-    return file
+    return parquet
 
 
-def read_parquet(path: str, schema: pa.Schema, *, where: str | None = None) -> pa.Table:
+def read_parquet(file: Source, schema: pa.Schema) -> pa.Table:
     """The columns of `schema` of a whole parquet file, in exactly those types; errors as `open_parquet`."""
-    with open_parquet(path, schema, where=where) as file, telling(where or path):
-        return conform(file.read(columns=schema.names), schema, where or path)
+    with open_parquet(file, schema) as parquet, reporting(_name(file)):
+        return conform(parquet.read(columns=schema.names), schema, _name(file))
 
 
-def read_csv(path: str, schema: pa.Schema, *, where: str | None = None) -> pa.Table:
-    """The columns of `schema` of a csv file; cells are text until told otherwise, an empty cell is null.
+def read_csv(file: Source, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` of a csv file; cells are text unless `schema` says otherwise, an empty cell is null.
 
     Ids that look like numbers, "nan" or "NA" stay text; a byte-order mark and CRLF line ends are accepted.
-    Columns of `schema` whose field metadata says optional may be absent.
 
     Raises:
-        MissingFileError, EmptyFileError, LfsPointerError, HtmlPageError, CorruptFileError, SchemaError.
+        MissingFileError, EmptyFileError, LfsPointerError, HtmlPageError, CorruptFileError, SchemaError, DownloadError.
     """
-    where = where or path
-    with _open(path, where) as stream:
-        _sniff(stream, where, parquet=False)
+    name = _name(file)
+    with _open(file) as stream:
+        _check_kind(stream, name, parquet=False)
         stream.seek(0)
-        with telling(where):
+        with reporting(name):
             table = pcsv.read_csv(
                 stream,
                 read_options=pcsv.ReadOptions(use_threads=False),
@@ -90,31 +90,37 @@ def read_csv(path: str, schema: pa.Schema, *, where: str | None = None) -> pa.Ta
                     null_values=[""],
                 ),
             )
-    check_columns(table.schema, pa.schema([(name, pa.string()) for name in schema.names]), where)
-    return conform(table.select(schema.names), schema, where)
+    check_columns(table.schema, pa.schema([(column, pa.string()) for column in schema.names]), name)
+    return conform(table.select(schema.names), schema, name)
 
 
-def read_table(path: str, schema: pa.Schema, *, where: str | None = None) -> pa.Table:
+def read_table(file: Source, schema: pa.Schema) -> pa.Table:
     """`read_csv` or `read_parquet`, by the name of the file."""
-    return (read_csv if _is_csv(path, where) else read_parquet)(path, schema, where=where)
+    return (read_csv if _is_csv(file) else read_parquet)(file, schema)
 
 
-def _is_csv(path: str, where: str | None) -> bool:
-    """A downloaded file has lost its name, `where` keeps it."""
-    return any(urlsplit(name).path.lower().endswith(".csv") for name in (path, where or path))
-
-
-def column_names(path: str, *, where: str | None = None) -> list[str]:
+def column_names(file: Source) -> list[str]:
     """The column names of a csv or parquet file; errors as `read_csv` and `open_parquet`."""
-    name = where or path
-    if not _is_csv(path, where):
-        with open_parquet(path, pa.schema([]), where=where) as file:
-            return list(file.schema_arrow.names)
-    with _open(path, name) as stream:
-        _sniff(stream, name, parquet=False)
+    name = _name(file)
+    if not _is_csv(file):
+        with open_parquet(file) as parquet:
+            return list(parquet.schema_arrow.names)
+    with _open(file) as stream:
+        _check_kind(stream, name, parquet=False)
         stream.seek(0)
-        with telling(name), pcsv.open_csv(stream, read_options=pcsv.ReadOptions(use_threads=False)) as reader:
+        with reporting(name), pcsv.open_csv(stream, read_options=pcsv.ReadOptions(use_threads=False)) as reader:
             return list(reader.schema.names)
+
+
+def _name(file: Source) -> str:
+    """The file in messages."""
+    return str(file)
+
+
+def _is_csv(file: Source) -> bool:
+    """By its name: that of a download is in its URL."""
+    path = urlsplit(file.url).path if isinstance(file, File) and not file.local else str(file)
+    return path.lower().endswith(".csv")
 
 
 def check_columns(have: pa.Schema, want: pa.Schema, where: str) -> None:
@@ -183,21 +189,24 @@ def _type_name(dtype: pa.DataType) -> str:
     return "a list of float32" if pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype) else str(dtype)
 
 
-def _open(path: str, where: str) -> Any:
+def _open(file: Source) -> Any:
+    path = file.path if isinstance(file, File) else str(file)
     try:
-        if "://" not in path:
-            if os.path.isdir(path):  # noqa: PTH112 - a str may also be an url
-                raise SourceError("a directory stands where a file should be", where=where)
-            return pa.OSFile(path, "rb")
-        return pa.PythonFile(fsspec.open(path, "rb", block_size=1 << 20).open(), mode="r")
+        if path.startswith(("http://", "https://", "hf://")):
+            return pa.PythonFile(open_ranges(path), mode="r")
+        if os.path.isdir(path):  # noqa: PTH112 - a str
+            raise SourceError("a directory stands where a file should be", where=_name(file))
+        return pa.OSFile(path, "rb")
+    except SourceError:
+        raise
     except FileNotFoundError as error:
-        raise MissingFileError("no such file", where=where, fix="Check the path.") from error
+        raise MissingFileError("no such file", where=_name(file), fix="Check the path.") from error
     except OSError as error:
-        raise DownloadError(f"cannot be opened: {first_line(error)}", where=where) from error
+        raise DownloadError(f"cannot be opened: {first_line(error)}", where=_name(file)) from error
 
 
-def _sniff(stream: Any, where: str, *, parquet: bool) -> None:
-    """Tell pages, pointers and stumps from tables before a parser gives a riddle."""
+def _check_kind(stream: Any, where: str, *, parquet: bool) -> None:
+    """Detect HTML pages, Git LFS pointers and truncated files before parsing."""
     size = stream.size()
     if not size:
         raise EmptyFileError("the file is empty", where=where, fix="Fetch it again.")
@@ -254,8 +263,8 @@ def _lfs_remedy(where: str) -> str:
 
 
 @contextmanager
-def telling(where: str) -> Iterator[None]:
-    """Turn pyarrow's and the network's exceptions into ours; `where` names the file."""
+def reporting(where: str) -> Iterator[None]:
+    """Turn exceptions of pyarrow and of the network into SourceErrors; `where` names the file."""
     try:
         yield
     except SourceError:

@@ -3,60 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
-from sqid_lib.tables import reader
+from sqid_lib.files import File
+from sqid_lib.tables.reader import Source, open_parquet, reporting
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a local parquet file; SourceError if it is not a whole one."""
-    return reader.open_parquet(str(path), pa.schema([]))
-
-
-def row_groups(paths: Iterable[Path], columns: Iterable[str]) -> Iterator[tuple[pa.Table, str]]:
-    """(table, where) for each row group, with those of `columns` that the file has."""
+def row_groups(files: Iterable[Source], columns: Iterable[str]) -> Iterator[tuple[pa.Table, str]]:
+    """(table, name in messages) of each row group, with those of `columns` that the file has."""
     columns = tuple(columns)
-    for path in paths:
-        with open_parquet(path) as file:
-            wanted = [name for name in columns if name in file.schema_arrow.names]
-            for group in range(file.num_row_groups):
-                where = f"{path}, row group {group}"
-                with reader.telling(where):
-                    table = file.read_row_group(group, columns=wanted)
+    for file in files:
+        with open_parquet(file) as parquet:
+            wanted = [name for name in columns if name in parquet.schema_arrow.names]
+            for group in range(parquet.num_row_groups):
+                where = f"{file}, row group {group}"
+                with reporting(where):
+                    table = parquet.read_row_group(group, columns=wanted)
                 yield table, where
 
 
-def vector_width(paths: Sequence[tuple[str, str]], columns: Sequence[str] = schemas.VECTOR_COLUMNS[:1]) -> int:
-    """Length of the vectors of features files: the declared one, else that of the first vector.
+def vector_width(files: Sequence[File], columns: Sequence[str] = schemas.VECTOR_COLUMNS[:1]) -> int:
+    """Length of the vectors of feature files: the declared one, else that of the first vector.
 
     Args:
-        paths: (path or url, name in messages) of each file.
         columns: the vector columns.
 
     Raises:
-        SourceError: as `reader.open_parquet`; CorruptFileError where no row has a vector.
+        SourceError: as `open_parquet`; CorruptFileError where no row has a vector.
     """
     wanted = pa.schema([(name, pa.list_(pa.float32())) for name in columns])
-    for path, where in paths:
-        with reader.open_parquet(path, wanted, where=where) as file, reader.telling(where):
+    for file in files:
+        with open_parquet(file, wanted) as parquet, reporting(file.url):
             for name in columns:
-                dtype = file.schema_arrow.field(name).type
+                dtype = parquet.schema_arrow.field(name).type
                 if pa.types.is_fixed_size_list(dtype):
                     return int(dtype.list_size)
-            for batch in file.iter_batches(64, columns=list(columns)):
+            for batch in parquet.iter_batches(64, columns=list(columns)):
                 for column in batch.columns:
                     if column.null_count < len(column):
                         return int(pc.list_value_length(pc.drop_null(column))[0].as_py())
-    raise CorruptFileError("there is not one vector in the file", where=paths[0][1], fix="Fetch it again.")
+    raise CorruptFileError("no row of the file has a vector", where=files[0].url, fix="Fetch it again.")
 
 
 def read_vectors(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sqid_lib import schemas
 from sqid_lib.errors import DuplicateKeyError
+from sqid_lib.files import File
 from sqid_lib.joined import joins
 
 KEYS = st.sets(
@@ -52,7 +53,7 @@ def test_rows_are_kept_in_order_and_only_their_own_url_joins(
     if located:
         table = table.append_column("product_locale", pa.array([locale for _, locale in url], pa.string()))
     pq.write_table(table, path)
-    known = joins.read_image_urls([(str(path), "urls")])
+    known = joins.read_image_urls([File(str(path))])
     keys = sorted(esci)
     rows = [row for part in joins.urls(texts(keys, slice_rows), known) for row in part.to_pylist()]
     assert [(r["product_id"], r["product_locale"]) for r in rows] == keys
@@ -69,7 +70,7 @@ def test_a_doubled_url_row_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "urls.csv"
     path.write_text("product_id,image_url\na,x\nb,y\na,z\n")
     with pytest.raises(DuplicateKeyError, match=r"urls\.csv.*\(a, us\)"):
-        joins.read_image_urls([(str(path), str(path))])
+        joins.read_image_urls([File(str(path))])
 
 
 def test_a_release_tells_how_a_download_failed_if_the_url_is_the_same(tmp_path: Path) -> None:
@@ -86,5 +87,5 @@ def test_a_release_tells_how_a_download_failed_if_the_url_is_the_same(tmp_path: 
         ),
         release,
     )
-    table = joins.read_image_urls([(str(csv), "csv")], statuses=[(str(release), "release")])
+    table = joins.read_image_urls([File(str(csv))], statuses=[File(str(release))])
     assert table.column("image_status").to_pylist() == ["timeout", "ok", "missing"]

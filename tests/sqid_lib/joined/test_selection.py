@@ -13,6 +13,7 @@ from tiny_esci import MAIN_IDS, write_esci
 
 from sqid_lib import schemas
 from sqid_lib.errors import DuplicateKeyError, IntegrityError, LabelError, SchemaError, UsageError
+from sqid_lib.files import File
 from sqid_lib.joined import selection
 from sqid_lib.joined.selection import Selection
 
@@ -20,7 +21,7 @@ COLUMNS = ("example_id", "query", "query_id", "product_id", "product_locale", "e
 
 
 def read(esci: Path, cut: Selection) -> pa.Table:
-    return selection.read_examples(str(esci / schemas.ESCI_EXAMPLES), cut, COLUMNS)
+    return selection.read_examples(File(str(esci / schemas.ESCI_EXAMPLES)), cut, COLUMNS)
 
 
 def keys(esci: Path, cut: Selection, part: str) -> list[tuple[str, str]]:
@@ -50,7 +51,7 @@ def test_other_cuts(esci: Path) -> None:
 
 def test_queries_with_their_sources(esci: Path) -> None:
     cut = Selection()
-    known = selection.read_sources(str(esci / schemas.ESCI_SOURCES))
+    known = selection.read_sources(File(str(esci / schemas.ESCI_SOURCES)))
     rows = selection.queries(read(esci, cut), cut, known).to_pylist()
     assert [r["query_id"] for r in rows] == [26, 27, 28, 29, 30]
     assert rows[0] == {"query_id": 26, "query": "query 26", "source": "negations"}
@@ -94,7 +95,7 @@ def test_a_doubled_judgment_is_shown(tmp_path: Path) -> None:
 
 
 def texts(esci: Path, table: pa.Table, columns: tuple[str, ...] = ("product_title",)) -> list[pa.Table]:
-    return list(selection.product_texts(str(esci / schemas.ESCI_PRODUCTS), table, columns))
+    return list(selection.product_texts(File(str(esci / schemas.ESCI_PRODUCTS)), table, columns))
 
 
 def test_three_doubled_products_are_shown(tmp_path: Path) -> None:

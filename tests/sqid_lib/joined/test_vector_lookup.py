@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqid_lib.errors import CorruptFileError, DiskError, DuplicateKeyError, SchemaError
+from sqid_lib.files import File
 from sqid_lib.joined import joins, vector_lookup
 from sqid_lib.tables.vector_columns import present
 
@@ -67,7 +68,7 @@ def test_each_key_gets_its_own_vector(
     for n, part in enumerate(cuts):
         path = root / f"{n}.parquet"
         write(path, [ids[i] for i in part], matrix[part], dtype, row_group)
-        paths.append((str(path), str(path)))
+        paths.append(File(str(path)))
     asked = [*sorted(ids), "unknown"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vector_lookup, "_DIRECT_GROUP_ROWS", 0 if big_groups else 100)
@@ -94,26 +95,26 @@ def test_vectors_of_unequal_width_are_refused(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"product_id": ["a", "b"], "clip_text_features": column, "clip_image_features": column}), path
     )
-    found = joins.open_product_vectors([(str(path), "features.parquet")])
-    with pytest.raises(SchemaError, match=r"features\.parquet.*expected 2, got \[.*1"):
+    found = joins.open_product_vectors([File(str(path))])
+    with pytest.raises(SchemaError, match=r"a\.parquet.*expected 2, got \[.*1"):
         found.take(np.array([0, 1]))
 
 
 def test_a_doubled_key_is_shown(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", ["x", "y", "x"], np.ones((3, 3), np.float32))
     with pytest.raises(DuplicateKeyError, match=r"\(x\)"):
-        joins.open_product_vectors([(str(tmp_path / "a.parquet"), "a")])
+        joins.open_product_vectors([File(str(tmp_path / "a.parquet"))])
 
 
 def test_a_file_without_any_vector_is_told(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", ["x"], np.full((1, 3), np.nan, np.float32))
-    with pytest.raises(CorruptFileError, match="not one vector"):
-        joins.open_product_vectors([(str(tmp_path / "a.parquet"), "a")])
+    with pytest.raises(CorruptFileError, match="no row of the file has a vector"):
+        joins.open_product_vectors([File(str(tmp_path / "a.parquet"))])
 
 
 def test_a_full_disk_is_told_with_the_space_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.parquet", ["x", "y"], np.ones((2, 3), np.float32))
-    found = joins.open_product_vectors([(str(tmp_path / "a.parquet"), "a")], tmp_path / "scratch")
+    found = joins.open_product_vectors([File(str(tmp_path / "a.parquet"))], tmp_path / "scratch")
 
     class Full:
         def close(self) -> None: ...

@@ -20,6 +20,7 @@ from tiny_esci import write_artifacts, write_esci
 
 from sqid_lib import schemas, sources
 from sqid_lib.errors import DiskError, DownloadError, LfsPointerError, MissingFileError, SourceError
+from sqid_lib.sources.find import url_of
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -32,7 +33,7 @@ def test_a_local_version_changes_with_the_file(esci: Path) -> None:
     (touched,) = sources.find(esci, "examples")
     assert touched.version != file.version
     assert sources.fingerprint([touched]) != sources.fingerprint([file])
-    assert sources.download(file) == file.url
+    assert sources.download(file) == file and file.path == file.url
 
 
 def test_a_missing_file_or_directory_is_named(tmp_path: Path, esci: Path) -> None:
@@ -63,7 +64,7 @@ def test_all_layouts_are_understood_over_https(tmp_path: Path, artifacts: Path, 
         (github,) = sources.find(f"{server.url}/artifacts", table, cache)
         (hub,) = sources.find(f"{server.url}/hub/", table, cache)
         assert github.url.startswith(f"{server.url}/artifacts/") and "/hub/data/" in hub.url
-        path = sources.download(github, cache)
+        path = sources.download(github, cache).path
         assert Path(path).read_bytes() == (artifacts / github.url.rpartition("/")[2]).read_bytes()
 
 
@@ -77,7 +78,7 @@ def test_a_download_is_cached_until_the_file_changes(tmp_path: Path, cache: str,
 
         def fetch() -> str:
             (file,) = sources.find(server.url, "sources", cache)
-            return Path(sources.download(file, cache)).read_text()
+            return Path(sources.download(file, cache).path).read_text()
 
         assert fetch() == fetch() == "one"
         gets = [r for r in server.requests if r[0] == "GET"]
@@ -87,7 +88,7 @@ def test_a_download_is_cached_until_the_file_changes(tmp_path: Path, cache: str,
         assert fetch() == "three"
 
 
-CHUNK = 10 * 1024 * 1024  # what huggingface_hub reads before it writes
+CHUNK = 1024 * 1024  # what is written at a time
 BIG = bytes(range(256)) * 96_000  # 24.6 MB
 BIG_PATH = f"/{schemas.ESCI_PRODUCTS}"
 
@@ -107,13 +108,13 @@ def ranges(server: FileServer) -> list[str | None]:
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(big: FileServer, cache: str) -> None:
     big.cuts[BIG_PATH] = [CHUNK + 300_000, CHUNK + 200_000]
     (file,) = sources.find(big.url, "products", cache)
-    assert Path(sources.download(file, cache)).read_bytes() == BIG
+    assert Path(sources.download(file, cache).path).read_bytes() == BIG
     assert ranges(big) == [None, f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
 
 
 def test_a_later_process_goes_on_where_an_earlier_one_was_killed(big: FileServer, cache: str) -> None:
     code = "import sys; from sqid_lib import sources; c = sys.argv[2]; "
-    code += "(f,) = sources.find(sys.argv[1], 'products', c); print(sources.download(f, c))"
+    code += "(f,) = sources.find(sys.argv[1], 'products', c); print(sources.download(f, c).path)"
     big.cuts[BIG_PATH] = [CHUNK + 300_000]
     with subprocess.Popen([sys.executable, "-c", code, big.url, cache]) as process:
         big.before[BIG_PATH] = lambda: big.before.update({BIG_PATH: process.kill})  # as it asks for the rest
@@ -129,10 +130,10 @@ def test_a_later_process_goes_on_where_an_earlier_one_was_killed(big: FileServer
 def test_whatever_part_is_there_the_whole_file_comes(big: FileServer, cache: str, kept: int, with_ranges: bool) -> None:
     big.ranges = with_ranges
     (file,) = sources.find(big.url, "products", cache)
-    path = Path(sources.download(file, cache))
+    path = Path(sources.download(file, cache).path)
     path.unlink()
     Path(f"{path}.part").write_bytes((BIG + b"other")[:kept])
-    assert sources.download(file, cache) == str(path)
+    assert sources.download(file, cache).path == str(path)
     assert path.read_bytes() == BIG
 
 
@@ -148,14 +149,14 @@ def test_a_file_that_changes_while_it_is_downloaded_is_not_kept(
     with pytest.raises(DownloadError, match="changed while"):
         sources.download(file, cache)
     (file,) = sources.find(big.url, "products", cache)
-    assert Path(sources.download(file, cache)).read_bytes() == other
+    assert Path(sources.download(file, cache).path).read_bytes() == other
 
 
 def test_a_full_disk_is_told_at_once(big: FileServer, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    monkeypatch.setattr("sqid_lib.sources.http._append", full)
     (file,) = sources.find(big.url, "products", cache)
     with pytest.raises(DiskError, match="no space"):
         sources.download(file, cache)
@@ -164,7 +165,7 @@ def test_a_full_disk_is_told_at_once(big: FileServer, cache: str, monkeypatch: p
 def test_asked_to_download_again_it_does(big: FileServer, cache: str) -> None:
     (file,) = sources.find(big.url, "products", cache)
     first = sources.download(file, cache)
-    assert sources.download(file, cache, datasets.DownloadConfig(force_download=True)) == first
+    assert sources.download(file, cache, force=True) == first
     assert ranges(big) == [None, None]
 
 
@@ -174,7 +175,7 @@ def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, esci: Path, cache
         server.broken[path] = 2
         (file,) = sources.find(f"{server.url}/esci", "sources", cache)
         server.broken[path] = 1
-        assert Path(sources.download(file, cache)).read_bytes() == (esci / schemas.ESCI_SOURCES).read_bytes()
+        assert Path(sources.download(file, cache).path).read_bytes() == (esci / schemas.ESCI_SOURCES).read_bytes()
 
 
 @pytest.mark.parametrize(("status", "error"), [(403, "access refused"), (404, "missing"), (500, "HTTP 500")])
@@ -207,7 +208,7 @@ def test_offline_mode_uses_what_was_loaded_before(
         asked = len(server.requests)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         assert sources.find(base, "sources", cache) == (file,)
-        assert Path(sources.download(file, cache)).exists()
+        assert Path(sources.download(file, cache).path).exists()
         with pytest.raises(DownloadError, match="offline"):
             sources.find(base, "products", cache)
         assert len(server.requests) == asked
@@ -233,16 +234,9 @@ def test_offline_mode_holds_for_streams_too(
 
 def test_github_serves_csv_from_its_raw_host_and_the_rest_from_media() -> None:
     media, raw = "https://media.githubusercontent.com/media/O/R/main/p", "https://raw.githubusercontent.com/O/R/main/p"
-    assert sources._github(media, "a.csv") == f"{raw}/a.csv"
-    assert sources._github(media, "a.parquet") == f"{media}/a.parquet"
-    assert sources._github(raw, "a.parquet") == f"{raw}/a.parquet"
-
-
-def test_hub_urls() -> None:
-    assert sources.split_hub_url("hf://datasets/O/n") == ("O/n", None, "")
-    assert sources.split_hub_url("hf://datasets/O/n@refs%2Fpr%2F1/a/b") == ("O/n", "refs/pr/1", "a/b")
-    with pytest.raises(SourceError, match=r"hf://datasets/ORG/NAME"):
-        sources.split_hub_url("hf://O/n")
+    assert url_of(media, "a.csv") == f"{raw}/a.csv"
+    assert url_of(media, "a.parquet") == f"{media}/a.parquet"
+    assert url_of(raw, "a.parquet") == f"{raw}/a.parquet"
 
 
 HUB_LOAD = """

@@ -303,7 +303,7 @@ def test_a_missing_part(release: Path, tmp_path: Path) -> None:
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="directory or a Hub repo"):
+    with pytest.raises(MissingFileError, match="directory or a dataset on the Hub"):
         open_store(tmp_path / "nowhere", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingFileError, match="neither a release nor the classic files"):
@@ -429,7 +429,7 @@ def test_opens_a_hub_repo_at_one_commit(release: Path, tmp_path: Path) -> None:
 
 def test_says_that_a_repo_or_revision_is_not_there(release: Path, tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "hub") as hub:
-        assert "ORG/sqid@main: no such file, repository or revision" in _run(hub, tmp_path, "").stderr
+        assert "hf://datasets/ORG/sqid: no such file, repository or revision" in _run(hub, tmp_path, "").stderr
         hub.add_repo("ORG/sqid", release)
         assert "ORG/sqid@v9" in _run(hub, tmp_path, "v9").stderr
 

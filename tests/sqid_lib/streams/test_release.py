@@ -241,7 +241,7 @@ def test_damage_in_the_middle_is_an_error(release: Path, tmp_path: Path) -> None
 
 
 def test_missing_parts(release: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="a directory or a Hub repo"):
+    with pytest.raises(MissingFileError, match="a directory or a dataset on the Hub"):
         stream_pairs(tmp_path / "nowhere")
     copy = shutil.copytree(release, tmp_path / "copy")
     shutil.rmtree(copy / "data" / schemas.JUDGMENTS)
@@ -299,7 +299,7 @@ def test_an_error_in_a_thread_ends_the_epoch_every_time(release: Path, monkeypat
 
 def test_a_fork_while_a_thread_reads(release: Path, store: EmbeddingStore) -> None:
     stream: Any = stream_pairs(release, batch_size=7, shuffle=True, buffer=10)
-    with stream.release.shards[0]._lock, stream.release.shards[1]._lock:  # as a thread that reads ahead holds them
+    with stream.release.features[0]._lock, stream.release.features[1]._lock:  # as a thread that reads ahead holds them
         loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
         assert sorted(keys(loader)) == every_pair(store)
 

@@ -24,7 +24,7 @@ from sqid_lib.streams import open as doors
 from sqid_lib.streams import tensors
 from sqid_lib.streams.batches import PairBatch
 from sqid_lib.streams.buffers import Recycler
-from sqid_lib.streams.gather import Judged
+from sqid_lib.streams.gather import JudgedProducts
 from sqid_lib.streams.stream import Order
 
 pytestmark = [
@@ -273,7 +273,7 @@ def test_negatives_reach_every_unjudged_product(data: st.DataObject, queries: in
         st.lists(st.tuples(st.integers(0, queries - 1), st.integers(0, products - 1)), min_size=1, max_size=12)
     )
     q, p = np.array(pairs, dtype=np.int64).T
-    judged = Judged(q, p, queries, products)
+    judged = JudgedProducts(q, p, queries, products)
     for query in range(queries):
         free = {product for product in range(products) if (query, product) not in pairs}
         assert {x for x in range(products) if not judged.has(np.array(query), np.array(x))} == free

@@ -18,6 +18,7 @@ from sqid_lib.errors import (
     SchemaError,
     SourceError,
 )
+from sqid_lib.files import File
 from sqid_lib.tables import reader
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -56,7 +57,7 @@ def test_a_pointer_from_githubs_raw_host_names_the_media_address(tmp_path: Path)
     path.write_bytes(POINTER)
     url = "https://raw.githubusercontent.com/O/R/main/a.parquet"
     with pytest.raises(LfsPointerError, match=r"https://media\.githubusercontent\.com/media/O/R/main/a\.parquet"):
-        reader.read_parquet(str(path), URLS, where=url)
+        reader.read_parquet(File(url, path=str(path)), URLS)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Which files of an address hold a table: ESCI's, the published SQID files, or those of a release."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sqid_lib import schemas
+from sqid_lib.errors import DownloadError, MissingFileError
+from sqid_lib.files import File, write_text
+from sqid_lib.sources import http, hub, local
+from sqid_lib.sources.address import HUB, LOCAL, Address, parse_address
+from sqid_lib.sources.read import datasets_cache, offline
+from sqid_lib.sources.retry import GO_ONLINE
+
+ESCI_URL = "https://media.githubusercontent.com/media/amazon-science/esci-data/main/shopping_queries_dataset"
+SQID_URL = "hf://datasets/crossingminds/shopping-queries-image-dataset"
+
+
+def _layouts(file: str, config: str) -> tuple[str, ...]:
+    """Names of one published file: itself, the Hub dataset's data/, a release."""
+    stem = file.partition(".")[0]
+    return (file, f"data/{stem}.parquet", f"data/{stem}-*.parquet", f"data/{config}/*.parquet")
+
+
+_TABLES: dict[str, tuple[str, ...]] = {
+    "examples": (schemas.ESCI_EXAMPLES,),
+    "products": (schemas.ESCI_PRODUCTS,),
+    "sources": (schemas.ESCI_SOURCES,),
+    "product_urls": _layouts(schemas.PRODUCT_URLS, schemas.URLS),
+    "product_features": _layouts(schemas.PRODUCT_FEATURES, schemas.FEATURES),
+    "query_features": _layouts(schemas.QUERY_FEATURES, schemas.QUERIES),
+    "supp_urls": _layouts(schemas.SUPP_URLS, schemas.SUPP),
+    # only a release states how a download failed
+    "product_status": (f"data/{schemas.URLS}/*.parquet",),
+    "supp_status": (f"data/{schemas.SUPP}/*.parquet",),
+}
+_OPTIONAL = ("product_status", "supp_status")
+
+
+def find(
+    base: str | os.PathLike[str] | Address, table: str, cache_dir: str | os.PathLike[str] | None = None
+) -> tuple[File, ...]:
+    """The files of a table below an address, in order; none for an optional table that is not there.
+
+    Args:
+        base: an address as `parse_address` reads it.
+        table: a key of the table above, such as "examples" or "product_features".
+        cache_dir: where the finds of earlier calls are remembered for offline mode.
+
+    Raises:
+        MissingFileError: none of the table's names is there.
+        DownloadError: the server cannot be reached, or offline mode is on and nothing is remembered.
+        SourceError: not an address.
+    """
+    address = base if isinstance(base, Address) else parse_address(base)
+    patterns = _TABLES[table]
+    found = _find(address, patterns, cache_dir)
+    if not found and table not in _OPTIONAL:
+        raise MissingFileError(
+            f"the {table.replace('_', ' ')} file is missing",
+            where=address,
+            expected=" or ".join(patterns[:2]),
+            fix="There is no such directory; a dataset on the Hub is hf://datasets/ORG/NAME."
+            if address.kind == LOCAL and not Path(address.path).is_dir()
+            else "Check the address.",
+        )
+    return found
+
+
+def fingerprint(files: Sequence[File]) -> str:
+    """Hash of the URLs and versions of `files`: the same only if none of them changed."""
+    return hashlib.sha256(json.dumps([(f.url, f.version) for f in files]).encode()).hexdigest()[:32]
+
+
+def listing(address: Address) -> dict[str, File]:
+    """All files below an address by their name relative to it; over http, those that the manifest of a release lists.
+
+    Raises:
+        MissingFileError: no such directory, dataset or revision, or over http no manifest.
+        DownloadError: the server or the Hub cannot be reached.
+    """
+    if address.kind == HUB:
+        return hub.listing(address)
+    if address.kind == LOCAL:
+        return local.listing(Path(address.path))
+    files = http.listing(address.path)
+    if not files:
+        raise MissingFileError("no release at this URL", where=address, expected=schemas.MANIFEST)
+    return files
+
+
+def _find(address: Address, patterns: Sequence[str], cache_dir: str | os.PathLike[str] | None) -> tuple[File, ...]:
+    if address.kind == LOCAL:
+        return local.find(Path(address.path), patterns)
+    memory = _Memory(address, patterns, cache_dir)
+    if offline():
+        return memory.recall()
+    found = _find_on_hub(address, patterns) if address.kind == HUB else _find_over_http(address.path, patterns)
+    memory.keep(found)
+    return found
+
+
+def _find_on_hub(address: Address, patterns: Sequence[str]) -> tuple[File, ...]:
+    files = hub.listing(address)
+    for pattern in patterns:
+        names = sorted(name for name in files if fnmatch.fnmatchcase(name, pattern))
+        if names:
+            return tuple(files[name] for name in names)
+    return ()
+
+
+def _find_over_http(base: str, patterns: Sequence[str]) -> tuple[File, ...]:
+    names: Iterable[str] | None = None
+    for pattern in patterns:
+        if "*" not in pattern:
+            candidates = [pattern]
+        else:  # http has no listing: the manifest of a release is one
+            names = http.listing(base) if names is None else names
+            candidates = sorted(fnmatch.filter(names, pattern))
+        found = [http.look(url_of(base, name)) for name in candidates]
+        if found and all(found):
+            return tuple(file for file in found if file)
+    return ()
+
+
+def url_of(base: str, name: str) -> str:
+    """URL of a file below `base`.
+
+    GitHub serves what is in Git LFS from its media host, and other files, such as csv, from its raw host.
+    """
+    raw = base.replace("://media.githubusercontent.com/media/", "://raw.githubusercontent.com/", 1)
+    return f"{raw if name.endswith('.csv') else base}/{name}"
+
+
+class _Memory:
+    """What a look at a remote address found, kept in the cache for offline mode."""
+
+    def __init__(self, address: Address, patterns: Sequence[str], cache_dir: str | os.PathLike[str] | None) -> None:
+        key = hashlib.sha256("\n".join([str(address), *patterns]).encode()).hexdigest()[:32]
+        self._address = address
+        self._path = datasets_cache(cache_dir) / "sqid-sources" / f"{key}.json"
+
+    def keep(self, files: tuple[File, ...]) -> None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs offline mode, nothing else
+            write_text(self._path, json.dumps([[f.url, f.version] for f in files]))
+
+    def recall(self) -> tuple[File, ...]:
+        try:
+            return tuple(File(*pair) for pair in json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise DownloadError(
+                "not loaded before, and offline mode is on", where=self._address, fix=GO_ONLINE
+            ) from error

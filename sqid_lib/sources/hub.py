@@ -1,0 +1,118 @@
+"""Files of datasets on the Hub, at one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqid_lib.errors import DownloadError, SourceError
+from sqid_lib.files import File
+from sqid_lib.sources.address import Address, parse_address
+from sqid_lib.sources.retry import GO_ONLINE, downloading
+
+T = TypeVar("T")
+
+
+def listing(address: Address) -> dict[str, File]:
+    """The files below an address by their name, at the commit that its revision stands for now.
+
+    A file's version is the hash of its content.
+
+    Raises:
+        MissingFileError: no such dataset or revision.
+        DownloadError: the Hub refuses or cannot be reached.
+    """
+    return _reaching(lambda: _listing(address), address)
+
+
+def _reaching(call: Callable[[], T], address: Address) -> T:
+    """`downloading`; the error for ORG/NAME also names the folder that is not there."""
+    try:
+        return downloading(call, str(address))
+    except SourceError as error:
+        if address.short:
+            error.fix = f"There is no local folder {address.repo} either. {error.fix or ''}"
+        raise
+
+
+def _listing(address: Address) -> dict[str, File]:
+    from huggingface_hub.hf_api import RepoFile
+
+    api = _api()
+    commit = api.dataset_info(address.repo, revision=address.revision).sha
+    tree = api.list_repo_tree(address.repo, repo_type="dataset", revision=commit, recursive=True)
+    prefix = f"{address.path}/" if address.path else ""
+    files = {}
+    for entry in tree:
+        if isinstance(entry, RepoFile) and entry.path.startswith(prefix):
+            version = entry.lfs.sha256 if entry.lfs else entry.blob_id
+            url = str(Address(address.kind, entry.path, address.repo, commit))
+            files[entry.path.removeprefix(prefix)] = File(url, version)
+    return files
+
+
+def download(file: File, cache_dir: Path | None = None, *, force: bool = False, offline: bool = False) -> str:
+    """Local path of a file of `listing`, in the Hub's cache (or in `cache_dir`, in the same layout).
+
+    Raises:
+        MissingFileError, DownloadError: as `listing`; offline, if it is not in the cache.
+    """
+    from huggingface_hub import hf_hub_download
+
+    address = parse_address(file.url)
+    options: dict[str, Any] = {"repo_type": "dataset", "revision": address.revision, "cache_dir": cache_dir}
+    if offline:
+        try:
+            return str(hf_hub_download(address.repo, address.path, local_files_only=True, **options))
+        except OSError as error:
+            raise DownloadError(
+                "not downloaded before, and offline mode is on", where=file.url, fix=GO_ONLINE
+            ) from error
+    api = _api()
+    call = lambda: api.hf_hub_download(address.repo, address.path, force_download=force, **options)  # noqa: E731
+    return str(downloading(call, file.url))
+
+
+def snapshot(address: Address, patterns: list[str], cache_dir: Path | None) -> Path:
+    """Local directory with the files below an address whose names match, all at one commit.
+
+    A commit that is in the cache is used without asking the Hub.
+
+    Raises:
+        MissingFileError, DownloadError: as `listing`.
+    """
+    from huggingface_hub import snapshot_download
+
+    prefix = f"{address.path}/" if address.path else ""
+    options: dict[str, Any] = {
+        "repo_type": "dataset",
+        "revision": address.revision,
+        "cache_dir": cache_dir,
+        "allow_patterns": [prefix + pattern for pattern in patterns],
+    }
+    return Path(_reaching(lambda: snapshot_download(address.repo, **options), address)) / address.path
+
+
+def open_ranges(url: str, *, cache: bool = True) -> Any:
+    """A file of `listing`, of which only the ranges that are read are requested.
+
+    Args:
+        cache: keep the last megabyte; without, every read is one request.
+    """
+    from huggingface_hub import HfFileSystem
+
+    options: dict[str, Any] = {} if cache else {"cache_type": "none"}
+    return HfFileSystem(endpoint=_endpoint()).open(url, "rb", block_size=1 << 20, **options)
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=_endpoint())
+
+
+def _endpoint() -> str:
+    import datasets
+
+    return str(datasets.config.HF_ENDPOINT)

@@ -1,0 +1,122 @@
+"""Bytes of files: downloaded into a cache under their version, or read in ranges where they are."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sqid_lib.errors import DownloadError, MissingFileError
+from sqid_lib.files import File
+from sqid_lib.sources import http, hub
+from sqid_lib.sources.address import HTTP, LOCAL, Address, parse_address
+from sqid_lib.sources.retry import GO_ONLINE
+
+_AT_ONCE = 8  # downloads of a snapshot
+
+
+def download(file: File, cache_dir: str | os.PathLike[str] | None = None, *, force: bool = False) -> File:
+    """The file with its local path: downloaded once for each version, with a bar on a terminal.
+
+    A download over http that broke goes on where it stopped, now or when the same version is asked for again.
+
+    Args:
+        cache_dir: for http; default: that of datasets. Files of the Hub lie in its own cache.
+        force: download it again.
+
+    Raises:
+        MissingFileError, DownloadError: after retries; offline, at once. The file changed meanwhile.
+        DiskError: no space in the cache.
+    """
+    if file.local:
+        return file
+    if file.url.startswith("hf://"):
+        return replace(file, path=hub.download(file, force=force, offline=offline()))
+    name = hashlib.sha256(f"{file.url}\n{file.version}".encode()).hexdigest()[:40]
+    target = datasets_cache(cache_dir) / "downloads" / f"sqid-{name}{Path(parse_address(file.url).path).suffix[:16]}"
+    if offline():
+        if not target.exists():
+            raise DownloadError("not downloaded before, and offline mode is on", where=file.url, fix=GO_ONLINE)
+        return replace(file, path=str(target))
+    if force:
+        target.unlink(missing_ok=True)
+    if not target.exists():
+        http.download(file, target)
+        _check(file, target)
+    return replace(file, path=str(target))
+
+
+def _check(file: File, target: Path) -> None:
+    """Remove what was downloaded and raise unless it is the version of `file`."""
+    if file.version.startswith(http.SHA256):
+        with target.open("rb") as stream:
+            same = http.SHA256 + hashlib.file_digest(stream, "sha256").hexdigest() == file.version
+        reason = "the file is not the one that the manifest lists"
+    else:
+        same = file.version.startswith(http.UNKNOWN) or http.look(file.url) == file
+        reason = "the file changed while it was downloaded"
+    if not same:
+        target.unlink(missing_ok=True)
+        raise DownloadError(reason, where=file.url, fix="Load it again.")
+
+
+def open_ranges(url: str, *, cache: bool = True) -> Any:
+    """A file at an http(s) or hf:// URL as a binary stream, of which only the ranges that are read are requested.
+
+    Args:
+        cache: keep the last megabyte; without, every read is one request.
+
+    Raises:
+        MissingFileError, DownloadError: it is not there, or cannot be reached; NoRangesError
+            if the server sends whole files only.
+    """
+    return (hub if url.startswith("hf://") else http).open_ranges(url, cache=cache)
+
+
+def snapshot(address: Address, patterns: list[str], cache_dir: Path | None = None) -> Path:
+    """A local directory with the files below an address whose names match `patterns`, all at one version.
+
+    Raises:
+        MissingFileError: there is no such directory, dataset or revision.
+        DownloadError: the server or the Hub cannot be reached.
+    """
+    if address.kind == LOCAL:
+        if not Path(address.path).is_dir():
+            raise MissingFileError("no such directory", where=address, expected="a directory or a dataset on the Hub")
+        return Path(address.path)
+    if address.kind != HTTP:
+        return hub.snapshot(address, patterns, cache_dir)
+    listed = http.listing(address.path)
+    files = {name: file for name, file in listed.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    if not files:
+        raise MissingFileError("no release at this URL", where=address, expected="manifest.json and the files it lists")
+    state = hashlib.sha256(repr(sorted((f.url, f.version) for f in files.values())).encode()).hexdigest()[:32]
+    root = (cache_dir or datasets_cache(None) / "downloads") / "http" / state
+
+    def get(name: str) -> None:
+        if not (root / name).exists():
+            http.download(files[name], root / name)
+            _check(files[name], root / name)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for task in [pool.submit(get, name) for name in sorted(files)]:
+            task.result()
+    return root
+
+
+def offline() -> bool:
+    """Whether datasets' or the Hub's offline mode is on."""
+    import datasets
+
+    return bool(datasets.config.HF_HUB_OFFLINE)
+
+
+def datasets_cache(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """`cache_dir`, or the cache of datasets."""
+    import datasets
+
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
