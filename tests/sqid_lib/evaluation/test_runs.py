@@ -235,7 +235,7 @@ def _twice(store: MemoryStore, path: Path) -> str:
     return write_features(path, ["P000", "P000"], [[1] * 6] * 2)
 
 
-def _nobody(store: MemoryStore, path: Path) -> str:
+def _no_product(store: MemoryStore, path: Path) -> str:
     return write_features(path, ["X"], [[1] * 6])
 
 
@@ -274,7 +274,7 @@ def _missing_query(store: MemoryStore, path: Path) -> str:
         (_ragged, "vectors differ in width"),
         (_not_finite, "not finite"),
         (_twice, "product_id occurs twice"),
-        (_nobody, "no product_id of the dataset"),
+        (_no_product, "no product_id of the dataset"),
         (_all_null, "no row has a vector"),
         (_no_key, "a column is missing; expected product_id"),
         (_no_vectors, "cannot choose the column of vectors"),
