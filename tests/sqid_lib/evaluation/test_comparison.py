@@ -309,7 +309,7 @@ def test_a_real_store_from_a_release(tmp_path: Path) -> None:
     rows = json.loads(result.to_json())
     assert [row["method"] for row in rows] == ["random", "clip_text", "clip_image", "fusion", "rrf"]
     assert list(rows[0])[:4] == ["method", "ndcg", "ndcg_low", "ndcg_high"]
-    assert rows[2]["ndcg"] > rows[0]["ndcg"]  # the release is made so that its vectors know something
+    assert rows[2]["ndcg"] > rows[0]["ndcg"]  # the vectors of the release carry signal
     lines = list(csv.DictReader(io.StringIO(result.to_csv())))
     assert [float(line["ndcg"]) for line in lines] == [row["ndcg"] for row in rows]
     values = list(csv.DictReader(io.StringIO(result.per_query_csv())))
