@@ -3,9 +3,9 @@
     python benchmarks/evaluate.py labels ESCI_DIRECTORY
     python benchmarks/evaluate.py official [--queries 8956] [--products 164900] [--backend torch]
 
-`labels` needs the official examples and products files. It sets the random floor in closed form beside seeded draws,
-every metric beside trec_eval on exported files, and right gains beside those of the ESCI repository, which swaps S and
-C. `official` times the table and the full-catalogue search on made-up vectors.
+`labels` needs the official examples and products files. It compares the closed form of a random order with seeded
+draws, every metric with trec_eval on exported files, and ESCI's gains with those of the ESCI repository, which swaps S
+and C. `official` times the table and the full-catalogue search on random vectors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Arrays:
-    """What evaluation reads of an EmbeddingStore, from arrays."""
+    """A store of arrays, with what evaluation reads of an EmbeddingStore."""
 
     width: int
     text_features: Array
@@ -71,7 +71,7 @@ def real_labels(directory: Path) -> Arrays:
 
 
 def word_overlap(store: Arrays) -> list[float]:
-    """Share of the query's words that the title holds: a ranking that needs no model."""
+    """Share of the query's words that are in the title: a ranking that needs no model."""
     titles = [set((t or "").lower().split()) for t in store.products["product_title"].to_pylist()]
     words = [set(q.lower().split()) for q in store.queries["query"].to_pylist()]
     pairs = zip(store.judgment_query_index, store.judgment_product_index, strict=True)
@@ -128,8 +128,8 @@ def outside(result: evaluation.Comparison) -> float:
 # -- the published size -----------------------------------------------------------------------------------------------
 
 
-def made_up(folder: Path, products: int, queries: int, width: int = schemas.PUBLISHED_WIDTH) -> Arrays:
-    """Random vectors in mapped files; list lengths and labels drawn as in the published data."""
+def random_store(folder: Path, products: int, queries: int, width: int = schemas.PUBLISHED_WIDTH) -> Arrays:
+    """Random vectors in memory-mapped files; list lengths and labels distributed as in the published data."""
     rng = np.random.default_rng(0)
 
     def vectors(name: str, rows: int) -> Array:
@@ -173,14 +173,14 @@ def timed(title: str, work: Callable[[], object]) -> None:
 def official(products: int, queries: int, backend: str, methods: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        store = made_up(Path(folder), products, queries)
+        store = random_store(Path(folder), products, queries)
         print(f"{products:,} products, {queries:,} queries, {store.judgments.num_rows:,} judgments, D = {store.width}")
-        print(f"(made up in {time.perf_counter() - start:.1f} s)")
+        print(f"(drawn in {time.perf_counter() - start:.1f} s)")
         timed("table of random, clip_text, clip_image, fusion, rrf", lambda: evaluation.compare(store))
         lists, metrics = judged_lists(store), parse_metrics("ndcg")
         scores = np.random.default_rng(0).random(len(lists.row))
         timed("of which one nDCG of one ranking", lambda: per_query(lists, scores, metrics))
-        timed("the same table by trec_eval", lambda: evaluation.compare(store, engine="ir-measures"))
+        timed("the same table by trec_eval", lambda: evaluation.compare(store, metrics_engine="ir-measures"))
         for method in methods:
             timed(
                 f"retrieve {method}, top 100, {backend}",

@@ -1,8 +1,8 @@
 """Learn to fuse CLIP's text and image scores from judged lists: python examples/train_fusion.py WORK/sqid
 
-Every query comes with all its judged products (`store.lists`). Untrained, the score is the zero-shot cosine fusion;
-learned are how much each dimension counts, and a small correction that knows which products have no image. Each third
-of the queries is held out once, and the mean nDCG over all held-out queries is printed.
+Each query comes with all its judged products (`store.lists`). Before training the score is the zero-shot cosine fusion;
+training learns a weight for each dimension, and a small correction that depends on whether a product has an image. The
+queries are split into three folds; each fold is held out once, and the mean nDCG of all held-out queries is printed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sqid_lib.streams.batches import ListBatch
 
 
 class Fusion(nn.Module):
-    """a · cos(query, text) + (1 - a) · cos(query, image) + correction, with learned weights of the dimensions."""
+    """a · cos(query, text) + (1 - a) · cos(query, image) + correction, with a learned weight for each dimension."""
 
     def __init__(self, width: int, text_weight: float) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.tensor([text_weight, 1 - text_weight]))
-        self.stretch = nn.Parameter(torch.zeros(2, width))  # log of how much a dimension counts: text, image
+        self.stretch = nn.Parameter(torch.zeros(2, width))  # log of the weight of each dimension: text, image
         self.correct = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
         for parameter in self.correct[2].parameters():
             nn.init.zeros_(parameter)
@@ -47,7 +47,7 @@ def mean(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def list_loss(scores: Tensor, batch: ListBatch, temperature: float = 0.15) -> Tensor:
-    """Cross-entropy between the shares of gain in a list and the softmax of its scores (ListNet, Cao et al. 2007)."""
+    """Cross-entropy between each product's share of the list's gain and the softmax of the scores (ListNet, 2007)."""
     share = batch.gain / batch.gain.sum(1, keepdim=True).clamp(min=1e-9)
     log_odds = log_softmax((scores / temperature).masked_fill(~batch.mask, -torch.inf), dim=1)
     loss: Tensor = -(share * log_odds.masked_fill(~batch.mask, 0)).sum(1).mean()
@@ -55,7 +55,7 @@ def list_loss(scores: Tensor, batch: ListBatch, temperature: float = 0.15) -> Te
 
 
 def ndcg(model: nn.Module, store: EmbeddingStore, queries: Sequence[int]) -> float:
-    """Mean nDCG over the judged lists of `queries`, with ESCI gains; ties stay in the order of product_id."""
+    """Mean nDCG over the judged lists of `queries`, with the release's gains; ties stay in the order of product_id."""
     values = []
     for batch in store.lists(queries=queries, batch_size=256):
         with torch.no_grad():
@@ -95,10 +95,10 @@ def train(store: EmbeddingStore, known: Sequence[int], held_out: Sequence[int], 
 def compare(
     arguments: Sequence[str] | None, description: str | None, epochs: int, zero_shot: Untrained, train: Train
 ) -> tuple[float, float]:
-    """Hold each third of the queries out once; mean nDCG over all of them, untrained and trained."""
+    """Three-fold cross-validation over queries: mean nDCG of all held-out queries, untrained and trained."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", help="a release directory or ORG/name on the Hub")
-    parser.add_argument("--cache-dir", help="where the release is converted to")
+    parser.add_argument("--cache-dir", help="directory of the converted vectors")
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

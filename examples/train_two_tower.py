@@ -1,8 +1,9 @@
 """Train a query tower and a product tower with negatives: python examples/train_two_tower.py WORK/sqid
 
-Every positive comes with products that nobody judged for its query (`store.negatives`), drawn at random and taken from
-the batch. Either tower gives one vector, so a catalogue can be indexed; untrained, their dot product is the zero-shot
-cosine fusion. Each third of the queries is held out once, and the mean nDCG over all held-out queries is printed.
+Each positive comes with products that are not judged for its query (`store.negatives`): some drawn at random, others
+from the same batch. Each tower gives one vector, so a catalogue can be indexed; before training their dot product is
+the zero-shot cosine fusion. The queries are split into three folds; each fold is held out once, and the mean nDCG of
+all held-out queries is printed.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from sqid_lib.streams.batches import ListBatch, NegativeBatch
 
 
 class Towers(nn.Module):
-    """Both towers weigh CLIP's dimensions; the product tower adds text and image, and makes up for a missing image."""
+    """Both towers weight CLIP's dimensions; the product tower adds text and image, and more text without an image."""
 
     def __init__(self, width: int, text_weight: float) -> None:
         super().__init__()
-        self.stretch = nn.Parameter(torch.zeros(3, width))  # log of how much a dimension counts: query, text, image
+        self.stretch = nn.Parameter(torch.zeros(3, width))  # log of the weight of each dimension: query, text, image
         self.weights = nn.Parameter(torch.tensor([text_weight, 1 - text_weight, 0.0]))
 
     def query(self, features: Tensor) -> Tensor:

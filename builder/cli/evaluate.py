@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sqid_lib.evaluation.comparison import ENGINES, RETRIEVAL_METRICS, compare, retrieve
-from sqid_lib.evaluation.judged import MISSING, RELEVANT
-from sqid_lib.evaluation.methods import DEFAULT_METHODS, KNOWN
+from sqid_lib.evaluation.comparison import METRICS_ENGINES, RETRIEVAL_METRICS, compare, retrieve
+from sqid_lib.evaluation.judged import MISSING
+from sqid_lib.evaluation.labels import GAINS
+from sqid_lib.evaluation.methods import DEFAULT_METHODS, described
 from sqid_lib.evaluation.metrics import DEFAULT_METRICS
 from sqid_lib.evaluation.report import Comparison
 from sqid_lib.evaluation.retrieval import BACKENDS
@@ -25,51 +26,62 @@ EXAMPLE = """examples:
   sqid evaluate WORK/sqid --methods clip_image --run mine.run --features mine.parquet
   sqid evaluate WORK/sqid --retrieve --top 100 --export runs/
 """
-_GAINS = {"esci": "esci", "esci-repo": "esci-repo-swapped", "esci-repo-swapped": "esci-repo-swapped"}
-_SHARED = ("missing", "relevant", "baseline", "slices", "folds", "resamples", "seed")
+_GAINS = {"esci": "esci", "esci-repo": "esci-repo-swapped"} | {gains: gains for gains in GAINS}
+_SHARED = ("missing", "baseline", "slices", "folds", "resamples", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sqid evaluate` on `parser`."""
-    parser.description, parser.epilog = f"Print {HELP}.", EXAMPLE
+    methods = described()
+    width = max(len(form) for form, _ in methods)
+    table = "\n".join(f"  {form:{width}}  {summary}" for form, summary in methods)
+    parser.description, parser.epilog = f"Print {HELP}.", f"ranking methods:\n{table}\n\n{EXAMPLE}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("dataset", metavar="DIR_OR_REPO", help="a release directory or a Hub dataset")
     add("--revision", help="revision of the Hub dataset")
-    add("--cache-dir", help="where the flat vectors are kept")
-    add("--methods", nargs="+", metavar="METHOD", help=f"any of {KNOWN}; default: {' '.join(DEFAULT_METHODS)}")
+    add("--cache-dir", help="directory of the converted vectors")
+    add("--methods", nargs="+", metavar="METHOD", help=f"any of those below; default: {' '.join(DEFAULT_METHODS)}")
     more: dict[str, Any] = {"action": "append", "default": [], "metavar": "FILE"}
-    add("--run", dest="runs", help="also judge a TREC run file (method run:FILE)", **more)
-    add("--features", help="also judge product vectors in parquet, FILE#COLUMN if several (features:FILE)", **more)
-    add(
-        "--missing",
-        choices=MISSING,
-        default="zero",
-        help="a product without image scores 0, gets its rescaled text score, or leaves the lists",
-    )
-    add("--gains", choices=list(_GAINS), default="esci", help="esci-repo: with S and C swapped, as in the ESCI script")
-    add("--relevant", choices=RELEVANT, default="E", help="labels that count for precision, MRR and recall")
-    add(
-        "--metrics",
-        nargs="+",
-        metavar="METRIC",
-        help=f"ndcg, ndcg@K, p@K, mrr, mrr@K, recall@K; default: {DEFAULT_METRICS}",
-    )
-    add("--baseline", metavar="METHOD", help="compare the others with this one; default: the first")
-    add("--slices", nargs="+", choices=SLICES, default=[], help="also by query source, share of images, list length")
-    add("--folds", type=int, default=5, help="folds of queries for fusion weights (default 5)")
-    add("--resamples", type=int, default=2_000, help="bootstrap resamples (default 2000)")
-    add("--seed", type=int, default=0)
-    add("--engine", choices=ENGINES, default="fast", help="ir-measures: trec_eval itself, slower")
+    add("--run", dest="runs", help="also measure a TREC run file (method run:FILE)", **more)
+    add("--features", help="also measure your own vectors (method features:FILE)", **more)
+    _add_measures(parser)
     add("--retrieve", action="store_true", help="rank all products for each query, not only the judged ones")
     add("--top", type=int, default=100, help="with --retrieve: products kept per query (default 100)")
-    add("--backend", choices=BACKENDS, default="auto", help="with --retrieve: what searches")
+    add("--backend", choices=BACKENDS, default="auto", help="with --retrieve: the library that searches")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a list of objects, one per method")
     output.add_argument("--csv", action="store_true", help="print CSV")
-    add("--per-query", metavar="FILE.csv", help="write every query's values")
+    add("--per-query", metavar="FILE.csv", help="write the values of every query")
     add("--export", metavar="DIR", help="write TREC qrels and runs, and a BEIR folder")
     add("--plot", metavar="FILE.png", help="draw the table and the fusion sweeps")
+
+
+def _add_measures(parser: argparse.ArgumentParser) -> None:
+    """What is measured, and how."""
+    add = parser.add_argument
+    missing = "a product without an image scores 0, gets its rescaled text score, or is left out"
+    add("--missing", choices=MISSING, default="zero", help=missing)
+    gains = (
+        "esci: E 1.0, S 0.1, C 0.01, I 0.0; esci-repo: with S and C swapped, as in the ESCI script; release: the gain "
+        "column of the release. Default: esci if all labels are ESCI's, otherwise release"
+    )
+    add("--gains", choices=list(_GAINS), help=gains)
+    relevant = (
+        "labels that count for precision, MRR and recall: E (default), ES or ESC; with the gains of the release one "
+        "label, repeated for several, default those with the highest gain"
+    )
+    add("--relevant", action="append", metavar="LABELS", help=relevant)
+    metrics = f"ndcg, ndcg@K, p@K, mrr, mrr@K, recall@K; default: {DEFAULT_METRICS}"
+    add("--metrics", nargs="+", metavar="METRIC", help=metrics)
+    add("--baseline", metavar="METHOD", help="method that the others are compared with; default: the first")
+    slices = "also by query source, share of products with an image, list length"
+    add("--slices", nargs="+", choices=SLICES, default=[], help=slices)
+    add("--folds", type=int, default=5, help="folds of queries for fusion weights (default 5)")
+    add("--resamples", type=int, default=2_000, help="bootstrap resamples (default 2000)")
+    add("--seed", type=int, default=0, help="of random draws, folds and resamples (default 0)")
+    engine = "what computes the metrics; ir-measures: trec_eval itself, slower"
+    add("--metrics-engine", choices=METRICS_ENGINES, default="fast", help=engine)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,10 +107,11 @@ def _compare(store: EmbeddingStore, args: argparse.Namespace) -> Comparison:
     named += [f"run:{path}" for path in args.runs] + [f"features:{path}" for path in args.features]
     shared: dict[str, Any] = {
         "methods": named or None,
-        "gains": _GAINS[args.gains],
+        "gains": _GAINS.get(args.gains),
+        "relevant": args.relevant and (args.relevant[0] if len(args.relevant) == 1 else args.relevant),
         **{name: getattr(args, name) for name in _SHARED},
     }
     if args.retrieve:
         metrics = args.metrics or RETRIEVAL_METRICS
         return retrieve(store, **shared, metrics=metrics, top=args.top, backend=args.backend)
-    return compare(store, **shared, metrics=args.metrics or DEFAULT_METRICS, engine=args.engine)
+    return compare(store, **shared, metrics=args.metrics or DEFAULT_METRICS, metrics_engine=args.metrics_engine)

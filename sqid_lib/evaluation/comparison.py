@@ -12,16 +12,16 @@ from sqid_lib import schemas
 from sqid_lib.errors import EvaluationError, UsageError
 from sqid_lib.evaluation import metrics as measures
 from sqid_lib.evaluation import retrieval, runs
-from sqid_lib.evaluation.judged import Floats, JudgedLists, Store, judged_lists
-from sqid_lib.evaluation.methods import DEFAULT_METHODS, Scorer, is_method
+from sqid_lib.evaluation.arrays import Floats
+from sqid_lib.evaluation.judged import JudgedLists, Store, judged_lists
+from sqid_lib.evaluation.methods import DEFAULT_METHODS, METHODS, PUBLISHED_NDCG, is_method
 from sqid_lib.evaluation.report import Comparison
+from sqid_lib.evaluation.scorer import Scorer
 from sqid_lib.evaluation.summary import Summary
 
 RETRIEVAL_METHODS = ("clip_text", "clip_image", "fusion")
 RETRIEVAL_METRICS = "ndcg ndcg@10 mrr recall@10 recall@100"
-ENGINES = ("fast", "ir-measures")
-# nDCG of Table 2 of arXiv 2405.15190; its ESCI_baseline, a fine-tuned cross-encoder, has 0.8562
-PUBLISHED_NDCG = {"random": 0.7483, "clip_text": 0.8107, "clip_image": 0.8225, "sbert": 0.8292}
+METRICS_ENGINES = ("fast", "ir-measures")
 
 
 def compare(
@@ -29,44 +29,47 @@ def compare(
     methods: Sequence[str] | None = None,
     *,
     scores: Mapping[str, npt.ArrayLike] | None = None,
-    gains: str = "esci",
+    gains: str | None = None,
     missing: str = "zero",
-    relevant: str = "E",
+    relevant: str | Sequence[str] | None = None,
     metrics: str | Sequence[str] = measures.DEFAULT_METRICS,
     baseline: str | None = None,
     slices: Sequence[str] = (),
     folds: int = 5,
     resamples: int = 2_000,
     seed: int = 0,
-    engine: str = "fast",
+    metrics_engine: str = "fast",
 ) -> Comparison:
     """Rank every query's judged products with every method and measure the rankings.
 
     Args:
         store: an EmbeddingStore.
         methods: see `sqid_lib.evaluation`; None means random, clip_text, clip_image, fusion and rrf, or only `scores`
-            where they are given.
-        scores: rankings from elsewhere, name → [J] scores in the order of `store.judgments`, -inf where a product is
-            not retrieved; they come after `methods`.
-        gains: "esci", or "esci-repo-swapped" (S and C exchanged, as in the ESCI repository's script).
-        missing: a product without image scores "zero", its rescaled "text" score, or "drop"s out of the lists.
-        relevant: labels that count as relevant for the binary measures: "E", "ES" or "ESC".
-        metrics: "ndcg ndcg@10 p@1 mrr recall@10" and the like; full-list nDCG always comes first.
-        baseline: the method the others are compared with; None means the first.
+            if they are given.
+        scores: your own rankings, name → [J] scores in the order of `store.judgments`, -inf where a product is not
+            retrieved; they come after `methods`.
+        gains: "esci"; "esci-repo-swapped" (S and C exchanged, as in the ESCI repository's script); "release", the gain
+            column of the release. None means "esci" if all labels are ESCI's, otherwise "release".
+        missing: a product without an image scores 0 ("zero"), gets its rescaled text score ("text"), or is left out
+            ("drop").
+        relevant: labels that count as relevant for the binary measures. With ESCI's gains "E" (None), "ES" or "ESC";
+            with the release's gains a label or a list of labels, None means those with the highest gain.
+        metrics: such as "ndcg ndcg@10 p@1 mrr recall@10"; nDCG of the whole list always comes first.
+        baseline: the method that the others are compared with; None means the first.
         slices: any of "source", "images" (share of the list with an image) and "length" (of the list).
         folds: of queries, for choosing fusion weights.
-        resamples: of the bootstrap; the randomisation test uses five times as many. Its p is of one comparison: with
-            many methods, correct it.
+        resamples: of the bootstrap; the randomisation test uses five times as many. Its p-value is for one comparison:
+            correct it if you compare many methods.
         seed: of the random draw, the folds, the bootstrap and the test.
-        engine: "fast", or "ir-measures" for trec_eval itself.
+        metrics_engine: "fast", or "ir-measures" for trec_eval itself.
 
     Raises:
         UsageError: an unknown method or option.
-        EvaluationError: data or scores that cannot be judged.
-        MissingExtraError: a method or the engine needs a package that is not installed.
+        EvaluationError: data or scores that cannot be used.
+        MissingExtraError: a method or the metrics engine needs a package that is not installed.
     """
-    if engine not in ENGINES:
-        raise UsageError("unknown engine", expected=" or ".join(ENGINES), got=repr(engine))
+    if metrics_engine not in METRICS_ENGINES:
+        raise UsageError("unknown metrics engine", expected=" or ".join(METRICS_ENGINES), got=repr(metrics_engine))
     wanted = _headline_first(metrics)
     lists = judged_lists(store, gains, missing, relevant)
     given = {name: _given_scores(name, values, lists, store) for name, values in (scores or {}).items()}
@@ -74,19 +77,19 @@ def compare(
     _check(names, baseline, resamples, folds, seed)
     clash = [name for name in given if is_method(name)]
     if clash:
-        raise UsageError("scores go by the name of a method", got=repr(clash[0]), fix="Name them otherwise.")
-    scorer = Scorer(store, lists, missing, folds, seed, given)
-    judge = measures.per_query if engine == "fast" else measures.per_query_trec_eval
+        raise UsageError("scores have the name of a method", got=repr(clash[0]), fix="Rename them.")
+    scorer = Scorer(store, lists, METHODS, missing, folds, seed, given)
+    scored = [name for name in names if scorer.check(name)]
+    judge = measures.per_query if metrics_engine == "fast" else measures.per_query_trec_eval
     per_query = {
-        name: measures.expected_random(lists, wanted) if name == "random" else judge(lists, scorer.scores(name), wanted)
+        name: judge(lists, scorer.scores(name), wanted) if name in scored else measures.expected_random(lists, wanted)
         for name in names
     }
-    ranked = {name: scorer.scores(name) for name in names if name != "random"}
+    ranked = {name: scorer.scores(name) for name in scored}
     rankings = {name: runs.judged_ranking(lists, values) for name, values in ranked.items()}
     summary = Summary(wanted, per_query, baseline or names[0], resamples, seed)
-    context = {"gains": gains, "missing": missing, "relevant": relevant}
-    official = gains == "esci" and missing == "zero" and _is_official(store, lists)
-    return _conclude(scorer, summary, rankings, ranked, slices, context, official)
+    official = lists.labels.gains == "esci" and missing == "zero" and _is_official(store, lists)
+    return _conclude(scorer, summary, rankings, ranked, slices, {}, official)
 
 
 def retrieve(
@@ -95,9 +98,9 @@ def retrieve(
     *,
     top: int = 100,
     backend: str = "auto",
-    gains: str = "esci",
+    gains: str | None = None,
     missing: str = "zero",
-    relevant: str = "E",
+    relevant: str | Sequence[str] | None = None,
     metrics: str | Sequence[str] = RETRIEVAL_METRICS,
     baseline: str | None = None,
     slices: Sequence[str] = (),
@@ -105,32 +108,37 @@ def retrieve(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Comparison:
-    """Rank all products for every judged query by exact search; products not judged count as gain 0 (as in trec_eval).
+    """Rank all products for every judged query by exact search; products not judged have gain 0, as in trec_eval.
 
     Args:
-        methods: clip_text, clip_image, fusion[:WEIGHT] (without a weight: those chosen on the judged lists),
-            sbert[:MODEL], features:FILE, run:FILE; None means the first three.
+        methods: those that can search (see `sqid_lib.evaluation`); a fusion without a weight uses the weights chosen on
+            the judged lists. None means clip_text, clip_image and fusion.
         top: how many products a ranking keeps.
         backend: "auto", "torch", "numpy" or "faiss".
+        missing: "zero" or "drop".
 
-    The other arguments and the errors are those of `compare`; `missing` is "zero" or "drop".
+    The other arguments and the errors are those of `compare`.
     """
+    if missing == "text":
+        raise UsageError("retrieval has no text score for a missing image", expected="missing zero or drop", got="text")
     wanted = _headline_first(metrics)
     deepest = max(metric.cutoff or 1 for metric in wanted)
     if top < deepest:
-        raise UsageError("metrics look deeper than the rankings go", where="top", expected=f">= {deepest}", got=top)
+        raise UsageError("a metric needs longer rankings", where="top", expected=f">= {deepest}", got=top)
     names = list(dict.fromkeys(RETRIEVAL_METHODS if methods is None else methods))
     _check(names, baseline, resamples, folds, seed)
     lists = judged_lists(store, gains, missing, relevant)
-    scorer = Scorer(store, lists, missing, folds, seed)
-    rankings = {name: retrieval.rank_all(scorer, name, top, backend) for name in names}
+    for name in names:
+        retrieval.searching_method(METHODS, name)
+    find = retrieval.backend_top(backend)
+    scorer = Scorer(store, lists, METHODS, missing, folds, seed)
+    rankings = {name: retrieval.rank_all(scorer, name, top, find) for name in names}
     per_query = {
         name: measures.measure(lists, retrieval.ranks_of_judged(scorer, found), wanted)
         for name, found in rankings.items()
     }
     summary = Summary(wanted, per_query, baseline or names[0], resamples, seed)
-    context = {"gains": gains, "missing": missing, "relevant": relevant, "top": top}
-    return _conclude(scorer, summary, rankings, {}, slices, context, official=False)
+    return _conclude(scorer, summary, rankings, {}, slices, {"top": top}, official=False)
 
 
 def _headline_first(metrics: str | Sequence[str]) -> list[measures.Metric]:
@@ -139,12 +147,12 @@ def _headline_first(metrics: str | Sequence[str]) -> list[measures.Metric]:
 
 def _check(names: list[str], baseline: str | None, resamples: int, folds: int, seed: int) -> None:
     if not names:
-        raise UsageError("no method to compare", expected="one at least")
+        raise UsageError("no method to compare", expected="at least one")
     if baseline is not None and baseline not in names:
-        raise UsageError("the baseline is not compared", expected=" or ".join(names), got=repr(baseline))
+        raise UsageError("the baseline is not among the methods", expected=" or ".join(names), got=repr(baseline))
     for name, value, least in (("resamples", resamples, 100), ("folds", folds, 2), ("seed", seed, 0)):
         if value < least:
-            raise UsageError("too small a number", where=name, expected=f">= {least}", got=value)
+            raise UsageError("number too small", where=name, expected=f">= {least}", got=value)
 
 
 def _given_scores(name: str, values: npt.ArrayLike, lists: JudgedLists, store: Store) -> Floats:
@@ -170,10 +178,12 @@ def _conclude(
     rankings: dict[str, runs.Ranking],
     scores: dict[str, Floats],
     slices: Sequence[str],
-    context: dict[str, Any],
+    more: dict[str, Any],
     official: bool,
 ) -> Comparison:
     store, lists = scorer.store, scorer.lists
+    labels = lists.labels
+    context = {"gains": labels.gains, "missing": scorer.missing, "relevant": labels.relevant_value, **more}
     rows = [row | context for row in summary.rows()]
     for row in rows:
         if row["method"] in scorer.sweeps:
@@ -204,10 +214,7 @@ def _notes(scorer: Scorer, context: dict[str, Any], official: bool) -> list[str]
     ]
     if "top" in context:
         notes.append(f"best {context['top']} of {scorer.store.products.num_rows:,} products; one not judged has gain 0")
-    if context["gains"] != "esci":
-        notes.append(
-            f"gains {context['gains']}: S counts 0.01, C 0.1, the wrong way round, as in the ESCI repository's script"
-        )
+    notes += lists.labels.notes
     for method, sweep in scorer.sweeps.items():
         chosen = " ".join(f"{weight:.2f}" for weight in sweep.chosen)
         notes.append(f"{method}: weight of {sweep.first} chosen on the other folds: {chosen}")

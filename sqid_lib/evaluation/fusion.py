@@ -1,4 +1,4 @@
-"""Two rankings made one: a weighted sum of scores with its weight chosen on other queries, and reciprocal ranks."""
+"""Fusion of two rankings: a weighted sum with its weight chosen on other queries, and reciprocal ranks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sqid_lib.errors import EvaluationError
-from sqid_lib.evaluation.judged import Floats, JudgedLists
+from sqid_lib.errors import EvaluationError, UsageError
+from sqid_lib.evaluation.arrays import Floats
+from sqid_lib.evaluation.judged import JudgedLists
 from sqid_lib.evaluation.metrics import NDCG, per_query
 
 WEIGHTS = np.linspace(0.0, 1.0, 21)
@@ -16,7 +17,7 @@ _RRF_K = 60  # Cormack, Clarke and Büttcher 2009
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every weight of the first ranking gives, and which were chosen.
+    """nDCG for each weight of the first ranking, and the weights that were chosen.
 
     Attributes:
         first, second: the two methods.
@@ -34,20 +35,36 @@ class Sweep:
     by_query: Floats
 
 
+def parse_weight(text: str, method: str) -> float:
+    """A weight between 0 and 1; raises UsageError, which names `method`."""
+    if not is_number(text) or not 0 <= float(text) <= 1:
+        raise UsageError("bad fusion weight", where=method, expected="a number from 0 to 1", got=repr(text))
+    return float(text)
+
+
+def is_number(text: str) -> bool:
+    """Whether `float` reads it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def weighted(first: Floats, second: Floats, weight: Floats | float) -> Floats:
-    """a·first + (1-a)·second; a pair that either ranking did not retrieve stays last."""
+    """a·first + (1-a)·second; -inf for a pair that either ranking did not retrieve."""
     lost = np.isneginf(first) | np.isneginf(second)
     mixed = weight * np.where(lost, 0.0, first) + (1.0 - weight) * np.where(lost, 0.0, second)
     return np.where(lost, -np.inf, mixed)
 
 
 def standardised(scores: Floats) -> Floats:
-    """Mean 0 and spread 1 over the pairs retrieved; so that scores on any scale can be added."""
-    there = ~np.isneginf(scores)
-    if not there.any():
+    """Scores with mean 0 and standard deviation 1 over the pairs retrieved, so that any two scales can be added."""
+    retrieved = ~np.isneginf(scores)
+    if not retrieved.any():
         return scores
-    spread = float(scores[there].std())
-    return (scores - float(scores[there].mean())) / (spread if spread > 0 else 1.0)
+    spread = float(scores[retrieved].std())
+    return (scores - float(scores[retrieved].mean())) / (spread if spread > 0 else 1.0)
 
 
 def cross_validated(
@@ -66,7 +83,7 @@ def cross_validated(
     if folds < 2:
         raise EvaluationError(
             "a fusion weight cannot be chosen on other queries",
-            expected="2 queries and 2 folds at least",
+            expected="at least 2 queries and 2 folds",
             got=f"{queries} queries, {folds} folds",
             fix="Give the weight: fusion:0.5",
         )

@@ -1,42 +1,39 @@
-"""The judged lists: every judged query with its judged products, ready to be ranked."""
+"""The judged lists: every judged query with its judged products."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sqid_lib import schemas
 from sqid_lib.errors import EvaluationError, UsageError
+from sqid_lib.evaluation.arrays import Bools, Floats, Ints, Matrix
+from sqid_lib.evaluation.labels import Labels, read_labels
 
-Floats = npt.NDArray[np.float64]
-Vectors = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-
-GAINS = {"esci": schemas.GAINS, "esci-repo-swapped": schemas.GAINS_ESCI_REPO_SWAPPED}
 MISSING = ("zero", "text", "drop")
-RELEVANT = ("E", "ES", "ESC")
 
 
 class Store(Protocol):
-    """What is read of a `sqid_lib.EmbeddingStore`."""
+    """What is read of a `sqid_lib.EmbeddingStore`.
+
+    Of `judgments` columns esci_label and, for the release's own gains, gain are read.
+    """
 
     @property
     def width(self) -> int: ...
     @property
-    def text_features(self) -> Vectors: ...
+    def text_features(self) -> Matrix: ...
     @property
-    def image_features(self) -> Vectors: ...
+    def image_features(self) -> Matrix: ...
     @property
     def has_image(self) -> Bools: ...
     @property
-    def query_features(self) -> Vectors: ...
+    def query_features(self) -> Matrix: ...
     @property
     def products(self) -> pa.Table: ...
     @property
@@ -55,12 +52,13 @@ class JudgedLists:
 
     Attributes:
         query_index: int64 [Q], row of each judged query in `store.queries`.
-        starts: int64 [Q], where each list begins in the [J] arrays.
+        starts: int64 [Q], first index of each list in the [J] arrays.
         row: int64 [J], row in `store.judgments`.
         query: int64 [J], 0 … Q-1.
         product: int64 [J], row in `store.products`.
         gain: float64 [J].
         relevant: bool [J], for the binary measures.
+        labels: where gain and relevant are from.
     """
 
     query_index: Ints
@@ -70,6 +68,7 @@ class JudgedLists:
     product: Ints
     gain: Floats
     relevant: Bools
+    labels: Labels
 
     @cached_property
     def lengths(self) -> Ints:
@@ -78,7 +77,7 @@ class JudgedLists:
 
     @cached_property
     def position(self) -> Ints:
-        """int64 [J]: 0-based place within the list."""
+        """int64 [J]: 0-based position within the list."""
         return np.arange(len(self.row)) - self.starts[self.query]
 
     @cached_property
@@ -87,7 +86,7 @@ class JudgedLists:
         return self.gain[self.order(self.gain)]
 
     def order(self, scores: Floats) -> Ints:
-        """int64 [J]: the rows list by list, best score first, ties by ascending product_id."""
+        """int64 [J]: indices that sort each list, best score first, ties by ascending product_id."""
         return np.lexsort((-scores, self.query))
 
     def sums(self, values: Floats) -> Floats:
@@ -95,26 +94,22 @@ class JudgedLists:
         return np.add.reduceat(values, self.starts)
 
 
-def judged_lists(store: Store, gains: str = "esci", missing: str = "zero", relevant: str = "E") -> JudgedLists:
-    """Group the store's judgments.
+def judged_lists(
+    store: Store, gains: str | None = None, missing: str = "zero", relevant: str | Sequence[str] | None = None
+) -> JudgedLists:
+    """Group the store's judgments by query.
 
     Args:
-        gains: a key of `GAINS`.
-        missing: "drop" leaves out judgments of products without an image (from the ideal ranking too).
-        relevant: labels that count as relevant for the binary measures: "E", "ES" or "ESC".
+        gains, relevant: see `labels.read_labels`.
+        missing: "drop" leaves out judgments of products without an image, also from the ideal ranking.
 
     Raises:
-        UsageError: an unknown `gains`, `missing` or `relevant`.
-        EvaluationError: no judgments, an unknown label, or a product judged twice for one query.
+        UsageError: unknown `gains`, `missing` or `relevant`, or ESCI's gains for other labels.
+        EvaluationError: no judgments, labels or gains that cannot be used, or a product judged twice for one query.
     """
-    for name, value, known in (
-        ("gains", gains, GAINS),
-        ("missing", missing, MISSING),
-        ("relevant", relevant, RELEVANT),
-    ):
-        if value not in known:
-            raise UsageError(f"unknown {name}", expected=" or ".join(known), got=value)
-    label, gain = _label_gains(store.judgments, GAINS[gains])
+    if missing not in MISSING:
+        raise UsageError("unknown missing", expected=" or ".join(MISSING), got=missing)
+    labels, gain, is_relevant = read_labels(store.judgments, gains, relevant)
     query, product = np.asarray(store.judgment_query_index), np.asarray(store.judgment_product_index)
     row = np.lexsort((product_order(store)[product], query))
     if missing == "drop":
@@ -140,25 +135,15 @@ def judged_lists(store: Store, gains: str = "esci", missing: str = "zero", relev
         query=dense.astype(np.int64),
         product=product,
         gain=gain[row],
-        relevant=np.isin(label[row], list(relevant)),
+        relevant=is_relevant[row],
+        labels=labels,
     )
 
 
 def product_order(store: Store) -> Ints:
-    """int64 [P]: the place of each product by ascending (product_id, product_locale)."""
+    """int64 [P]: the position of each product by ascending (product_id, product_locale)."""
     keys = [("product_id", "ascending"), ("product_locale", "ascending")]
     by_id = pc.sort_indices(store.products.select([name for name, _ in keys]), sort_keys=keys).to_numpy()
-    place = np.empty(len(by_id), np.int64)
-    place[by_id] = np.arange(len(by_id))
-    return place
-
-
-def _label_gains(judgments: pa.Table, gains: dict[str, float]) -> tuple[npt.NDArray[np.str_], Floats]:
-    names = list(gains)
-    code = pc.index_in(judgments["esci_label"].cast(pa.string()), value_set=pa.array(names))
-    if code.null_count:
-        bad = int(np.flatnonzero(code.is_null().to_numpy(zero_copy_only=False))[0])
-        got = judgments["esci_label"][bad].as_py()
-        raise EvaluationError("unknown label", where=f"judgment {bad}", expected=" or ".join(names), got=repr(got))
-    index = code.to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.array(names)[index], np.array(list(gains.values()))[index]
+    position = np.empty(len(by_id), np.int64)
+    position[by_id] = np.arange(len(by_id))
+    return position

@@ -1,7 +1,7 @@
-"""Measures of a ranking, per query: a fast path equal to trec_eval, and trec_eval itself through ir-measures.
+"""Measures of a ranking, for each query: a fast path equal to trec_eval, and trec_eval itself through ir-measures.
 
 Gain is linear and the discount 1/log2(rank + 1) (Järvelin and Kekäläinen 2002, as in trec_eval). A query whose gains
-are all zero counts with 0. The binary measures count the labels of `JudgedLists.relevant` (by default Exact).
+are all zero counts with 0. The binary measures count the products of `JudgedLists.relevant`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sqid_lib.errors import EvaluationError, UsageError, missing_extra
-from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists
+from sqid_lib.evaluation.arrays import Floats, Ints
+from sqid_lib.evaluation.judged import JudgedLists
 
 _NAMES = {"ndcg": ("ndcg", "nDCG"), "p": ("precision", "P"), "mrr": ("mrr", "MRR"), "recall": ("recall", "R")}
-_GAIN_UNIT = 100  # trec_eval reads whole gains; E S C I times 100 are 100 10 1 0, and nDCG does not depend on the unit
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Metric:
         return name if self.cutoff is None else f"{name}@{self.cutoff}"
 
     def depth(self, lengths: Ints) -> Ints:
-        """How much of each list is looked at."""
+        """int64 [Q]: how many products of each list, best first, are measured."""
         return lengths if self.cutoff is None else np.minimum(lengths, self.cutoff)
 
 
@@ -60,7 +60,7 @@ def parse_metrics(text: str | Sequence[str]) -> list[Metric]:
 
 
 def per_query(lists: JudgedLists, scores: Floats, metrics: Sequence[Metric]) -> Floats:
-    """Judge a ranking of every judged list.
+    """Measure a ranking of every judged list.
 
     Args:
         scores: float64 [J], any scale; -inf means not retrieved (no gain, as in trec_eval).
@@ -76,10 +76,10 @@ def per_query(lists: JudgedLists, scores: Floats, metrics: Sequence[Metric]) -> 
 
 
 def measure(lists: JudgedLists, rank: Floats, metrics: Sequence[Metric]) -> Floats:
-    """Judge judged products by where they stand.
+    """Measure the ranks of the judged products.
 
     Args:
-        rank: float64 [J], how many products, judged or not, stand above; inf where not retrieved.
+        rank: float64 [J], how many products, judged or not, rank higher; inf where not retrieved.
 
     Returns:
         float64 [Q, len(metrics)].
@@ -109,8 +109,8 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 def expected_random(lists: JudgedLists, metrics: Sequence[Metric]) -> Floats:
     """The expected value of each measure under a uniformly random ranking, in closed form: float64 [Q, M].
 
-    Every place holds each product with probability 1/n, so E[DCG] is the mean gain times the sum of the discounts;
-    the first of R relevant among n stands at place i with probability R/(n-i+1) · Π_{j<i} (n-R-j+1)/(n-j+1).
+    At each rank every product has probability 1/n, so E[DCG] is the mean gain times the sum of the discounts; the
+    first of R relevant products among n has rank i with probability R/(n-i+1) · Π_{j<i} (n-R-j+1)/(n-j+1).
     """
     n = lists.lengths.astype(np.float64)
     found = lists.sums(lists.relevant.astype(np.float64))
@@ -133,15 +133,15 @@ def expected_random(lists: JudgedLists, metrics: Sequence[Metric]) -> Floats:
 
 
 def _expected_reciprocal_rank(n: int, relevant: int, depth: int) -> float:
-    before = np.arange(depth)  # products above the place
+    before = np.arange(depth)  # products that rank higher
     none_above = np.cumprod(np.concatenate([[1.0], ((n - relevant - before) / (n - before))[:-1].clip(0)]))
     return float(np.sum(none_above * relevant / (n - before) / (before + 1)))
 
 
 def ranked_scores(lists: JudgedLists, scores: Floats) -> Floats:
-    """float64 [J]: whole scores n-rank … that rank as `scores` do; -inf stays.
+    """float64 [J]: whole numbers from n down to 1, in the order of `scores`; -inf stays.
 
-    trec_eval keeps scores as 32-bit floats and breaks ties by descending document id: whole distinct scores avoid both.
+    trec_eval keeps scores as 32-bit floats and breaks ties by descending document id: distinct whole scores avoid both.
     """
     out = np.empty_like(scores)
     out[lists.order(scores)] = (lists.lengths[lists.query] - lists.position).astype(np.float64)
@@ -149,23 +149,37 @@ def ranked_scores(lists: JudgedLists, scores: Floats) -> Floats:
 
 
 def whole_gains(lists: JudgedLists) -> Ints:
-    """int64 [J]: gains in hundredths, for qrels (E 100, S 10, C 1, I 0)."""
-    return np.rint(lists.gain * _GAIN_UNIT).astype(np.int64)
+    """int64 [J]: gains as whole numbers for qrels, for trec_eval reads no others; nDCG does not depend on the unit.
+
+    Raises:
+        EvaluationError: as `Labels.qrels_unit`.
+    """
+    return np.rint(lists.gain * lists.labels.qrels_unit).astype(np.int64)
 
 
 def per_query_trec_eval(lists: JudgedLists, scores: Floats, metrics: Sequence[Metric]) -> Floats:
-    """As `per_query`, by trec_eval through ir-measures (extra "eval"): the reference, and slower."""
+    """As `per_query`, by trec_eval through ir-measures: the reference, and slower.
+
+    Raises:
+        MissingExtraError: ir-measures (extra "eval") is not installed.
+        EvaluationError: gains that cannot be scaled to whole numbers, or relevant labels not above the others.
+        UsageError: mrr@K, which trec_eval does not have.
+    """
     try:
         import ir_measures
     except ImportError:
-        raise missing_extra("ir-measures", "eval", "to judge with trec_eval") from None
+        raise missing_extra("ir-measures", "eval", "to measure with trec_eval") from None
     gains = whole_gains(lists)
-    threshold = int(gains[lists.relevant].min(initial=_GAIN_UNIT))
-    if (gains[~lists.relevant] >= threshold).any():
+    threshold = int(gains[lists.relevant].min(initial=gains.max() + 1))
+    if threshold < 1 or (gains[~lists.relevant] >= threshold).any():
         raise EvaluationError(
-            "trec_eval cannot tell these relevant labels by gain", fix="Use the fast engine, or relevant E or ESC."
+            "trec_eval finds relevant products by their gain alone",
+            expected="relevant labels that have more gain than all others, and more than 0",
+            got=" and ".join(lists.labels.relevant),
+            fix="Choose other relevant labels, or the fast metrics engine.",
         )
-    measures = {metric: ir_measures.parse_measure(_ir_name(metric, threshold)) for metric in metrics}
+    whole = 1 + max(int(lists.lengths.max()), *(metric.cutoff or 0 for metric in metrics))
+    measures = {metric: ir_measures.parse_measure(_ir_name(metric, threshold, whole)) for metric in metrics}
     column = {str(measure): m for m, measure in enumerate(measures.values())}
     qrels: dict[str, dict[str, int]] = {}
     run: dict[str, dict[str, float]] = {str(q): {} for q in range(len(lists.starts))}
@@ -179,9 +193,10 @@ def per_query_trec_eval(lists: JudgedLists, scores: Floats, metrics: Sequence[Me
     return values
 
 
-def _ir_name(metric: Metric, threshold: int) -> str:
+def _ir_name(metric: Metric, threshold: int, whole: int) -> str:
     if metric.kind == "ndcg":
-        return metric.title
+        # trec_eval's nDCG without a cutoff takes time that grows with the square of the largest gain
+        return f"nDCG@{metric.cutoff or whole}"
     name = {"p": "P", "mrr": "RR", "recall": "R"}[metric.kind]
     if metric.kind == "mrr" and metric.cutoff is not None:
         raise UsageError("trec_eval has no mrr@K", expected="mrr", got=f"mrr@{metric.cutoff}")

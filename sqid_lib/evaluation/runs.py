@@ -1,9 +1,9 @@
-"""TREC run files and qrels, and BEIR folders: what other tools read, and what they wrote.
+"""TREC run files, qrels and BEIR folders: read and written for other tools.
 
-A query goes by its query_id; a product by its product_id, or by "locale:product_id" where the id occurs under several
-locales of the store (reading, the long form is always understood). Gains are written in hundredths, E 100, S 10, C 1,
-I 0, for trec_eval reads whole numbers and nDCG does not depend on the unit. Scores are written as whole numbers that
-fall with the rank: trec_eval breaks ties by descending id, and this leaves it none to break.
+A query is named by its query_id; a product by its product_id, or by "locale:product_id" where the id occurs under
+several locales of the store (when reading, the long form is always understood). In qrels gains are whole numbers, as
+trec_eval needs them: hundredths, or a smaller unit if needed. Scores are written as whole numbers that fall with the
+rank: trec_eval breaks ties by descending id, and this leaves no ties.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError
-from sqid_lib.evaluation.judged import Floats, Ints, JudgedLists, Store, judged_lists, product_order
+from sqid_lib.evaluation.arrays import Floats, Ints
+from sqid_lib.evaluation.judged import JudgedLists, Store, judged_lists, product_order
 from sqid_lib.evaluation.metrics import whole_gains
 from sqid_lib.files import replacing
 
@@ -41,13 +42,13 @@ class Ranking:
 
     @property
     def rank(self) -> Ints:
-        """int64 [N]: 0-based place within the query."""
+        """int64 [N]: 0-based rank within the query."""
         first = np.searchsorted(self.query, self.query)
         return np.arange(len(self.query)) - first
 
 
 def ranking(store: Store, query: Ints, product: Ints, score: Floats) -> Ranking:
-    """Put pairs in order: by query, best score first, ties by ascending product_id; a score of -inf is left out."""
+    """Sort pairs by query, best score first, ties by ascending product_id; pairs with score -inf are left out."""
     order = np.lexsort((product_order(store)[product], -score, query))
     order = order[~np.isneginf(score[order])]
     return Ranking(query[order], product[order], score[order])
@@ -61,13 +62,13 @@ def judged_ranking(lists: JudgedLists, scores: Floats) -> Ranking:
 
 
 def find_judged(store: Store, lists: JudgedLists, found: Ranking) -> tuple[Ints, Ints]:
-    """Which pairs are judged: places in `found`, and for each the place in the [J] arrays of `lists`."""
+    """The pairs that are judged: their indices in `found`, and for each its index in the [J] arrays of `lists`."""
     products = store.products.num_rows
     keys = lists.query_index[lists.query] * products + lists.product
     by_key = np.argsort(keys)
     wanted = found.query * products + found.product
-    place = np.searchsorted(keys[by_key], wanted).clip(max=len(keys) - 1)
-    judgment = by_key[place]
+    index = np.searchsorted(keys[by_key], wanted).clip(max=len(keys) - 1)
+    judgment = by_key[index]
     judged = np.flatnonzero(keys[judgment] == wanted)
     return judged, judgment[judged]
 
@@ -89,12 +90,12 @@ def product_rows(store: Store) -> dict[str, int]:
 
 
 def read_run(path: Path, store: Store) -> Ranking:
-    """Read a TREC run file: lines of `query_id Q0 product_id rank score tag`; the rank is not used, as in trec_eval.
+    """Read a TREC run file: lines `query_id Q0 product_id rank score tag`; the rank is ignored, as in trec_eval.
 
     Raises:
         MissingFileError, EmptyFileError: no such file, or no line in it.
-        EvaluationError: a line that is not one, an id that is not in the store, a score that is not a finite number, or
-            a product twice for one query; the message names the line.
+        EvaluationError: a malformed line, an id that is not in the store, a score that is not a finite number, or a
+            product twice for one query; the message names the line.
     """
     if not path.is_file():
         raise MissingFileError("no such run file", where=path)
@@ -105,7 +106,7 @@ def read_run(path: Path, store: Store) -> Ranking:
     for where, fields in _lines(path):
         pair = _known(queries, fields[0], "query", where), _known(products, fields[2], "product", where)
         if pair in seen:
-            raise EvaluationError("a product stands twice for one query", where=where, got=f"{fields[0]} {fields[2]}")
+            raise EvaluationError("a product occurs twice for one query", where=where, got=f"{fields[0]} {fields[2]}")
         seen.add(pair)
         pairs.append(pair)
         scores.append(_score(fields[4], where))
@@ -123,7 +124,10 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
                 fields = line.split()
                 if fields and len(fields) != 6:
                     raise EvaluationError(
-                        "not a line of a run", where=f"{path}:{number}", expected=RUN_LINE, got=repr(line.strip()[:80])
+                        "not a line of a run file",
+                        where=f"{path}:{number}",
+                        expected=RUN_LINE,
+                        got=repr(line.strip()[:80]),
                     )
                 if fields:
                     yield f"{path}:{number}", fields
@@ -163,11 +167,11 @@ def judged_scores(path: Path, store: Store, lists: JudgedLists) -> Floats:
             "the run ranks pairs that are not judged",
             where=path,
             got=f"{len(found.query) - len(known):,} pairs, first query_id {query_id}, product_id {product_id}",
-            fix="Judge it as retrieval over all products: --retrieve.",
+            fix="Measure it as retrieval over all products: --retrieve.",
         )
-    place, judgment = find_judged(store, lists, found)
+    index, judgment = find_judged(store, lists, found)
     scores = np.full(len(lists.row), -np.inf)
-    scores[judgment] = found.score[place]
+    scores[judgment] = found.score[index]
     return scores
 
 
@@ -175,12 +179,12 @@ def judged_scores(path: Path, store: Store, lists: JudgedLists) -> Floats:
 
 
 def write_qrels(path: Path, store: Store, lists: JudgedLists) -> Path:
-    """Write `query_id 0 product_id gain` with gains in hundredths."""
+    """Write lines `query_id 0 product_id gain`; gains are whole numbers (`metrics.whole_gains`)."""
     return _write(path, (f"{q} 0 {p} {gain}" for q, p, gain in _qrels(store, lists)))
 
 
 def write_run(path: Path, store: Store, found: Ranking, tag: str) -> Path:
-    """Write `query_id Q0 product_id rank score tag`, best first, ranks from 1, score = listed - rank + 1."""
+    """Write lines `query_id Q0 product_id rank score tag`, best first, ranks from 1, score = length - rank + 1."""
     names, query_ids = product_names(store), store.queries["query_id"].to_pylist()
     listed = np.searchsorted(found.query, found.query, side="right") - np.searchsorted(found.query, found.query)
     tag = re.sub(r"\s+", "_", tag)
@@ -189,7 +193,7 @@ def write_run(path: Path, store: Store, found: Ranking, tag: str) -> Path:
 
 
 def write_beir(directory: Path, store: Store, lists: JudgedLists) -> Path:
-    """Write corpus.jsonl (every product; title as text), queries.jsonl, qrels/test.tsv: what BEIR and mteb read."""
+    """Write corpus.jsonl (every product; its title as text), queries.jsonl and qrels/test.tsv, for BEIR and mteb."""
     titles = store.products["product_title"].to_pylist()
     corpus = zip(product_names(store), titles, strict=True)
     _write(directory / "corpus.jsonl", (_json({"_id": i, "title": "", "text": t or ""}) for i, t in corpus))
@@ -220,10 +224,14 @@ def _write(path: Path, lines: Iterator[str]) -> Path:
 
 
 def export(directory: Path, store: Store, lists: JudgedLists, rankings: Mapping[str, Ranking]) -> Path:
-    """Write qrels.trec, METHOD.run for every ranking (odd characters of the name become _), and beir/."""
+    """Write qrels.trec, METHOD.run for every ranking (characters other than letters, digits and _.+- become _), beir/.
+
+    Raises:
+        EvaluationError: two methods would have the same file, or gains cannot be written as whole numbers.
+    """
     names = {method: re.sub(r"[^\w.+-]+", "_", method).lstrip(".") for method in rankings}
     if len(set(names.values())) < len(names):
-        raise EvaluationError("two methods would share a run file", where=directory, got=sorted(names))
+        raise EvaluationError("two methods would have the same run file", where=directory, got=sorted(names))
     write_qrels(directory / "qrels.trec", store, lists)
     for method, found in rankings.items():
         write_run(directory / f"{names[method]}.run", store, found, method)

@@ -1,4 +1,4 @@
-"""How sure a mean over queries is: bootstrap intervals and a paired randomisation test."""
+"""Uncertainty of a mean over queries: bootstrap intervals and a paired randomisation test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sqid_lib.evaluation.judged import Floats
+from sqid_lib.evaluation.arrays import Floats
 
 _BLOCK_CELLS = 4_000_000  # resampled queries held at once
 
@@ -48,7 +48,7 @@ def paired_p_values(differences: Floats, flips: int, seed: int) -> Floats:
         float64 [K].
     """
     observed = np.abs(differences.sum(axis=0))
-    slack = 1e-12 * np.abs(differences).sum(axis=0)  # equal sums taken in another order still count as equal
+    slack = 1e-12 * np.abs(differences).sum(axis=0)  # equal sums added in another order still count as equal
     rng = np.random.default_rng(seed)
     extreme = np.zeros(differences.shape[1])
     for size in _blocks(flips, len(differences)):

@@ -1,4 +1,4 @@
-"""Per-query values become rows: means, intervals, differences from a baseline, slices."""
+"""Rows of the table from per-query values: means, intervals, differences from a baseline, slices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from sqid_lib.errors import UsageError
 from sqid_lib.evaluation import statistics
-from sqid_lib.evaluation.judged import Bools, Floats, JudgedLists, Store
+from sqid_lib.evaluation.arrays import Bools, Floats
+from sqid_lib.evaluation.judged import JudgedLists, Store
 from sqid_lib.evaluation.metrics import Metric
 
 SLICES = ("source", "images", "length")
@@ -18,7 +19,13 @@ SLICES = ("source", "images", "length")
 
 @dataclass(frozen=True)
 class Summary:
-    """How rows are made of `per_query`, method → float64 [Q, metrics]; the first metric is compared with `baseline`."""
+    """Settings and values of the rows.
+
+    Attributes:
+        metrics: the first one is compared with `baseline`.
+        per_query: method → float64 [Q, metrics].
+        resamples, seed: of the bootstrap; the randomisation test has five times as many sign flips.
+    """
 
     metrics: list[Metric]
     per_query: dict[str, Floats]
@@ -27,7 +34,7 @@ class Summary:
     seed: int
 
     def rows(self, chosen: Bools | None = None) -> list[dict[str, Any]]:
-        """A row per method over the chosen queries (None: all)."""
+        """A row for each method over the chosen queries, bool [Q] (None: all)."""
         keep = slice(None) if chosen is None else chosen
         values = np.stack([v[keep] for v in self.per_query.values()], axis=1)  # [Q, methods, metrics]
         queries, methods, width = values.shape
@@ -62,7 +69,7 @@ class Summary:
 
 
 def slice_queries(store: Store, lists: JudgedLists, by: str) -> dict[str, Bools]:
-    """Which judged queries, bool [Q], are in each slice by "source", "images" or "length"; none is empty.
+    """Slice → its queries, bool [Q], by "source", "images" (share with an image) or "length"; no slice is empty.
 
     Raises:
         UsageError: another kind of slice.

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_release import write_release
 
 from builder.cli import main
+from sqid_lib import schemas
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -39,16 +42,16 @@ def test_json_is_all_of_stdout(release: Path, tmp_path: Path) -> None:
 
 
 def test_table_and_files(evaluate: Run, tmp_path: Path) -> None:
-    picture, values, folder = tmp_path / "t.png", tmp_path / "q.csv", tmp_path / "runs"
+    image, values, folder = tmp_path / "t.png", tmp_path / "q.csv", tmp_path / "runs"
     status, out, err = evaluate(
         "--methods", "random,clip_image", "rrf", "--baseline", "clip_image", "--slices", "source",
-        "--plot", str(picture), "--per-query", str(values), "--export", str(folder),
+        "--plot", str(image), "--per-query", str(values), "--export", str(folder),
     )  # fmt: skip
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()[:4]] == ["method", "random", "clip_image", "rrf"]
     assert "source: negations" in out
-    assert err.splitlines()[-3:] == [f"wrote {values}", f"wrote {folder}", f"wrote {picture}"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert err.splitlines()[-3:] == [f"wrote {values}", f"wrote {folder}", f"wrote {image}"]
+    assert image.read_bytes().startswith(b"\x89PNG")
     assert len(list(csv.DictReader(io.StringIO(values.read_text())))) == 60
     assert sorted(path.name for path in folder.iterdir()) == ["beir", "clip_image.run", "qrels.trec", "rrf.run"]
     status, out, _ = evaluate("--csv", "--run", str(folder / "rrf.run"), "--methods", "rrf")
@@ -61,6 +64,48 @@ def test_swapped_gains_are_named(evaluate: Run) -> None:
     status, out, _ = evaluate("--gains", "esci-repo", "--json")
     assert status == 0
     assert {row["gains"] for row in json.loads(out)} == {"esci-repo-swapped"}
+
+
+def test_relevant_labels(evaluate: Run) -> None:
+    for words, relevant in ([], "E"), (["--relevant", "ES"], "ES"), (["--relevant", "E", "--relevant", "S"], "ES"):
+        status, out, _ = evaluate(*words, "--methods", "random", "--json")
+        assert status == 0
+        assert json.loads(out)[0]["relevant"] == relevant
+
+
+def test_labels_and_gains_of_the_releases_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_release(tmp_path / "release", queries=20, products=80, per_query=12)
+    own = {"E": ("just right", 3.0), "S": ("near", 2.0), "C": ("far", 1.0), "I": ("no", 0.0)}
+    for path in (release / "data" / schemas.JUDGMENTS).iterdir():
+        rows = pq.read_table(path)
+        labels = [own[label] for label in rows["esci_label"].to_pylist()]
+        for name, values in (("esci_label", [n for n, _ in labels]), ("gain", [g for _, g in labels])):
+            field = rows.schema.field(name)
+            rows = rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
+        pq.write_table(rows, path)
+    (release / schemas.SHA256SUMS).unlink()
+    command = ["evaluate", str(release), "--cache-dir", str(tmp_path / "cache"), "--export", str(tmp_path / "runs")]
+    assert main([*command, "--metrics-engine", "ir-measures", "--relevant", "just right", "--relevant", "near"]) == 0
+    out = capsys.readouterr().out
+    assert "binary measures count just right and near" in out
+    assert "gains of the release: just right 3, near 2, far 1, no 0" in out
+    written = (tmp_path / "runs" / "qrels.trec").read_text().splitlines()
+    assert {line.split()[-1] for line in written} == {"300", "200", "100", "0"}
+    assert main([*command, "--json"]) == 0
+    (row, *_) = json.loads(capsys.readouterr().out)
+    assert (row["gains"], row["relevant"]) == ("release", ["just right"])
+    for wrong in (["--gains", "esci-repo"], ["--gains", "esci"], ["--relevant", "E"]):
+        assert main([*command, *wrong]) == 2
+
+
+def test_the_engine_of_a_build_is_not_the_engine_of_metrics(evaluate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        evaluate("--engine", "fast")
+    assert stop.value.code == 2
+    assert "--engine" in capsys.readouterr().err
+    fast, slow = (evaluate("--metrics-engine", engine, "--json") for engine in ("fast", "ir-measures"))
+    for one, other in zip(json.loads(fast[1]), json.loads(slow[1]), strict=True):
+        assert one["ndcg"] == pytest.approx(other["ndcg"], abs=1e-12)
 
 
 def test_retrieve(evaluate: Run) -> None:
@@ -76,13 +121,15 @@ def test_retrieve(evaluate: Run) -> None:
     ("arguments", "status", "message"),
     [
         (["--methods", "nope"], 2, "unknown method"),
+        (["--methods", "clip_txt"], 2, "Did you mean clip_text?"),
+        (["--relevant", "I"], 2, "unknown relevant"),
         (["--metrics", "map"], 2, "unknown metric"),
-        (["--baseline", "sbert"], 2, "baseline is not compared"),
-        (["--plot", "table.exe"], 2, "unknown picture format"),
+        (["--baseline", "sbert"], 2, "baseline is not among"),
+        (["--plot", "table.exe"], 2, "unknown image format"),
         (["--run", "/nowhere.run"], 1, "no such run file"),
         (["--features", "/nowhere.parquet"], 1, "no such features"),
         (["--retrieve", "--methods", "rrf"], 2, "cannot search"),
-        (["--retrieve", "--top", "3"], 2, "deeper"),
+        (["--retrieve", "--top", "3"], 2, "longer rankings"),
     ],
 )
 def test_failures_are_one_line(evaluate: Run, arguments: list[str], status: int, message: str) -> None:

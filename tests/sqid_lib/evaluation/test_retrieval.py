@@ -78,7 +78,7 @@ def test_ties_follow_the_product_id_and_not_the_row() -> None:
     assert found.rankings["clip_text"].product.tolist() == [3, 1]
 
 
-def test_what_is_not_judged_takes_a_place_and_gains_nothing() -> None:
+def test_a_product_not_judged_has_a_rank_and_gain_0() -> None:
     store = memory_store([[(2, "E"), (0, "S")]], 3, width=2)
     store.query_features[:] = [[1, 0]]
     store.text_features[:] = [[0.2, 1], [1, 0], [1, 0.5]]  # order: 1 (not judged), 2, 0
@@ -90,7 +90,7 @@ def test_what_is_not_judged_takes_a_place_and_gains_nothing() -> None:
     assert row["ndcg_at_2"] == pytest.approx((1 / np.log2(3)) / (1 + 0.1 / np.log2(3)))
 
 
-def test_top_cuts_the_ranking() -> None:
+def test_top_truncates_the_ranking() -> None:
     store = random_store(3, queries=6, products=80)
     shallow, deep = (
         evaluation.retrieve(store, ["clip_text"], top=top, metrics="recall@5", resamples=100) for top in (5, 60)
@@ -125,10 +125,10 @@ def test_dropped_products_are_not_retrieved() -> None:
         ({"methods": ["cross-encoder"]}, "cannot search all products"),
         ({"methods": ["fusion:2"]}, "bad fusion weight"),
         ({"methods": []}, "no method"),
-        ({"missing": "text"}, "scores a missing image 0 or drops it"),
+        ({"missing": "text"}, "no text score for a missing image"),
         ({"backend": "gpu"}, "unknown backend"),
-        ({"top": 50}, "deeper than the rankings"),
-        ({"top": 0, "metrics": "ndcg"}, "deeper than the rankings"),
+        ({"top": 50}, "needs longer rankings"),
+        ({"top": 0, "metrics": "ndcg"}, "needs longer rankings"),
     ],
 )
 def test_wrong_usage(options: dict[str, Any], message: str) -> None:

@@ -5,29 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ir_measures
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from evaluation_fixtures import MemoryStore, memory_store, random_store
+from evaluation_fixtures import MemoryStore, memory_store, random_store, trec_values
 
 from sqid_lib import evaluation, schemas
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError, SqidError
 
 METRICS = "ndcg ndcg@3 ndcg@10 p@1 p@5 mrr recall@2 recall@10"
 MEASURES = ["nDCG", "nDCG@3", "nDCG@10", "P(rel=100)@1", "P(rel=100)@5", "RR(rel=100)", "R(rel=100)@2", "R(rel=100)@10"]
-
-
-def judged_outside(qrels: Path, run: Path) -> dict[str, list[float]]:
-    """Every measure of a run file by ir-measures, by query."""
-    measures = [ir_measures.parse_measure(name) for name in MEASURES]
-    values: dict[str, list[float]] = {}
-    for found in ir_measures.iter_calc(
-        measures, list(ir_measures.read_trec_qrels(str(qrels))), list(ir_measures.read_trec_run(str(run)))
-    ):
-        values.setdefault(found.query_id, [np.nan] * len(measures))[measures.index(found.measure)] = found.value
-    return values
 
 
 @pytest.mark.parametrize("locales", [("us",), ("es", "us")])
@@ -38,10 +26,10 @@ def test_every_metric_equals_trec_eval_on_the_exported_files(tmp_path: Path, loc
     )
     result.export(tmp_path)
     for method, ours in result.per_query.items():
-        outside = judged_outside(tmp_path / "qrels.trec", tmp_path / f"{method}.run")
-        assert sorted(outside) == sorted(map(str, result.query_ids))
+        outside = trec_values(tmp_path / "qrels.trec", tmp_path / f"{method}.run", MEASURES)
+        assert sorted(outside) == sorted(result.query_ids)
         for query_id, values in zip(result.query_ids, ours, strict=True):
-            np.testing.assert_allclose(values, outside[str(query_id)], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(values, outside[query_id], rtol=0, atol=1e-6)
 
 
 def test_retrieval_equals_trec_eval_on_the_exported_files(tmp_path: Path) -> None:
@@ -49,9 +37,9 @@ def test_retrieval_equals_trec_eval_on_the_exported_files(tmp_path: Path) -> Non
     result = evaluation.retrieve(store, metrics=METRICS, top=40, resamples=100)
     result.export(tmp_path)
     for method, ours in result.per_query.items():
-        outside = judged_outside(tmp_path / "qrels.trec", tmp_path / f"{method}.run")
+        outside = trec_values(tmp_path / "qrels.trec", tmp_path / f"{method}.run", MEASURES)
         for query_id, values in zip(result.query_ids, ours, strict=True):
-            np.testing.assert_allclose(values, outside[str(query_id)], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(values, outside[query_id], rtol=0, atol=1e-6)
 
 
 def test_an_exported_run_comes_back_as_the_same_ranking(tmp_path: Path) -> None:
@@ -82,7 +70,7 @@ def test_run_lines_and_qrels_are_those_of_trec(tmp_path: Path) -> None:
 def test_two_methods_never_share_a_run_file(tmp_path: Path) -> None:
     store = memory_store([[(0, "E"), (1, "I")]], 2)
     result = evaluation.compare(store, scores={"a b": [0, 1], "a/b": [0, 1]}, resamples=100)
-    with pytest.raises(EvaluationError, match="share a run file"):
+    with pytest.raises(EvaluationError, match="have the same run file"):
         result.export(tmp_path)
 
 
@@ -123,7 +111,7 @@ def test_a_run_is_ordered_by_score_and_ties_by_product_id(tmp_path: Path) -> Non
     assert found.product.tolist() == [1, 0, 2]
 
 
-def test_what_a_run_leaves_out_gains_nothing(tmp_path: Path) -> None:
+def test_products_that_a_run_leaves_out_have_gain_0(tmp_path: Path) -> None:
     store = memory_store([[(0, "E"), (1, "E")], [(0, "E")]], 2)
     run = run_of(tmp_path, "10 Q0 P001 1 0.5 x\n")
     result = evaluation.compare(store, [run], metrics="recall@10", resamples=100)
@@ -148,14 +136,14 @@ def test_a_run_can_be_fused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("10 Q0 P000 1 1 x\n10 Q0 P001 2 x\n", r"user.run:2: not a line of a run; expected query_id Q0"),
+        ("10 Q0 P000 1 1 x\n10 Q0 P001 2 x\n", r"user.run:2: not a line of a run file; expected query_id Q0"),
         ("10 Q0 P000 1 nan x\n", r"user.run:1: scores must be finite.*'nan'"),
         ("10 Q0 P000 1 inf x\n", r"user.run:1: scores must be finite"),
         ("10 Q0 P000 1 high x\n", r"user.run:1: scores must be finite.*'high'"),
         ("11 Q0 P000 1 1 x\n", r"user.run:1: unknown query.*'11'"),
         ("10 Q0 P999 1 1 x\n", r"user.run:1: unknown product.*'P999'"),
         ("10 Q0 es:P000 1 1 x\n", r"user.run:1: unknown product"),
-        ("10 Q0 P000 1 1 x\n10 Q0 us:P000 2 0 x\n", r"user.run:2: a product stands twice"),
+        ("10 Q0 P000 1 1 x\n10 Q0 us:P000 2 0 x\n", r"user.run:2: a product occurs twice"),
         ("10 Q0 P002 1 1 x\n", r"not judged.*1 pairs, first query_id 10, product_id P002.*--retrieve"),
         (b"10 Q0 P000 1 1 x\n\xff\xfe\n", r"user.run, after line \d: not text in UTF-8"),
         (b"\x00" * 50, r"user.run:1: not a line of a run"),
@@ -223,7 +211,7 @@ def test_a_column_is_named_where_there_are_several(tmp_path: Path) -> None:
             store.image_features.ravel(), 6
         )
     )  # fmt: skip
-    with pytest.raises(EvaluationError, match=r"which column.*'other', 'vector'.*#COLUMN"):
+    with pytest.raises(EvaluationError, match=r"cannot choose the column.*'other', 'vector'.*#COLUMN"):
         evaluation.compare(store, [method])
     result = evaluation.compare(store, ["clip_text", "clip_image", f"{method}#vector", f"{method}#other"])
     text, image, vector, other = result.scores.values()
@@ -247,7 +235,7 @@ def _twice(store: MemoryStore, path: Path) -> str:
     return write_features(path, ["P000", "P000"], [[1] * 6] * 2)
 
 
-def _nobody(store: MemoryStore, path: Path) -> str:
+def _no_product(store: MemoryStore, path: Path) -> str:
     return write_features(path, ["X"], [[1] * 6])
 
 
@@ -282,22 +270,20 @@ def _missing_query(store: MemoryStore, path: Path) -> str:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (_wrong_width, "f.parquet: vector: features of another width.*expected 6, got 3"),
+        (_wrong_width, "f.parquet: vector: the vectors have another width.*expected 6, got 3"),
         (_ragged, "vectors differ in width"),
         (_not_finite, "not finite"),
-        (_twice, "product_id stands twice"),
-        (_nobody, "no product_id of the dataset"),
+        (_twice, "product_id occurs twice"),
+        (_no_product, "no product_id of the dataset"),
         (_all_null, "no row has a vector"),
         (_no_key, "a column is missing; expected product_id"),
-        (_no_vectors, "which column holds the vectors"),
+        (_no_vectors, "cannot choose the column of vectors"),
         (_not_parquet, "f.parquet"),
         (_absent, "no such features"),
         (_missing_query, "a query has no vector; expected query_id 10"),
     ],
 )
-def test_bad_features_are_told_in_one_line(
-    tmp_path: Path, write: Callable[[MemoryStore, Path], str], message: str
-) -> None:
+def test_bad_features_give_one_line(tmp_path: Path, write: Callable[[MemoryStore, Path], str], message: str) -> None:
     store = memory_store([[(0, "E"), (1, "S")], [(0, "E")]], 2)
     with pytest.raises(SqidError, match=message) as failure:
         evaluation.compare(store, [write(store, tmp_path / "f.parquet")])

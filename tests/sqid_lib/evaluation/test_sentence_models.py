@@ -82,12 +82,12 @@ def test_cross_encoder_scores_are_the_models_own(tmp_path: Path) -> None:
 
 def test_a_classifier_of_many_labels_is_refused(tmp_path: Path) -> None:
     method = f"cross-encoder:{tiny_bert(tmp_path / 'cross', labels=3)}"
-    with pytest.raises(EvaluationError, match=r"one score a pair.*num_labels = 1"):
+    with pytest.raises(EvaluationError, match=r"one score for each pair.*num_labels = 1"):
         evaluation.compare(memory_store([[(0, "E"), (1, "S")]], 2), [method])
 
 
 @pytest.mark.parametrize("method", ["sbert", "cross-encoder"])
-def test_a_directory_that_holds_no_model_is_told_in_one_line(tmp_path: Path, method: str) -> None:
+def test_a_directory_without_a_model_gives_one_line(tmp_path: Path, method: str) -> None:
     with pytest.raises(EvaluationError, match="model cannot be loaded") as failure:
         evaluation.compare(memory_store([[(0, "E")]], 1), [f"{method}:{tmp_path}"])
     assert "\n" not in str(failure.value)
@@ -116,7 +116,7 @@ def test_without_sentence_transformers(monkeypatch: pytest.MonkeyPatch, method: 
 @pytest.mark.parametrize(
     ("module", "use"),
     [
-        ("ir_measures", lambda store: evaluation.compare(store, ["clip_text"], engine="ir-measures")),
+        ("ir_measures", lambda store: evaluation.compare(store, ["clip_text"], metrics_engine="ir-measures")),
         ("faiss", lambda store: evaluation.retrieve(store, ["clip_text"], backend="faiss")),
         ("torch", lambda store: evaluation.retrieve(store, ["clip_text"], backend="torch")),
         ("matplotlib.figure", lambda store: evaluation.compare(store, ["clip_text"]).plot("never.png")),

@@ -1,0 +1,77 @@
+"""Methods on the release's own vectors: clip_text, clip_image, and the search for their fusions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sqid_lib.evaluation.arrays import Bools, Float32s, Floats, Ints
+from sqid_lib.evaluation.cosine import Search, judged_cosine, unit
+from sqid_lib.evaluation.fusion import parse_weight
+from sqid_lib.evaluation.judged import Store
+from sqid_lib.evaluation.scorer import Scorer
+
+TEXT, IMAGE = "clip_text", "clip_image"
+
+
+def text_scores(scorer: Scorer, _argument: str) -> Floats:
+    """Cosine of query and product text, float64 [J]."""
+    return judged_cosine(scorer.lists, scorer.store.query_features, scorer.store.text_features)
+
+
+def image_scores(scorer: Scorer, _argument: str) -> Floats:
+    """Cosine of query and product image, float64 [J]; without an image 0, or the rescaled text score if asked for."""
+    scores = judged_cosine(scorer.lists, scorer.store.query_features, scorer.store.image_features)
+    has_image = np.asarray(scorer.store.has_image)[scorer.lists.product]
+    if scorer.missing != "text" or has_image.all() or not has_image.any():
+        return np.where(has_image, scores, 0.0)
+    return np.where(has_image, scores, rescaled(scorer.scores(TEXT), scores, has_image))
+
+
+def rescaled(scores: Floats, like: Floats, where: Bools) -> Floats:
+    """`scores` shifted and scaled to the mean and standard deviation that `like` has on the pairs `where`.
+
+    Text–text cosines are far above text–image ones: unscaled, products without an image would all rank first.
+    """
+    mean, spread = scores[where].mean(), scores[where].std()
+    standard = (scores - mean) / spread if spread > 0 else np.zeros_like(scores)
+    return np.asarray(like[where].mean() + standard * like[where].std())
+
+
+def fusion_scores(scorer: Scorer, weight: str) -> Floats:
+    """As clip_text+clip_image[:WEIGHT], float64 [J]."""
+    return scorer.fuse(f"fusion:{weight}" if weight else "fusion", TEXT, IMAGE, weight)
+
+
+def text_searches(scorer: Scorer, _argument: str) -> list[Search]:
+    """One search by text vectors."""
+    return [_search(scorer.store, scorer.lists.query_index, 1.0)]
+
+
+def image_searches(scorer: Scorer, _argument: str) -> list[Search]:
+    """One search by image vectors."""
+    return [_search(scorer.store, scorer.lists.query_index, 0.0)]
+
+
+def fusion_searches(scorer: Scorer, weight: str) -> list[Search]:
+    """One search for each weight: the given one, or those chosen on the judged lists of other queries."""
+    rows = scorer.lists.query_index
+    if weight:
+        return [_search(scorer.store, rows, parse_weight(weight, f"fusion:{weight}"))]
+    scorer.scores("fusion")
+    weights = scorer.sweeps["fusion"].by_query
+    return [_search(scorer.store, rows[weights == w], float(w)) for w in np.unique(weights)]
+
+
+def _search(store: Store, rows: Ints, weight: float) -> Search:
+    """a·cos(q, t) + (1-a)·cos(q, i) is q̂ · (a·t̂ + (1-a)·î): one vector for each product, whatever the weight a."""
+
+    def products(chosen: Ints) -> Float32s:
+        mixed = np.zeros((len(chosen), store.width), np.float32)
+        if weight > 0:
+            mixed += np.float32(weight) * unit(store.text_features[chosen])
+        if weight < 1:
+            image = unit(store.image_features[chosen]) * np.asarray(store.has_image)[chosen, None]
+            mixed += np.float32(1 - weight) * image
+        return mixed
+
+    return Search(rows, unit(store.query_features[rows]), products)

@@ -1,0 +1,63 @@
+"""Cosine similarity: of judged pairs, and as a search over the whole catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sqid_lib.evaluation.arrays import Float32s, Floats, Ints, Matrix
+from sqid_lib.evaluation.judged import JudgedLists
+
+_BLOCK = 8_192  # pairs at once
+
+
+@dataclass(frozen=True)
+class Search:
+    """Queries of the whole catalogue; the score is a dot product.
+
+    Attributes:
+        rows: int64 [n], the queries as rows of the store.
+        queries: float32 [n, D] of unit length.
+        products: product rows [m] of the store → their vectors, float32 [m, D].
+    """
+
+    rows: Ints
+    queries: Float32s
+    products: Callable[[Ints], Float32s]
+
+
+def unit(vectors: Matrix) -> Float32s:
+    """The vectors scaled to length 1, float32; zero vectors stay zero."""
+    vectors = np.asarray(vectors, np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    norms[norms == 0] = 1
+    unit_vectors: Float32s = vectors / norms
+    return unit_vectors
+
+
+def judged_cosine(lists: JudgedLists, queries: Matrix, products: Matrix) -> Floats:
+    """Cosine of every judged pair, in float64; a zero vector has cosine 0.
+
+    Args:
+        queries: float32 [queries of the store, D].
+        products: float32 [products of the store, D].
+
+    Returns:
+        float64 [J].
+    """
+    return cosine(queries, products, lists.query_index[lists.query], lists.product)
+
+
+def cosine(queries: Matrix, products: Matrix, query_rows: Ints, product_rows: Ints) -> Floats:
+    """Cosine of queries[query_rows] and products[product_rows], pair by pair, float64 [N]; 0 for a zero vector."""
+    out = np.empty(len(query_rows))
+    for start in range(0, len(out), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        q = np.asarray(queries[query_rows[block]], np.float64)
+        p = np.asarray(products[product_rows[block]], np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", q, q) * np.einsum("ij,ij->i", p, p))
+        dots = np.einsum("ij,ij->i", q, p)
+        out[block] = np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0)
+    return out

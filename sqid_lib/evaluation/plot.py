@@ -1,0 +1,72 @@
+"""A comparison as an image: the methods with their intervals, and nDCG by fusion weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqid_lib.errors import UsageError, missing_extra
+from sqid_lib.evaluation.fusion import Sweep
+from sqid_lib.evaluation.labels import title_suffix
+from sqid_lib.files import replacing
+
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def draw(path: Path, rows: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Sweep]) -> Path:
+    """Draw the rows and the sweeps of a `Comparison`.
+
+    Raises:
+        UsageError: the path ends with neither .png, .svg nor .pdf.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise UsageError("unknown image format", where=str(path), expected=" or ".join(_FORMATS), got=path.suffix)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing_extra("matplotlib", "eval", "to draw the table") from None
+    columns = 2 if sweeps else 1
+    figure = Figure(figsize=(6.4 * columns, max(3.2, 1.4 + 0.4 * len(rows))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    _draw_methods(axes[0], rows)
+    if sweeps:
+        _draw_sweeps(axes[1], sweeps)
+    with replacing(path) as part:
+        figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
+    return path
+
+
+def _draw_methods(axes: Any, table: Sequence[Mapping[str, Any]]) -> None:
+    rows = table[::-1]
+    middle = [row["ndcg"] for row in rows]
+    spread = [[row["ndcg"] - row["ndcg_low"] for row in rows], [row["ndcg_high"] - row["ndcg"] for row in rows]]
+    axes.errorbar(middle, range(len(rows)), xerr=spread, fmt="o", capsize=3, color="#1f5a8c")
+    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    for height, row in enumerate(rows):
+        axes.annotate(f"{row['ndcg']:.4f}", (row["ndcg"], height), (0, 6), textcoords="offset points", ha="center")
+    top = rows[0].get("top")
+    over = f"the best {top} of all products" if top else "the judged list"
+    axes.set_xlabel(f"nDCG{title_suffix(rows[0]['gains'])} over {over}, 95 % bootstrap interval")
+    axes.set_title(f"{rows[0]['queries']:,} queries")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _draw_sweeps(axes: Any, sweeps: Mapping[str, Sweep]) -> None:
+    for number, (method, sweep) in enumerate(sweeps.items()):
+        color = f"C{number}"
+        axes.plot(sweep.weights, sweep.ndcg, "-", color=color, marker=".", label=method)
+        for weight in sorted(set(sweep.chosen)):
+            label = "chosen on the other folds" if number == 0 and weight == min(sweep.chosen) else None
+            axes.axvline(weight, color=color, linestyle=":", alpha=0.7, label=label)
+        axes.set_xlabel(
+            f"weight of {sweep.first} (the rest is {sweep.second})" if number == 0 else "weight of the first"
+        )
+    axes.set_ylabel("nDCG, all queries")
+    axes.set_title("fusion weight")
+    axes.grid(alpha=0.3)
+    axes.legend()
