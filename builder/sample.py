@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.recipe import Expect, Recipe
 from sqid_lib import schemas, sources
 from sqid_lib.errors import CountError
 from sqid_lib.files import replacing
 from sqid_lib.joined import selection
 from sqid_lib.tables.reader import conform
+
+if TYPE_CHECKING:
+    from builder.recipe import ExpectSettings, Recipe
 
 
 def esci_files(recipe: Recipe) -> dict[str, sources.File]:
@@ -64,8 +66,8 @@ def _columns() -> list[str]:
     return [*dict.fromkeys(declared), "split"]
 
 
-def _check_counts(expect: Expect, counts: dict[str, int], where: str) -> None:
-    wrong = [f.name for f in fields(expect) if getattr(expect, f.name) not in (None, counts[f.name])]
+def _check_counts(expect: ExpectSettings, counts: dict[str, int], where: str) -> None:
+    wrong = [name for name, count in expect if count not in (None, counts[name])]
     if counts["judgments"] == 0:
         raise CountError("the selection is empty", where=where, fix="Check [selection] against the examples file.")
     if wrong:

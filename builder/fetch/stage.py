@@ -16,7 +16,7 @@ from builder.fetch.download import download
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
 from builder.progress import Progress
-from builder.recipe import Fetch, Recipe
+from builder.recipe import FetchSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import DiskError, UsageError
 from sqid_lib.files import replacing
@@ -87,7 +87,7 @@ def _check_retry(retry: Sequence[str]) -> None:
         raise UsageError("no such failure", where="--retry", expected=", ".join(RETRIABLE), got=", ".join(unknown))
 
 
-def _download(limits: Fetch, folder: Path, urls: Sequence[str]) -> None:
+def _download(limits: FetchSettings, folder: Path, urls: Sequence[str]) -> None:
     with Ledger(folder) as ledger:
         todo = [url for url, outcome in _outcomes(ledger, urls) if outcome is None]
     if todo:
@@ -95,7 +95,7 @@ def _download(limits: Fetch, folder: Path, urls: Sequence[str]) -> None:
             asyncio.run(download(todo, limits, folder, progress))
 
 
-def _assemble(limits: Fetch, folder: Path, ledger: Ledger, urls: Sequence[str]) -> bool:
+def _assemble(limits: FetchSettings, folder: Path, ledger: Ledger, urls: Sequence[str]) -> bool:
     """Write the shards; says whether all pictures were sound, and forgets those that were not."""
     sha256s = dict.fromkeys(o.sha256 for _, o in _outcomes(ledger, urls) if o and o.sha256)
     try:

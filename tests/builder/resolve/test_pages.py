@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import json
 import signal
@@ -21,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.pipeline import build
-from builder.recipe import Esci, Fetch, Pages, Recipe, Resolve
+from builder.recipe import EsciSettings, FetchSettings, PagesSettings, Recipe, ResolveSettings
 from builder.resolve import resolve
 from builder.resolve.page_images import is_captcha, main_picture
 from sqid_lib import schemas
@@ -163,16 +162,22 @@ def server() -> Iterator[LoopbackServer]:
 
 
 def recipe(server: LoopbackServer, *tables: str, **pages: Any) -> Recipe:
-    settings = {
+    settings: dict[str, Any] = {
         "permission": True,
         "contact": "me@example.org",
         "delay": 0.001,
         "url": "https://shop.example/dp/{product_id}",
     }
-    limits = Fetch(
+    limits = FetchSettings(
         mirrors={"https://shop.example/": f"{server.origin}/"}, allow_hosts=(f"127.0.0.1:{server.port}",), timeout=5.0
     )
-    return Recipe("t", "1", Esci("."), resolve=Resolve(tables, Pages(**{**settings, **pages})), fetch=limits)
+    return Recipe(
+        name="t",
+        version="1",
+        esci=EsciSettings(path="."),
+        resolve=ResolveSettings(tables=tables, pages=PagesSettings(**settings).model_copy(update=pages)),
+        fetch=limits,
+    )
 
 
 def sampled(work: Path, *products: str) -> Path:
@@ -468,10 +473,12 @@ def test_two_thousand_pages_of_all_kinds(tmp_path: Path) -> None:
 RUN = """
 import json, sys
 from pathlib import Path
-from builder.recipe import Esci, Fetch, Pages, Recipe, Resolve
+from builder.recipe import EsciSettings, FetchSettings, PagesSettings, Recipe, ResolveSettings
 from builder.resolve import resolve
 limits, pages = json.loads(sys.argv[2])
-resolve(Recipe("t", "1", Esci("."), resolve=Resolve((), Pages(**pages)), fetch=Fetch(**limits)), Path(sys.argv[1]))
+pages = ResolveSettings(pages=PagesSettings(**pages))
+limits = FetchSettings(**limits)
+resolve(Recipe(name="t", version="1", esci=EsciSettings(path="."), resolve=pages, fetch=limits), Path(sys.argv[1]))
 """
 
 
@@ -485,7 +492,7 @@ def test_killed_visits_lose_and_double_nothing(tmp_path: Path, kills: int) -> No
     names = [f"{n:04}" for n in range(1, 80 * kills)]
     with LoopbackServer(slow) as server:
         built = recipe(server)
-        settings = json.dumps([dataclasses.asdict(built.fetch), dataclasses.asdict(built.resolve.pages)])
+        settings = json.dumps([built.fetch.model_dump(), built.resolve.pages.model_dump()])
         sampled(tmp_path, *names)
         for kill in range(kills):
             command = [sys.executable, "-c", RUN, str(tmp_path), settings]
