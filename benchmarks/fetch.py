@@ -106,7 +106,7 @@ def measure(kind: str, port: int, count: int) -> dict[str, float]:
     from builder.fetch import fetch
     from builder.fetch.download import download
     from builder.fetch.ledger import Ledger
-    from builder.progress import Progress
+    from builder.progress import progress
     from builder.recipe import EsciSettings, FetchSettings, Recipe
     from sqid_lib import schemas
 
@@ -128,8 +128,8 @@ def measure(kind: str, port: int, count: int) -> dict[str, float]:
             fetch(Recipe(name="bench", version="1", esci=EsciSettings(path="."), fetch=limits), work)
         else:
             (work / "fetch").mkdir()
-            with Progress("fetch", count) as progress:
-                asyncio.run(download(urls, limits, work / "fetch", progress, decode=kind != KINDS[1]))
+            with progress("fetch", count) as bar:
+                asyncio.run(download(urls, limits, work / "fetch", bar, decode=kind != KINDS[1]))
         seconds = time.perf_counter() - start
         if kind in KINDS[1:3]:
             with Ledger(work / "fetch") as ledger:

@@ -21,7 +21,7 @@ from builder.embed.encode import PICTURES, TEXTS, Backend, encode
 from builder.embed.inputs import Inputs, Part, read_inputs
 from builder.embed.local import Local, devices, versions
 from builder.embed.shards import Shard
-from builder.progress import Progress
+from builder.progress import progress
 from builder.recipe import Recipe
 from sqid_lib.errors import UsageError
 from sqid_lib.files import numbered_name, replacing
@@ -138,9 +138,9 @@ def _names(shard: Shard, inputs: Inputs) -> Sequence[str]:
 def _encode_here(pending: list[Shard], inputs: Inputs, backend: Backend, width: int, done: int) -> None:
     """Encode shard after shard in this process; `done` inputs were encoded before."""
     todo = sum(shard.rows for shard in pending)
-    with Progress("embed", done + todo, done, unit="input") as progress:
+    with progress("embed", done + todo, done, unit="input") as bar:
         for shard in pending:
-            encode(shard, _names(shard, inputs), backend, width, progress.step)
+            encode(shard, _names(shard, inputs), backend, width, bar.update)
             log.info("embed: wrote %s", shard.path.name)
 
 

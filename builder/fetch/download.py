@@ -103,7 +103,7 @@ class Downloads:
                     outcome, data = await self._check(url, answer, body)
         self._count_failures(outcome)
         await self.keeper.keep(outcome, data)
-        self.progress.step()
+        self.progress.update()
 
     def _wait_as_asked(self, host: _Host, seconds: float) -> None:
         if seconds > _LONGEST_WAIT:

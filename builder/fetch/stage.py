@@ -15,7 +15,7 @@ from builder.database import telling_disk
 from builder.fetch.download import download
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
-from builder.progress import Progress
+from builder.progress import progress
 from builder.recipe import FetchSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import DiskError, UsageError
@@ -91,8 +91,8 @@ def _download(limits: FetchSettings, folder: Path, urls: Sequence[str]) -> None:
     with Ledger(folder) as ledger:
         todo = [url for url, outcome in _outcomes(ledger, urls) if outcome is None]
     if todo:
-        with Progress(_FOLDER, len(urls), len(urls) - len(todo)) as progress:
-            asyncio.run(download(todo, limits, folder, progress))
+        with progress(_FOLDER, len(urls), len(urls) - len(todo)) as bar:
+            asyncio.run(download(todo, limits, folder, bar))
 
 
 def _assemble(limits: FetchSettings, folder: Path, ledger: Ledger, urls: Sequence[str]) -> bool:

@@ -162,7 +162,7 @@ class _Visitor:
         for url in urls:
             page = await self._visit(url)
             self._ledger.record(page)
-            self._progress.step()
+            self._progress.update()
             self._stop_if_unwelcome(page)
 
     async def _visit(self, url: str) -> Page:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.progress import Progress
+from builder.progress import progress
 from builder.recipe import Recipe
 from builder.resolve.tables import image_urls
 from sqid_lib import schemas
@@ -93,8 +93,8 @@ def _from_pages(
         pages = list(dict.fromkeys(url for url in wanted if url))
         todo = [url for url in pages if ledger.get(url) is None]
         if todo:
-            with Progress("pages", len(pages), len(pages) - len(todo), unit="page") as progress:
-                asyncio.run(visit(todo, settings, recipe.fetch, ledger, progress))
+            with progress("pages", len(pages), len(pages) - len(todo), unit="page") as bar:
+                asyncio.run(visit(todo, settings, recipe.fetch, ledger, bar))
         shown = [ledger.get(url) if url else None for url in wanted]
     found = pa.array([page and page.image_url for page in shown], pa.string())
     told = pa.array([page and page.status for page in shown], pa.string())
