@@ -28,20 +28,20 @@ def sample(recipe: Recipe, work: Path) -> None:
     """Write WORK/sample/{products,supp,queries,judgments}.parquet, in that schema of `schemas`.
 
     Products are sorted by (product_id, product_locale), queries by query_id, judgments by query and product. The
-    products file is streamed: of its text only the selected rows are ever in memory.
+    products file is streamed: only the text of selected rows is ever in memory.
 
     Raises:
-        SourceError, ContractError: an ESCI file is not what it should be.
-        CountError: a count stated in [expect] is not met; nothing is written then.
+        SourceError, ContractError: an ESCI file is damaged or not as declared.
+        CountError: a count stated in [expect] is not met, or the selection is empty; nothing is written then.
     """
     files = esci_files(recipe)
     paths = {table: sources.download(file) for table, file in files.items()}
-    cut = recipe.selection
-    examples = selection.read_examples(paths["examples"], cut, _columns(), where=files["examples"].url)
-    judgments = selection.judgments(examples, cut)
+    examples = selection.read_examples(paths["examples"], recipe.selection, _columns(), where=files["examples"].url)
+    judgments = selection.judgments(examples, recipe.selection)
     known = selection.read_sources(paths["sources"], where=files["sources"].url)
-    queries = selection.queries(examples, cut, known)
-    keys = {part: selection.product_keys(examples, cut, part) for part in (schemas.MAIN, schemas.SUPPLEMENTARY)}
+    queries = selection.queries(examples, recipe.selection, known)
+    parts = (schemas.MAIN, schemas.SUPPLEMENTARY)
+    keys = {part: selection.product_keys(examples, recipe.selection, part) for part in parts}
     del examples
     counts = {
         "products": keys[schemas.MAIN].num_rows,
@@ -51,7 +51,7 @@ def sample(recipe: Recipe, work: Path) -> None:
     }
     _check_counts(recipe.expect, counts, files["examples"].url)
     folder = work / "sample"
-    for name, part in (("products", schemas.MAIN), ("supp", schemas.SUPPLEMENTARY)):
+    for name, part in zip(("products", "supp"), parts, strict=True):
         texts = selection.product_texts(
             paths["products"], keys[part], schemas.TEXT_COLUMNS, where=files["products"].url
         )
@@ -61,7 +61,7 @@ def sample(recipe: Recipe, work: Path) -> None:
 
 
 def _columns() -> list[str]:
-    """Every column of the examples that a config has, and the split."""
+    """The columns of the examples file that some config has, and the split."""
     declared = (name for config in schemas.DECLARED.values() for name in config.of_origin(schemas.EXAMPLES))
     return [*dict.fromkeys(declared), "split"]
 

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from builder import progress as module
 from builder.progress import progress
 
 
@@ -15,7 +14,7 @@ def test_elsewhere_than_on_a_terminal_there_are_plain_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("builder.progress.time.monotonic", lambda: now)
     with progress("fetch", 2_000, 1_000) as bar:
         bar.update()
         now += 10
