@@ -84,6 +84,21 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     log.info("embed: %d shards are complete", len(plan.rows))
 
 
+def pending(recipe: Recipe, work: Path) -> str | None:
+    """What `embed` would do, in words; None if nothing. Writes nothing and loads no model.
+
+    Raises: as `embed`, if what sample and fetch left cannot be read.
+    """
+    folder, remote = work / "embed", recipe.encoder.backend == "replicate"
+    inputs = read_inputs(recipe, work, pictures="image_url" if remote else "sha256")
+    record = _recorded(folder / RECORD, recipe, ["remote"] if remote else devices(recipe.encoder.device))
+    plan = _plan(folder, inputs, recipe, record or {"revision": "", "requested_revision": ""})
+    if not _missing(plan):
+        return None
+    done = sum(shards.is_finished(shard) for shard in plan.every)
+    return f"{done:,} of {len(plan.every):,} shards done"
+
+
 @dataclass(frozen=True)
 class _Plan:
     """All files to be: items by kind, and rows with the part they belong to."""

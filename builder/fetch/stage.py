@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.database import telling_disk
+from builder.database import query_copy, telling_disk
 from builder.fetch.download import download
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
@@ -63,6 +63,20 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
             if _assemble(recipe.fetch, folder, ledger, urls):
                 return _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledger)
     raise DiskError("pictures read back differ from what was written", where=folder, fix="Check the disk.")
+
+
+def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None:
+    """What `fetch` would do, in words; None if nothing. Writes nothing and makes no request.
+
+    Raises: as `fetch`, if what resolve or an earlier run left cannot be read.
+    """
+    _check_retry(retry)
+    urls = dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch))
+    known = query_copy(work / _FOLDER / "ledger.sqlite", "SELECT url, status FROM outcomes")
+    done = urls.keys() & {url for url, status in known if status not in retry}
+    if len(done) == len(urls) and (work / _FOLDER / "outcomes.parquet").exists():
+        return None
+    return f"{len(done):,} of {len(urls):,} URLs done, {len(urls) - len(done):,} to fetch"
 
 
 def _products(recipe: Recipe, work: Path) -> Iterator[pa.RecordBatch]:

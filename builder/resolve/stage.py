@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from builder.database import query_copy
 from builder.progress import progress
 from builder.recipe import Recipe
 from builder.resolve.tables import image_urls
@@ -68,6 +69,17 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     columns = [products["part"], products["product_locale"], products["product_id"], urls, status, sources]
     with replacing(work / "resolve" / "urls.parquet") as path:
         pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA), path)
+
+
+def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str:
+    """What `resolve` would do, in words: it always reads its tables again. Writes nothing."""
+    products, tables = len(_sampled(work)), len(recipe.resolve.tables)
+    words = f"would look for the image URLs of {products:,} products in {tables} table{'' if tables == 1 else 's'}"
+    if not recipe.resolve.pages.permission:
+        return words
+    statuses = query_copy(work / "resolve" / "pages.sqlite", "SELECT status FROM pages")
+    visited = sum(status not in retry for (status,) in statuses)
+    return f"{words}, then on product pages, of which {visited:,} were visited before"
 
 
 def _from_pages(

@@ -23,6 +23,7 @@ from builder.pipeline import build
 from builder.recipe import EsciSettings, FetchSettings, PagesSettings, Recipe, ResolveSettings
 from builder.resolve import resolve
 from builder.resolve.page_images import is_captcha, main_picture
+from builder.resolve.stage import pending
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, MissingExtraError, RecipeError, UsageError
 
@@ -241,6 +242,18 @@ def test_tables_come_first_and_pages_serve_the_rest(server: LoopbackServer, tmp_
     resolve(recipe(server, str(table)), sampled(tmp_path, "OK", "MOVED"))
     assert results(tmp_path) == {"OK": ("ok", OTHER, "urls.csv"), "MOVED": ("ok", PICTURE, "page")}
     assert server.hits()["/dp/MOVED"] == 1
+
+
+def test_visited_pages_are_counted_without_a_request(server: LoopbackServer, tmp_path: Path) -> None:
+    work, words = sampled(tmp_path, "OK", "GONE", "BROKEN"), "would look for the image URLs of 3 products in 0 tables"
+    assert pending(recipe(server, permission=False), work) == words
+    assert pending(recipe(server), work) == f"{words}, then on product pages, of which 0 were visited before"
+    assert not (work / "resolve").exists() and not server.requests
+    resolve(recipe(server), work)
+    requests, files = len(server.requests), sorted((work / "resolve").iterdir())
+    assert pending(recipe(server), work).endswith(" 3 were visited before")
+    assert pending(recipe(server), work, ["error"]).endswith(" 2 were visited before")
+    assert (len(server.requests), sorted((work / "resolve").iterdir())) == (requests, files)
 
 
 def test_pages_are_off_without_permission(server: LoopbackServer, tmp_path: Path) -> None:
