@@ -40,7 +40,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 # datasets 3.6 with the newest of everything it allows: what a person who cannot move to 5.x has
 $(COMPAT)/.installed: pyproject.toml
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
-	$(COMPAT)/bin/python $(PIP) -e . "datasets==3.6.0" pytest hypothesis
+	$(COMPAT)/bin/python $(PIP) -e . "datasets==3.6.0" pydantic pytest hypothesis
 	touch $@
 
 clean:

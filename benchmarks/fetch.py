@@ -106,12 +106,12 @@ def measure(kind: str, port: int, count: int) -> dict[str, float]:
     from builder.fetch import fetch
     from builder.fetch.download import download
     from builder.fetch.ledger import Ledger
-    from builder.progress import Progress
-    from builder.recipe import Esci, Fetch, Recipe
+    from builder.progress import progress
+    from builder.recipe import EsciSettings, FetchSettings, Recipe
     from sqid_lib import schemas
 
     urls = [f"http://127.0.0.1:{port}/{number}.jpg" for number in range(count)]
-    limits = Fetch(concurrency=CONNECTIONS, per_host=CONNECTIONS, allow_hosts=(f"127.0.0.1:{port}",))
+    limits = FetchSettings(concurrency=CONNECTIONS, per_host=CONNECTIONS, allow_hosts=(f"127.0.0.1:{port}",))
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "resolve").mkdir()
@@ -125,11 +125,11 @@ def measure(kind: str, port: int, count: int) -> dict[str, float]:
         if kind == KINDS[0]:
             asyncio.run(bare(urls))
         elif kind == KINDS[3]:
-            fetch(Recipe("bench", "1", Esci("."), fetch=limits), work)
+            fetch(Recipe(name="bench", version="1", esci=EsciSettings(path="."), fetch=limits), work)
         else:
             (work / "fetch").mkdir()
-            with Progress("fetch", count) as progress:
-                asyncio.run(download(urls, limits, work / "fetch", progress, decode=kind != KINDS[1]))
+            with progress("fetch", count) as bar:
+                asyncio.run(download(urls, limits, work / "fetch", bar, decode=kind != KINDS[1]))
         seconds = time.perf_counter() - start
         if kind in KINDS[1:3]:
             with Ledger(work / "fetch") as ledger:

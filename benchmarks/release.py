@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from builder.recipe import Esci, Recipe, Release
+from builder.recipe import EsciSettings, Recipe, ReleaseSettings
 from builder.release import card, manifest
 from builder.release.files import write_shards
 from builder.validate import validate
 from sqid_lib import schemas
 
-RECIPE = Recipe(name="made-up", version="1.0.0", esci=Esci("/made/up"), release=Release(classic_files=False))
+RECIPE = Recipe(
+    name="made-up", version="1.0.0", esci=EsciSettings(path="/made/up"), release=ReleaseSettings(classic_files=False)
+)
 BLOCK = 4_096
 COUNTS = schemas.PUBLISHED_COUNTS
 

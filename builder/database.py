@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqid_lib.errors import CorruptFileError, DiskError
 
@@ -36,6 +39,25 @@ def open_ledger(path: Path, tables: str) -> sqlite3.Connection:
             fix="Is another build using this directory? Otherwise delete the file to start this stage over.",
         ) from error
     return db
+
+
+def query_copy(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    """Rows of a query on a copy of a ledger, so that nothing beside the ledger is written; none if there is no ledger.
+
+    Raises:
+        CorruptFileError: it cannot be read.
+    """
+    if not path.exists():
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (path, path.with_name(f"{path.name}-wal")):  # the newest commits may be in the write-ahead log only
+            if file.exists():
+                shutil.copyfile(file, Path(folder) / file.name)
+        try:
+            with closing(sqlite3.connect(Path(folder) / path.name)) as db:
+                return db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise CorruptFileError(f"the ledger cannot be read: {error}", where=path) from error
 
 
 @contextmanager

@@ -7,18 +7,31 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 
-from builder.recipe import Recipe
+from builder.engines import ENGINES
 from builder.sample import esci_files, sample
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, ReleaseError, StageError, UsageError
-from sqid_lib.files import replacing
+from sqid_lib.files import write_text
+
+if TYPE_CHECKING:
+    from builder.recipe import Recipe
 
 STAGES = ("sample", "resolve", "fetch", "embed", "release", "validate")
 _FROM_ARTIFACTS = ("sample", "release", "validate")
-_SMALL = 64_000_000  # bytes; larger files count by size and time, not by content
+_SAMPLED = tuple(f"sample/{name}.parquet" for name in ("products", "supp", "queries", "judgments"))
+_SEALED = f"{schemas.RELEASE_DIR}/{schemas.SHA256SUMS}"
+_OUTPUTS = {"sample": _SAMPLED, "release": (_SEALED,)}  # of the stages with a stamp
+_INPUTS = {  # what a stage needs from the one before it
+    "resolve": _SAMPLED,
+    "fetch": ("resolve/urls.parquet",),
+    "embed": ("fetch/outcomes.parquet",),
+    "validate": (_SEALED,),
+}
+_SMALL = 64_000_000  # bytes; a larger file is identified by size and time, not by content
 
 
 def build(
@@ -28,88 +41,135 @@ def build(
     only: str | None = None,
     engine: str = "local",
     retry: Sequence[str] = (),
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Run the stages of a recipe; the release is WORK/sqid.
 
     Args:
         only: run this stage alone.
-        engine: what runs the embed stage; "local".
-        retry: image statuses to fetch once more; with `only="resolve"`, statuses of pages to visit once more.
-        say: told the start of every stage, a line each.
+        engine: what runs the tasks of a stage, a key of `engines.ENGINES`.
+        retry: image statuses to fetch again; with `only="resolve"`, statuses of pages to visit again.
+        say: called with one line at the start of every stage.
 
     Returns:
         The release.
 
     Raises:
         UsageError: an unknown stage or engine.
-        StageError: another build is at work here.
+        StageError: another build is running in `work`.
         SqidError: whatever a stage finds wrong; work finished before is kept.
     """
-    if engine != "local":
-        raise UsageError(f"unknown engine {engine!r}", where="--engine", expected="local")
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}", where="--engine", expected=" or ".join(ENGINES))
+    stages = _stages(recipe, only)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(work / ".lock", timeout=0):
+            for stage in stages:
+                # fetch and resolve have different statuses: those of a whole build are for fetch
+                again = retry if stage == "fetch" or only == "resolve" else ()
+                _build_stage(stage, recipe, work, engine, again, say)
+    except filelock.Timeout as error:
+        raise StageError(
+            "another build is running here", where=work, fix="Wait until it ends, or use another --work."
+        ) from error
+    return work / schemas.RELEASE_DIR
+
+
+def plan(recipe: Recipe, work: Path, *, only: str | None = None, retry: Sequence[str] = ()) -> dict[str, str]:
+    """What `build` would do, stage → words. Writes nothing and uses no network.
+
+    Stages are judged by what is in `work` now. Arguments and errors are those of `build`.
+    """
+    words: dict[str, str] = {}
+    for stage in _stages(recipe, only):
+        again = retry if stage == "fetch" or only == "resolve" else ()
+        unfinished = [earlier for earlier, word in words.items() if word != "done before"]
+        words[stage] = _pending(stage, recipe, work, again, unfinished) or "done before"
+    return words
+
+
+def _stages(recipe: Recipe, only: str | None) -> Sequence[str]:
     if only is not None and only not in STAGES:
         raise UsageError(f"unknown stage {only!r}", expected=" or ".join(STAGES))
     stages = STAGES if recipe.artifacts is None else _FROM_ARTIFACTS
     if only is not None and only not in stages:
         raise UsageError(f"stage {only!r} is not part of a recipe with [artifacts]", expected=" or ".join(stages))
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(work / ".lock", timeout=0):
-            for stage in stages if only is None else (only,):
-                # the two stages know different statuses: a whole build means pictures
-                again = retry if stage == "fetch" or only == "resolve" else ()
-                _run(stage, recipe, work, engine, again, say or (lambda _: None))
-    except filelock.Timeout as error:
-        raise StageError(
-            "another build is at work here", where=work, fix="Wait for it, or use another --work."
-        ) from error
-    return work / schemas.RELEASE_DIR
+    return stages if only is None else (only,)
 
 
-def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str], say: Callable[[str], None]) -> None:
-    if stage == "sample":
-        key = _sample_key(recipe)
-        names = [work / "sample" / f"{name}.parquet" for name in ("products", "supp", "queries", "judgments")]
-        if _stamped(work, stage, key) and all(path.exists() for path in names):
-            return say("sample: done before")
-        say("sample")
-        sample(recipe, work)
-        _stamp(work, stage, key)
-    elif stage == "release":
-        _needs(work, "sample")
-        key = _release_key(recipe, work)
-        if _stamped(work, stage, key) and (work / schemas.RELEASE_DIR / schemas.SHA256SUMS).exists():
-            return say("release: done before")
-        say("release")
-        from builder.release import release
-
-        release(recipe, work)
-        _stamp(work, stage, key)
-    elif stage == "validate":
-        say("validate")
-        _validate(work / schemas.RELEASE_DIR)
-    else:
-        _needs(work, "sample")
-        say(stage)
-        _run_picture_stage(stage, recipe, work, engine, retry)
+def _build_stage(
+    stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str], say: Callable[[str], None]
+) -> None:
+    if stage not in ("sample", "validate"):
+        _check_sampled(work)
+    key = _key(stage, recipe, work)
+    if key and _is_done(stage, work, key):
+        return say(f"{stage}: done before")
+    say(stage)
+    _run(stage, recipe, work, engine, retry)
+    if key:
+        write_text(_stamp(stage, work), key)
     return None
 
 
-def _run_picture_stage(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str]) -> None:
-    """resolve, fetch and embed keep account of their own finished work; their packages are needed only here."""
-    if stage == "resolve":
-        from builder.resolve import resolve
+def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str]) -> None:
+    """Run one stage; its packages are imported only here."""
+    match stage:
+        case "sample":
+            sample(recipe, work)
+        case "resolve":
+            from builder.resolve import resolve
 
-        resolve(recipe, work, retry)
-    elif stage == "fetch":
-        from builder.fetch import fetch
+            resolve(recipe, work, retry)
+        case "fetch":
+            from builder.fetch import fetch
 
-        fetch(recipe, work, retry)
-    else:
-        from builder.embed import embed
+            fetch(recipe, work, retry)
+        case "embed":
+            from builder.embed import embed
 
-        embed(recipe, work, engine)
+            embed(recipe, work, engine)
+        case "release":
+            from builder.release import release
+
+            release(recipe, work)
+        case _:
+            _validate(work / schemas.RELEASE_DIR)
+
+
+def _pending(stage: str, recipe: Recipe, work: Path, retry: Sequence[str], unfinished: Sequence[str]) -> str | None:
+    """What a stage would do, None if nothing; `unfinished` are the stages before it that would do something."""
+    if not all((work / name).exists() for name in _INPUTS.get(stage, ())):
+        return "would run"
+    match stage:
+        case "sample" | "release":
+            return _pending_stamp(stage, recipe, work, unfinished)
+        case "resolve":
+            from builder.resolve.stage import pending as pending_resolve
+
+            return pending_resolve(recipe, work, retry)
+        case "fetch":
+            from builder.fetch.stage import pending as pending_fetch
+
+            return pending_fetch(recipe, work, retry)
+        case "embed":
+            from builder.embed.stage import pending as pending_embed
+
+            return pending_embed(recipe, work)
+        case _:
+            return "would check the release"
+
+
+def _pending_stamp(stage: str, recipe: Recipe, work: Path, unfinished: Sequence[str]) -> str | None:
+    if not all((work / name).exists() for name in (*_OUTPUTS[stage], f".stamps/{stage}")):
+        return "would run"
+    source = recipe.esci if stage == "sample" else recipe.artifacts
+    if source and not Path(source.path).is_absolute():
+        return f"would run again if the recipe or a file at {source.path} changed"
+    if not _is_done(stage, work, _key(stage, recipe, work) or ""):
+        return "would run again: the recipe or its inputs changed"
+    return f"would run again if {' or '.join(unfinished)} changes its inputs" if unfinished else None
 
 
 def _validate(release: Path) -> None:
@@ -126,43 +186,55 @@ def _validate(release: Path) -> None:
         )
 
 
-def _needs(work: Path, stage: str) -> None:
-    if not (work / ".stamps" / stage).exists():
-        raise MissingFileError(f"stage {stage} has not run", where=work, fix=f"Run it first: --only {stage}.")
+# -- stamps: sample and release are skipped while the hash of all they are made of stays the same ------------------
 
 
-def _sample_key(recipe: Recipe) -> str:
-    files = {table: (file.url, file.version) for table, file in esci_files(recipe).items()}
-    return _hash(files, recipe.to_dict()["selection"], recipe.to_dict()["expect"])
+def _check_sampled(work: Path) -> None:
+    if not _stamp("sample", work).exists():
+        raise MissingFileError("stage sample has not run", where=work, fix="Run it first: --only sample.")
 
 
-def _release_key(recipe: Recipe, work: Path) -> str:
-    """Changes with the recipe and with every file the release is made of."""
+def _key(stage: str, recipe: Recipe, work: Path) -> str | None:
+    """The stamp of a stage that has one; resolve, fetch and embed record their finished work themselves."""
+    settings = recipe.to_dict()
+    if stage == "sample":
+        files = {table: (file.url, file.version) for table, file in esci_files(recipe).items()}
+        return _hash(files, settings["selection"], settings["expect"], schemas.fingerprint())
+    if stage == "release":
+        settings = {key: value for key, value in settings.items() if key not in ("resolve", "fetch")}
+        return _hash(settings, _contents(work), _artifacts(recipe), schemas.fingerprint())
+    return None
+
+
+def _contents(work: Path) -> list[tuple[str, str]]:
+    """Every file of WORK that a release is made from, with what identifies its content."""
     files = []
     for pattern in ("sample/*.parquet", "resolve/urls.parquet", "embed/*.parquet", "embed/encoder.json"):
         for path in sorted(work.glob(pattern)):
             stat = path.stat()
             small = stat.st_size < _SMALL
-            known = hashlib.sha256(path.read_bytes()).hexdigest() if small else f"{stat.st_size} {stat.st_mtime_ns}"
-            files.append((str(path.relative_to(work)), known))
-    artifacts: list[object] = []
-    if recipe.artifacts:
-        from builder.release.stage import artifact_files
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if small else f"{stat.st_size} {stat.st_mtime_ns}"
+            files.append((str(path.relative_to(work)), content))
+    return files
 
-        artifacts = [(f.url, f.version) for found in artifact_files(recipe).values() for f in found]
-    settings = {k: v for k, v in recipe.to_dict().items() if k not in ("resolve", "fetch")}
-    return _hash(settings, files, artifacts)
+
+def _artifacts(recipe: Recipe) -> list[tuple[str, str]]:
+    if recipe.artifacts is None:
+        return []
+    from builder.release.stage import artifact_files
+
+    return [(file.url, file.version) for found in artifact_files(recipe).values() for file in found]
 
 
 def _hash(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _stamped(work: Path, stage: str, key: str) -> bool:
-    path = work / ".stamps" / stage
-    return path.exists() and path.read_text() == key
+def _is_done(stage: str, work: Path, key: str) -> bool:
+    stamp = _stamp(stage, work)
+    there = all((work / name).exists() for name in _OUTPUTS[stage])
+    return there and stamp.exists() and stamp.read_text(encoding="utf-8") == key
 
 
-def _stamp(work: Path, stage: str, key: str) -> None:
-    with replacing(work / ".stamps" / stage) as part:
-        part.write_text(key)
+def _stamp(stage: str, work: Path) -> Path:
+    return work / ".stamps" / stage

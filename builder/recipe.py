@@ -1,161 +1,282 @@
-"""Recipes: TOML files that say what to build, checked on load."""
+"""Recipes: TOML files that say what to build, checked as a whole when they are loaded."""
 
 from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from sqid_lib.errors import MissingFileError, RecipeError, UsageError
+from sqid_lib import schemas
+from sqid_lib.errors import MissingFileError, RecipeError, UsageError, missing_extra
 from sqid_lib.joined.selection import Selection
 from sqid_lib.sources import parse_address
 
+try:
+    from pydantic import (
+        BaseModel,
+        ConfigDict,
+        Field,
+        GetCoreSchemaHandler,
+        GetPydanticSchema,
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveFloat,
+        PositiveInt,
+        ValidationError,
+        ValidationInfo,
+        field_serializer,
+        field_validator,
+    )
+    from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+    from pydantic_core import CoreSchema, core_schema
+except ImportError as error:
+    raise missing_extra("pydantic", "build", "to read recipes") from error
 
-@dataclass(frozen=True)
-class Esci:
-    """[esci]: `path` is a directory or url with the three official files."""
+from builder.recipe_values import NAME, PAGE_URL, DistinctItems, HostPort, Items, Port, Url, Word, recipe_error
+
+
+class _Section(BaseModel):
+    """A table of the recipe: no unknown keys, no conversion between types, no change afterwards."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class EsciSettings(_Section):
+    """[esci]: the official ESCI files."""
 
     path: str
+    """Directory or URL that holds the three official files."""
 
 
-@dataclass(frozen=True)
-class Artifacts:
-    """[artifacts]: `path` holds existing SQID files; then resolve, fetch and embed are skipped."""
+class SelectionSettings(_Section):
+    """[selection]: which part of ESCI is used. The defaults are the published selection."""
+
+    version: Literal["small", "large"] = "small"
+    """ESCI version: "small" (Task 1) or "large"."""
+    splits: DistinctItems[Literal["train", "test"]] = ("test",)
+    """ESCI splits whose judgments make the main part."""
+    locales: DistinctItems[Word] = (schemas.CLASSIC_LOCALE,)
+    """Product locales; any that the examples file has."""
+    supp_min_judgments: PositiveInt = 2
+    """Judgments, in any split, that a product outside the main part needs to be a supplementary product."""
+    embed_supp: bool = False
+    """Whether supplementary products get vectors too; the published ones have none."""
+    labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(
+        default=dict(schemas.GAINS), min_length=1
+    )
+    """Every label that may occur, with its gain."""
+
+    def selection(self) -> Selection:
+        """The same as sqid_lib has it."""
+        return Selection(**{**dict(self), "labels": tuple(self.labels.items())})
+
+
+class ArtifactsSettings(_Section):
+    """[artifacts]: existing SQID files. With them, resolve, fetch and embed are skipped."""
 
     path: str
+    """Directory or URL that holds the SQID files."""
 
 
-@dataclass(frozen=True)
-class Pages:
-    """[resolve.pages]: product pages as a source of urls; runs only with permission and a contact."""
+class PagesSettings(_Section):
+    """[resolve.pages]: product pages as a source of image URLs; they need permission and a contact."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"permission": {"const": True}}, "required": ["permission"]},
+            "then": {"required": ["contact"]},
+        }
+    )
 
     permission: bool = False
-    contact: str = ""
-    url: str = "https://www.amazon.com/dp/{product_id}"
-    delay: float = 1.0  # seconds between two requests to one host, at least
+    """Whether the owner of the pages permits visiting them."""
+    contact: str = Field(default="", validate_default=True)
+    """E-mail address or web page of yours, which is sent with every request."""
+    url: str = Field(default="https://www.amazon.com/dp/{product_id}", pattern=PAGE_URL)
+    """URL of a product's page; {product_id} and {product_locale} are replaced."""
+    delay: PositiveFloat = 1.0
+    """Least time between two requests to one host, in seconds."""
+
+    @field_validator("contact")
+    @classmethod
+    def _contact(cls, contact: str, info: ValidationInfo) -> str:
+        reachable = "@" in contact or contact.startswith(("http://", "https://"))
+        if info.data.get("permission") and not (reachable and contact.isprintable()):
+            raise ValueError("an e-mail address or a web page of yours, because product pages are permitted")
+        return contact
 
 
-@dataclass(frozen=True)
-class Resolve:
-    """[resolve]: where image urls come from, tried in order."""
+class ResolveSettings(_Section):
+    """[resolve]: where image URLs come from."""
 
-    tables: tuple[str, ...] = ()
-    pages: Pages = Pages()
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """[fetch]: how pictures are downloaded. Times in seconds, sizes in bytes."""
-
-    concurrency: int = 32
-    per_host: int = 16
-    timeout: float = 60.0  # whole request
-    read_timeout: float = 15.0  # between two reads
-    max_bytes: int = 20_000_000
-    max_pixels: int = 50_000_000
-    max_redirects: int = 3
-    retries: int = 2
-    ports: tuple[int, ...] = (80, 443)
-    allow_hosts: tuple[str, ...] = ()  # host:port; only these may be private or loopback addresses
-    mirrors: Mapping[str, str] = field(default_factory=dict)  # url prefix → url prefix
-    trust_env: bool = False  # use the environment's proxies
-    shard_rows: int = 1_000
+    tables: Items[str] = ()
+    """Paths or URLs of tables of image URLs, tried in order."""
+    pages: PagesSettings = Field(default_factory=PagesSettings)
+    """Product pages, tried last."""
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """[encoder]: the model that makes the vectors; a Hub id or a local directory."""
+class FetchSettings(_Section):
+    """[fetch]: how images are downloaded."""
+
+    concurrency: PositiveInt = 32
+    """Most requests at once."""
+    per_host: PositiveInt = 16
+    """Most requests at once to one host."""
+    timeout: PositiveFloat = 60.0
+    """Longest time of a whole request, in seconds."""
+    read_timeout: PositiveFloat = 15.0
+    """Longest time without a byte, in seconds."""
+    max_bytes: PositiveInt = 20_000_000
+    """Largest body, in bytes."""
+    max_pixels: PositiveInt = 50_000_000
+    """Largest image, in pixels (width times height)."""
+    max_redirects: NonNegativeInt = 3
+    """Most redirects of one request."""
+    retries: NonNegativeInt = 2
+    """Most further attempts after a failure that may pass."""
+    ports: Items[Port] = (80, 443)
+    """Ports that may be connected to."""
+    allow_hosts: Items[HostPort] = ()
+    """Hosts, each as host:port, that may be private or loopback addresses; no other host may."""
+    mirrors: dict[Url, Url] = Field(default={}, json_schema_extra={"additionalProperties": False})
+    """URL prefix = URL prefix that is requested in its place."""
+    trust_env: bool = False
+    """Whether the proxies that the environment names are used."""
+    shard_rows: PositiveInt = 1_000
+    """Images in one file of WORK/fetch."""
+
+
+class EncoderSettings(_Section):
+    """[encoder]: the model that makes the vectors."""
 
     model: str = "openai/clip-vit-large-patch14"
+    """Hub id or local directory of the model."""
     revision: str = "main"
-    backend: str = "transformers"  # transformers | replicate
-    dtype: str = "float32"  # float32 | bfloat16 | float16
+    """Branch, tag or commit of the model on the Hub."""
+    backend: Literal["transformers", "replicate"] = "transformers"
+    """What runs the model: "transformers" on this machine, or the service "replicate"."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights while encoding; the vectors are float32."""
     device: str = "auto"
-    text_batch: int = 64
-    image_batch: int = 8
-    shard_rows: int = 2_000
+    """Devices as torch names them, with commas between; "auto": every GPU, or the CPU."""
+    text_batch: PositiveInt = 64
+    """Texts in one batch."""
+    image_batch: PositiveInt = 8
+    """Images in one batch."""
+    shard_rows: PositiveInt = 2_000
+    """Vectors in one file of WORK/embed."""
 
 
-@dataclass(frozen=True)
-class Release:
-    """[release]: what WORK/<name>/ holds besides the joined configs. Sizes in bytes."""
+class ReleaseSettings(_Section):
+    """[release]: what the release holds."""
 
     classic_files: bool = True
-    max_shard_bytes: int = 500_000_000
+    """Whether the four files that were published first are written besides the joined configs."""
+    max_shard_bytes: PositiveInt = 500_000_000
+    """Largest parquet file before compression, in bytes."""
 
 
-@dataclass(frozen=True)
-class Expect:
-    """[expect]: counts that must be met exactly; absent means not checked."""
+class ExpectSettings(_Section):
+    """[expect]: counts that must be met exactly; those left out are not checked."""
 
-    products: int | None = None
-    queries: int | None = None
-    judgments: int | None = None
-    supp: int | None = None
+    products: NonNegativeInt | None = None
+    """Products of the main part."""
+    queries: NonNegativeInt | None = None
+    """Queries of the main part."""
+    judgments: NonNegativeInt | None = None
+    """Judgments of the main part."""
+    supp: NonNegativeInt | None = None
+    """Supplementary products."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A whole recipe; paths are absolute or urls once loaded."""
+def _selection_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """[selection] is checked as SelectionSettings and kept as a Selection."""
+    settings = handler(SelectionSettings)
+    return core_schema.no_info_wrap_validator_function(
+        lambda value, check: value if isinstance(value, Selection) else check(value).selection(), settings
+    )
 
-    name: str
+
+class Recipe(_Section):
+    """What `sqid build` builds, and how. Relative paths are relative to the recipe."""
+
+    name: str = Field(pattern=NAME)
+    """Name of the dataset; "sqid" is the published one."""
     version: str
-    esci: Esci
-    selection: Selection = field(default_factory=Selection)
-    artifacts: Artifacts | None = None
-    resolve: Resolve = Resolve()
-    fetch: Fetch = field(default_factory=Fetch)
-    encoder: Encoder = Encoder()
-    release: Release = Release()
-    expect: Expect = Expect()
+    """Version of the dataset, such as 1.0.0."""
+    esci: EsciSettings
+    selection: Annotated[Selection, GetPydanticSchema(_selection_schema)] = Field(default_factory=Selection)
+    artifacts: ArtifactsSettings | None = None
+    resolve: ResolveSettings = Field(default_factory=ResolveSettings)
+    fetch: FetchSettings = Field(default_factory=FetchSettings)
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    release: ReleaseSettings = Field(default_factory=ReleaseSettings)
+    expect: ExpectSettings = Field(default_factory=ExpectSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the TOML file, for the manifest."""
-        return dataclasses.asdict(self)
+        return self.model_dump()
+
+    @field_serializer("selection")
+    def _selection_table(self, selection: Selection) -> dict[str, Any]:
+        return {**dataclasses.asdict(selection), "labels": selection.gains}
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a TOML file, or a packaged one by its name.
+    """A recipe from a TOML file, or a packaged one by its name; its paths are absolute or URLs.
 
     Args:
         name_or_path: a path, or "sqid" or "demo".
-        overrides: "section.key=value" each; the value is TOML, or text where it is no TOML.
+        overrides: "section.key=value" each; the value is TOML, or text where it is not TOML.
 
     Raises:
-        MissingFileError: neither a file nor a packaged recipe.
-        RecipeError: not TOML, an unknown key, a wrong type or a bad value; names the key.
+        MissingFileError: neither a file nor a packaged recipe; or inputs of the recipe are missing.
+        RecipeError: not TOML, or unknown keys, wrong types and bad values: all of them are named.
         UsageError: an override that is not "section.key=value".
     """
     path, base = _locate(name_or_path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not TOML: {error}", where=name_or_path, fix="Mend the line it names.") from error
+        raise RecipeError(f"not TOML: {error}", where=name_or_path, fix="Correct the line it names.") from error
     for override in overrides:
         _override(values, override)
-    if "esci" not in values:
-        raise RecipeError("section [esci] is missing", where=name_or_path, fix='Add [esci] with path = "…".')
     try:
-        recipe: Recipe = _build(Recipe, values, "", str(name_or_path))
-    except UsageError as error:  # a selection outside what ESCI knows
-        raise RecipeError(
-            error.what, where=f"{name_or_path}: {error.where}", expected=error.expected, got=error.got
-        ) from error
-    _check(recipe, str(name_or_path))
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise recipe_error(error, json_schema(), str(name_or_path)) from error
     recipe = _absolute(recipe, base)
-    _check_exists(recipe, str(name_or_path))
+    _check_inputs(recipe, str(name_or_path))
     return recipe
 
 
 def packaged() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(p.name.removesuffix(".toml") for p in _recipes().iterdir() if p.name.endswith(".toml"))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a recipe, from which editors complete and check."""
+    schema = Recipe.model_json_schema(schema_generator=_TomlSchema)
+    return {"$schema": _TomlSchema.schema_dialect, **schema, "title": "SQID recipe"}
+
+
+class _TomlSchema(GenerateJsonSchema):
+    """TOML has no null, a key is left out instead; and a title that repeats the key says nothing."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return {key: value for key, value in super().default_schema(schema).items() if value is not None}
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
 
 
 def _recipes() -> Any:
@@ -198,139 +319,36 @@ def _merge(values: dict[str, Any], change: Mapping[str, Any], override: str) -> 
             values[key] = value
 
 
-def _build(cls: type[Any], values: Mapping[str, Any], key: str, where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        name = f"{key}.{unknown[0]}" if key else unknown[0]
-        close = f" Perhaps {_closest(unknown[0], hints)!r}?" if _closest(unknown[0], hints) else ""
-        raise RecipeError(
-            f"unknown key {name!r}",
-            where=where,
-            expected=f"one of {', '.join(hints)}",
-            fix=f"Correct or remove it.{close}",
-        )
-    for field_ in dataclasses.fields(cls):
-        required = field_.default is dataclasses.MISSING and field_.default_factory is dataclasses.MISSING
-        if required and field_.name not in values:
-            raise RecipeError(f"key {f'{key}.{field_.name}'.lstrip('.')!r} is missing", where=where, fix="Add it.")
-    return cls(**{k: _value(hints[k], v, f"{key}.{k}".lstrip("."), where) for k, v in values.items()})
-
-
-def _closest(name: str, names: Mapping[str, Any]) -> str | None:
-    import difflib
-
-    return next(iter(difflib.get_close_matches(name, list(names), n=1)), None)
-
-
-def _value(hint: Any, value: Any, key: str, where: str) -> Any:
-    def wrong(expected: str) -> RecipeError:
-        return RecipeError(
-            f"wrong type for {key!r}", where=where, expected=expected, got=f"{value!r}", fix="Correct it."
-        )
-
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return _value(next(a for a in args if a is not type(None)), value, key, where)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise wrong("a section")
-        return _build(typing.cast(type[Any], hint), value, key, where)
-    if origin is tuple and typing.get_origin(args[0]) is tuple:  # a table, kept as pairs
-        if not isinstance(value, dict):
-            raise wrong("a section of label = gain")
-        return tuple((name, _value(float, gain, f"{key}.{name}", where)) for name, gain in value.items())
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise wrong("a list, such as " + ('["us"]' if args[0] is str else "[443]"))
-        return tuple(_value(args[0], v, f"{key}[{i}]", where) for i, v in enumerate(value))
-    if hint not in (str, int, float, bool):
-        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-            raise wrong('a section of "text" = "text"')
-        return dict(value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise wrong({str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}[hint])
-    return value
-
-
-def _check(recipe: Recipe, where: str) -> None:
-    """Values that types alone do not rule out."""
-    positive = {
-        f"{section}.{f.name}": getattr(getattr(recipe, section), f.name)
-        for section in ("fetch", "encoder", "release", "expect")
-        for f in dataclasses.fields(getattr(recipe, section))
-        if type(getattr(getattr(recipe, section), f.name)) in (int, float)
-    }
-    zero_allowed = (
-        "fetch.max_redirects",
-        "fetch.retries",
-        "expect.products",
-        "expect.queries",
-        "expect.judgments",
-        "expect.supp",
-    )
-    for key, value in positive.items():
-        least = 0 if key in zero_allowed else 1e-9
-        if not least <= value < float("inf"):  # nan is neither
-            raise RecipeError(f"bad value for {key!r}", where=where, expected="> 0" if least else ">= 0", got=value)
-    if not recipe.name or not all(c.isalnum() or c in "-_." for c in recipe.name) or recipe.name.startswith("."):
-        raise RecipeError("bad 'name'", where=where, expected="letters, digits, '-', '_' or '.'", got=repr(recipe.name))
-    choices = {
-        "encoder.backend": (recipe.encoder.backend, ("transformers", "replicate")),
-        "encoder.dtype": (recipe.encoder.dtype, ("float32", "bfloat16", "float16")),
-    }
-    for key, (choice, known) in choices.items():
-        if choice not in known:
-            raise RecipeError(f"bad value for {key!r}", where=where, expected=" or ".join(known), got=repr(choice))
-    for key, problem, expected, got in _problems(recipe):
-        raise RecipeError(problem or f"bad value for {key!r}", where=where, expected=expected, got=got)
-
-
-def _problems(recipe: Recipe) -> Iterator[tuple[str, str | None, str, str]]:
-    """What is wrong with addresses: (key, in words, expected, got)."""
-    for port in recipe.fetch.ports:
-        if not 0 < port < 65_536:
-            yield "fetch.ports", None, "1 to 65535", str(port)
-    for host in recipe.fetch.allow_hosts:
-        name, _, digits = host.rpartition(":")
-        if not (name and digits.isascii() and digits.isdigit() and 0 < int(digits) < 65_536):
-            yield "fetch.allow_hosts", None, "host:port", repr(host)
-    for mirrored in (text for pair in recipe.fetch.mirrors.items() for text in pair):
-        if not mirrored.startswith(("http://", "https://")):
-            yield "fetch.mirrors", None, "urls that begin with http:// or https://", repr(mirrored)
-    pages = recipe.resolve.pages
-    if pages.permission and not pages.contact.strip():
-        problem = "product pages need a contact"
-        yield "resolve.pages.contact", problem, "resolve.pages.contact: an address for questions", repr(pages.contact)
-
-
 def _absolute(recipe: Recipe, base: Path) -> Recipe:
-    def absolute(path: str) -> str:
-        return str(parse_address(path, base))
+    def absolute(path: str, *, file: bool = False) -> str:
+        return str(parse_address(path, base, file=file))
 
-    model = recipe.encoder.model
-    if "://" not in model and (base / Path(model).expanduser()).is_dir():
+    model, artifacts = recipe.encoder.model, recipe.artifacts
+    tables = tuple(absolute(table, file=True) for table in recipe.resolve.tables)
+    if (base / Path(model).expanduser()).is_dir():
         model = absolute(model)
-    return dataclasses.replace(
-        recipe,
-        esci=Esci(absolute(recipe.esci.path)),
-        artifacts=recipe.artifacts and Artifacts(absolute(recipe.artifacts.path)),
-        resolve=dataclasses.replace(
-            recipe.resolve, tables=tuple(str(parse_address(t, base, file=True)) for t in recipe.resolve.tables)
-        ),
-        encoder=dataclasses.replace(recipe.encoder, model=model),
+    return recipe.model_copy(
+        update={
+            "esci": EsciSettings(path=absolute(recipe.esci.path)),
+            "artifacts": artifacts and ArtifactsSettings(path=absolute(artifacts.path)),
+            "resolve": recipe.resolve.model_copy(
+                update={"tables": tables}
+            ),
+            "encoder": recipe.encoder.model_copy(update={"model": model}),
+        }
     )
 
 
-def _check_exists(recipe: Recipe, where: str) -> None:
+def _check_inputs(recipe: Recipe, where: str) -> None:
     inputs = {"esci.path": recipe.esci.path}
     if recipe.artifacts:
         inputs["artifacts.path"] = recipe.artifacts.path
     inputs |= {f"resolve.tables[{i}]": table for i, table in enumerate(recipe.resolve.tables)}
-    for key, path in inputs.items():
-        if "://" not in path and not Path(path).exists():
-            raise MissingFileError(
-                f"{key} does not exist", where=where, got=path, fix="Relative paths are relative to the recipe."
-            )
+    missing = {key: path for key, path in inputs.items() if Path(path).is_absolute() and not Path(path).exists()}
+    if missing:
+        raise MissingFileError(
+            f"{', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist",
+            where=where,
+            got=", ".join(missing.values()),
+            fix="Relative paths are relative to the recipe.",
+        )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.recipe import Expect, Recipe
 from sqid_lib import schemas, sources
 from sqid_lib.errors import CountError
 from sqid_lib.files import replacing
 from sqid_lib.joined import selection
 from sqid_lib.tables.reader import conform
+
+if TYPE_CHECKING:
+    from builder.recipe import ExpectSettings, Recipe
 
 
 def esci_files(recipe: Recipe) -> dict[str, sources.File]:
@@ -26,19 +28,19 @@ def sample(recipe: Recipe, work: Path) -> None:
     """Write WORK/sample/{products,supp,queries,judgments}.parquet, in that schema of `schemas`.
 
     Products are sorted by (product_id, product_locale), queries by query_id, judgments by query and product. The
-    products file is streamed: of its text only the selected rows are ever in memory.
+    products file is streamed: only the text of selected rows is ever in memory.
 
     Raises:
-        SourceError, ContractError: an ESCI file is not what it should be.
-        CountError: a count stated in [expect] is not met; nothing is written then.
+        SourceError, ContractError: an ESCI file is damaged or not as declared.
+        CountError: a count stated in [expect] is not met, or the selection is empty; nothing is written then.
     """
     files = {table: sources.download(file) for table, file in esci_files(recipe).items()}
-    chosen = recipe.selection
-    examples = selection.read_examples(files["examples"], chosen, _columns())
-    judgments = selection.judgments(examples, chosen)
+    examples = selection.read_examples(files["examples"], recipe.selection, _columns())
+    judgments = selection.judgments(examples, recipe.selection)
     known = selection.read_sources(files["sources"])
-    queries = selection.queries(examples, chosen, known)
-    keys = {part: selection.product_keys(examples, chosen, part) for part in (schemas.MAIN, schemas.SUPPLEMENTARY)}
+    queries = selection.queries(examples, recipe.selection, known)
+    parts = (schemas.MAIN, schemas.SUPPLEMENTARY)
+    keys = {part: selection.product_keys(examples, recipe.selection, part) for part in parts}
     del examples
     counts = {
         "products": keys[schemas.MAIN].num_rows,
@@ -48,7 +50,7 @@ def sample(recipe: Recipe, work: Path) -> None:
     }
     _check_counts(recipe.expect, counts, files["examples"].url)
     folder = work / "sample"
-    for name, part in (("products", schemas.MAIN), ("supp", schemas.SUPPLEMENTARY)):
+    for name, part in zip(("products", "supp"), parts, strict=True):
         texts = selection.product_texts(files["products"], keys[part], schemas.TEXT_COLUMNS)
         _write(folder / f"{name}.parquet", texts, schemas.SAMPLED_PRODUCTS_SCHEMA)
     _write(folder / "queries.parquet", [queries], schemas.SAMPLED_QUERIES_SCHEMA)
@@ -56,13 +58,13 @@ def sample(recipe: Recipe, work: Path) -> None:
 
 
 def _columns() -> list[str]:
-    """Every column of the examples that a config has, and the split."""
+    """The columns of the examples file that some config has, and the split."""
     declared = (name for config in schemas.DECLARED.values() for name in config.of_origin(schemas.EXAMPLES))
     return [*dict.fromkeys(declared), "split"]
 
 
-def _check_counts(expect: Expect, counts: dict[str, int], where: str) -> None:
-    wrong = [f.name for f in fields(expect) if getattr(expect, f.name) not in (None, counts[f.name])]
+def _check_counts(expect: ExpectSettings, counts: dict[str, int], where: str) -> None:
+    wrong = [name for name, count in expect if count not in (None, counts[name])]
     if counts["judgments"] == 0:
         raise CountError("the selection is empty", where=where, fix="Check [selection] against the examples file.")
     if wrong:

@@ -55,9 +55,9 @@ def test_each_python_block_runs(block: str) -> None:
 
 @pytest.mark.usefixtures("inside")
 def test_each_command_is_understood(folder: Path) -> None:
-    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    lines = [re.split("[#>]", line)[0].strip() for block in blocks("bash") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sqid ")]
-    assert {command[0] for command in commands} == {"build", "validate", "push", "evaluate"}
+    assert {command[0] for command in commands} == {"build", "validate", "push", "evaluate", "recipe"}
     for command in commands:
         _parser().parse_args(command)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The demo: a made-up shop, drawn pictures served on loopback, and a tiny CLIP, through the real build."""
+"""The demo: a made-up shop, drawn images served on loopback, and a tiny CLIP, through the real build."""
 
 from __future__ import annotations
 
@@ -13,23 +13,42 @@ TINY_CLIP = Path(__file__).parent / "tiny_clip"
 
 @contextmanager
 def prepare(work: Path, seed: int = 0) -> Iterator[list[str]]:
-    """Write the shop to `work`/shop, serve its pictures while the context is open, and yield the recipe's overrides.
+    """Write the shop to `work`/shop, serve its images while the context is open, and yield the recipe's overrides.
 
-    The same seed writes the same bytes and leaves files that are right alone, and the urls in the tables name no port:
-    only `fetch.mirrors` and `fetch.allow_hosts` differ from run to run, so finished work stays finished.
+    The same seed writes the same bytes and keeps files that are right already, and the URLs in the tables name no
+    port: only `fetch.mirrors` and `fetch.allow_hosts` differ from run to run, so finished work stays finished.
 
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    from builder.demo.serve import serve_pictures
-    from builder.demo.shop import AMAZON, HOST, write_shop
+    from builder.demo.serve import serve_images
+    from builder.demo.shop import write_shop
 
     shop = write_shop(work.resolve() / "shop", seed)
-    with serve_pictures(shop.pictures) as address:
-        yield [
-            f"esci.path={json.dumps(str(shop.esci))}",
-            f"resolve.tables={json.dumps([str(table) for table in shop.tables])}",
-            f'fetch.mirrors={{"{HOST}" = "http://{address}/", "{AMAZON}" = "http://{address}/"}}',
-            f'fetch.allow_hosts=["{address}"]',
-            f"encoder.model={json.dumps(str(TINY_CLIP))}",
-        ]
+    with serve_images(shop.images) as address:
+        yield overrides(work, address)
+
+
+def overrides(work: Path, address: str | None = None) -> list[str]:
+    """What the recipe `demo` is overridden with for the shop in `work`; `address` is the host:port of its images."""
+    from builder.demo.shop import AMAZON, HOST, Shop
+
+    shop = Shop.in_folder(work.resolve() / "shop")
+    served = [
+        f'fetch.mirrors={{"{HOST}" = "http://{address}/", "{AMAZON}" = "http://{address}/"}}',
+        f'fetch.allow_hosts=["{address}"]',
+    ]
+    return [
+        f"esci.path={json.dumps(str(shop.esci))}",
+        f"resolve.tables={json.dumps([str(table) for table in shop.tables])}",
+        f"encoder.model={json.dumps(str(TINY_CLIP))}",
+        *(served if address else []),
+    ]
+
+
+def is_drawn(work: Path) -> bool:
+    """Whether `work` holds the shop's tables."""
+    from builder.demo.shop import Shop
+
+    shop = Shop.in_folder(work.resolve() / "shop")
+    return all(path.exists() for path in (shop.esci, *shop.tables))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
 import sys
 import time
 from collections import Counter
@@ -18,31 +20,31 @@ METHODS = ("random", "clip_text", "clip_image", "fusion")
 
 
 def run(work: Path, seed: int = 0) -> Path:
-    """Build, validate, load back and rank the demo under `work`; results go to stdout, the rest to stderr.
+    """Build, validate, load and rank the demo under `work`; results go to stdout, everything else to stderr.
 
     Raises:
         SqidError: whatever a stage finds wrong.
     """
     began = time.monotonic()
-    _note(f"a made-up shop in {work / 'shop'}, its pictures served from 127.0.0.1")
+    _report(f"a made-up shop in {work / 'shop'}, its images served from 127.0.0.1")
     with demo.prepare(work, seed) as overrides:
-        release = pipeline.build(recipe.load(demo.RECIPE, overrides), work, say=_note)
-    _say(f"{release} is built and valid. Loaded back with datasets.load_dataset:\n")
-    loaded = _load_back(release, work / "cache")
+        release = pipeline.build(recipe.load(demo.RECIPE, overrides), work, say=_report)
+    _print(f"{release} is built and valid. Loaded with datasets.load_dataset:\n")
+    loaded = _load(release, work / "cache")
     for config, dataset in loaded.items():
-        _say(f"  {config:17} {dataset.num_rows:6,} rows   {schemas.DECLARED[config].summary}")
+        _print(f"  {config:17} {dataset.num_rows:6,} rows   {schemas.DECLARED[config].summary}")
     statuses = Counter(loaded[schemas.URLS]["image_status"]).most_common()
-    _say("\nPictures: " + " · ".join(f"{count} {status}" for status, count in statuses))
+    _print("\nImages: " + " · ".join(f"{count} {status}" for status, count in statuses))
     store = EmbeddingStore.open(release, cache_dir=work / "cache" / "store", progress=False)
-    _say(f"\nRankings of {len(store.queries)} queries that the tiny CLIP was not trained on:\n")
-    _say(str(evaluation.compare(store, methods=METHODS)))
-    _say(_places(work, release))
-    _note(f"done in {time.monotonic() - began:.0f} s")
+    _print(f"\nRankings of {len(store.queries)} queries that the tiny CLIP was not trained on:\n")
+    _print(str(evaluation.compare(store, methods=METHODS)))
+    _print(_places(work, release))
+    _report(f"done in {time.monotonic() - began:.0f} s")
     return release
 
 
-def _load_back(release: Path, cache: Path) -> dict[str, Any]:
-    """Every config of the release as a `datasets.Dataset`, loaded as anyone would load it."""
+def _load(release: Path, cache: Path) -> dict[str, Any]:
+    """Every config of the release as a `datasets.Dataset`."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -54,25 +56,42 @@ def _load_back(release: Path, cache: Path) -> dict[str, Any]:
 
 
 def _places(work: Path, release: Path) -> str:
+    sqid, quoted = _command(), shlex.quote(str(release))
     return f"""
 Where everything is:
   {release}
       the release: what `sqid push` would publish. Its card is README.md.
   {work / "shop"}
-      the made-up shop: official ESCI files, tables of image urls, drawn pictures
+      the made-up shop: official ESCI files, tables of image URLs, drawn images
   {demo.TINY_CLIP}
       the tiny CLIP, a toy trained on such drawings by builder/demo/train_tiny_clip.py
-Go on with:
-  sqid evaluate {release} --methods clip_text clip_image rrf
-  sqid validate {release}"""
+Continue with:
+  {sqid} evaluate {quoted} --methods clip_text clip_image rrf
+  {sqid} validate {quoted}"""
 
 
-def _say(text: str) -> None:
+def _command() -> str:
+    """How a shell in this directory runs the `sqid` of this environment."""
+    scripts = Path(sys.executable).parent
+    own, found = shutil.which("sqid", path=str(scripts)), shutil.which("sqid")
+    if own is None:
+        return f"{shlex.quote(_relative(Path(sys.executable)))} -m builder"
+    if found is not None and Path(found).samefile(own):
+        return "sqid"
+    return shlex.quote(_relative(Path(own)))
+
+
+def _relative(path: Path) -> str:
+    """The path as seen from this directory, if it is below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
-def _note(text: str) -> None:
+def _report(text: str) -> None:
     sys.stderr.write(f"· {text}\n")
 
 
@@ -90,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; finished work is kept, run it again to go on\n")
+        sys.stderr.write("stopped; finished work is kept, run it again to continue\n")
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""The made-up shop's words: kinds, looks, brands, and how titles and queries are put together from them."""
+"""The made-up shop's vocabulary: kinds, looks and brands, and how titles and queries are composed from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product as cross
 from random import Random
 
-# kind → what shoppers call it, the first being the plain word
+# kind → its names; the first is the most common
 KINDS = {
     "mug": ("mug", "coffee mug", "tea mug"),
     "teapot": ("teapot", "tea pot"),
@@ -33,7 +33,7 @@ KINDS = {
     "ball": ("ball", "play ball"),
     "drum": ("drum", "toy drum"),
 }
-# kinds bought together: complements of each other
+# kinds that are bought together: complements of each other
 GROUPS = (
     {"mug", "teapot", "spoon"},
     {"bowl", "plate", "spoon"},
@@ -79,7 +79,7 @@ _COLLECTIONS = ("Morning Collection", "Cottage Series", "Everyday Line", "Seasid
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture shows."""
+    """What an image shows of a product."""
 
     kind: str
     colour: str
@@ -88,7 +88,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Goods:
-    """What a product is: its look, and what no picture shows."""
+    """Attributes of a product: its look, and those that no image shows."""
 
     look: Look
     brand: str
@@ -97,7 +97,7 @@ class Goods:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a query asks for; None is "any"."""
+    """What a query asks for; None means any."""
 
     look: Look
     brand: str | None = None
@@ -110,27 +110,27 @@ def looks() -> Iterator[Look]:
 
 
 def held_out(look: Look) -> bool:
-    """Whether the tiny CLIP never sees this look in training; the shop's test queries ask for such looks only.
+    """Whether this look is left out of the tiny CLIP's training; the shop's test queries ask for such looks only.
 
-    One look in six, by a hash: no seed of the shop or of the training moves it.
+    One look in six, by a hash: it does not depend on the seed of the shop or of the training.
     """
     return hashlib.sha256(f"{look.kind} {look.colour} {look.pattern}".encode()).digest()[0] % 6 == 0
 
 
 def materials(kind: str) -> tuple[str, ...]:
-    """What things of this kind may be made of."""
+    """Materials that products of this kind may have."""
     return MATERIALS["tableware" if kind in _TABLEWARE else "soft" if kind in _SOFT else "home"]
 
 
 def goods(look: Look, rng: Random) -> Goods:
-    """A product of this look, of some brand and material."""
+    """A product of this look with a random brand and material."""
     return Goods(look, rng.choice(BRANDS), rng.choice(materials(look.kind)))
 
 
 def grade(wish: Wish, item: Goods) -> str:
     """The ESCI label of a product for a query, from attributes alone.
 
-    E: everything asked for; S: the same kind, something else differs; C: of a kind bought with it; I: the rest.
+    E: everything asked for; S: the same kind, but another attribute differs; C: a complementary kind; I: all others.
     """
     if item.look.kind == wish.look.kind:
         exact = item.look == wish.look and wish.brand in (None, item.brand) and wish.material in (None, item.material)
@@ -139,7 +139,7 @@ def grade(wish: Wish, item: Goods) -> str:
 
 
 def query_text(wish: Wish, rng: Random) -> str:
-    """A search as someone types it: all that is asked for, in one of several orders."""
+    """The text of a search: everything that is asked for, in one of several orders."""
     kind, colour, pattern = _words(wish.look, rng, plain_word=1.0)
     described = [word for word in (wish.material, colour, pattern) if word]
     rng.shuffle(described)
@@ -149,9 +149,9 @@ def query_text(wish: Wish, rng: Random) -> str:
 
 
 def title(item: Goods, rng: Random) -> str:
-    """A listing's title: some leave out or misspell the colour or the pattern, a few even the kind."""
+    """The title of a listing: some leave out or misspell the colour or the pattern, a few leave out the kind too."""
     kind, colour, pattern = (word.title() for word in _words(item.look, rng, plain_word=0.3))
-    if rng.random() < 0.06:  # only the picture says what it is
+    if rng.random() < 0.06:  # only the image shows the kind
         return f"{item.brand} {rng.choice(_COLLECTIONS)} No. {rng.randrange(2, 99)}, {item.material.title()}"
     colour = _misspelt(colour, rng) if rng.random() < 0.1 else colour
     pattern = _misspelt(pattern, rng) if rng.random() < 0.1 else pattern
@@ -170,7 +170,7 @@ def title(item: Goods, rng: Random) -> str:
 
 
 def _words(look: Look, rng: Random, plain_word: float) -> tuple[str, str, str]:
-    """Words for kind, colour and pattern; "plain" is said with that probability, else the pattern is ""."""
+    """Words for kind, colour and pattern; the pattern "plain" is named with probability `plain_word`, else ""."""
 
     def word(known: tuple[str, ...]) -> str:
         return known[0] if rng.random() < 0.6 else rng.choice(known)
@@ -182,7 +182,7 @@ def _words(look: Look, rng: Random, plain_word: float) -> tuple[str, str, str]:
 
 
 def _misspelt(word: str, rng: Random) -> str:
-    """The word with one letter lost, doubled or swapped with its neighbour."""
+    """The word with one letter left out, doubled or swapped with the next."""
     if len(word) < 4:
         return word
     at = rng.randrange(1, len(word) - 1)

@@ -1,4 +1,4 @@
-"""Drawn product pictures: a silhouette per kind, filled with a colour and a pattern."""
+"""Drawn product images: a silhouette per kind, filled with a colour and a pattern."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 try:
     from PIL import Image, ImageChops, ImageDraw
 except ImportError as error:
-    raise missing_extra("pillow", "build", "to draw the demo's pictures") from error
+    raise missing_extra("pillow", "build", "to draw the demo's images") from error
 
 RGB = {
     "red": (205, 35, 40),
@@ -38,10 +38,10 @@ _LINE = 60  # grey of outlines and details
 
 
 def draw(look: Look, rng: Random, size: tuple[int, int] = (192, 192)) -> Image.Image:
-    """An RGB picture of `size` (width, height): the thing on a light ground, slightly moved, turned and tinted.
+    """An RGB image of `size` (width, height): the product on a light ground, slightly moved, turned and tinted.
 
-    One in six is black and white, and one in six so close that it shows colour and pattern but hardly the thing:
-    pictures do not say everything either.
+    One in six is black and white, and one in six is so close that it shows colour and pattern but hardly the product:
+    images alone do not identify every product either.
     """
     body, lines = _silhouette(look.kind)
     shade = rng.randrange(222, 250)
@@ -59,21 +59,21 @@ def draw(look: Look, rng: Random, size: tuple[int, int] = (192, 192)) -> Image.I
     sheet = sheet.rotate(rng.uniform(-9, 9), resample=Image.Resampling.BILINEAR, fillcolor=ground)
     side = round(min(size) * rng.uniform(0.82, 0.98))
     sheet = sheet.resize((side, side), Image.Resampling.BILINEAR)
-    picture = Image.new("RGB", size, ground)
+    image = Image.new("RGB", size, ground)
     left, top = ((length - side) // 2 + rng.randrange(-4, 5) for length in size)
-    picture.paste(sheet, (left, top))
-    return picture.convert("L").convert("RGB") if view > 5 / 6 else picture
+    image.paste(sheet, (left, top))
+    return image.convert("L").convert("RGB") if view > 5 / 6 else image
 
 
 def backdrop(size: tuple[int, int] = (192, 108)) -> Image.Image:
-    """The picture that stands for the default digital-video picture: a plain dark gradient, no product."""
+    """The image in place of the default digital-video image: a plain dark gradient, no product."""
     gradient = Image.linear_gradient("L").resize(size)
     return Image.merge("RGB", (gradient.point(lambda v: v // 6), gradient.point(lambda v: v // 4), gradient))
 
 
 @cache
 def _silhouette(kind: str) -> tuple[Image.Image, Image.Image]:
-    """Two masks: what the pattern fills, and the outline and details around and upon it."""
+    """Two masks: what the pattern fills, and the outline around it with the details on it."""
     body, details = Image.new("L", (_SIDE, _SIDE), 0), Image.new("L", (_SIDE, _SIDE), 0)
     SILHOUETTES[kind](ImageDraw.Draw(body), ImageDraw.Draw(details))
     lines = Image.new("L", (_SIDE, _SIDE), 0)

@@ -1,4 +1,4 @@
-"""A loopback web server for the shop's pictures."""
+"""A loopback web server for the shop's images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from builder.demo.shop import MOVED
 
 
-class _Pictures(SimpleHTTPRequestHandler):
-    """Files of a directory; what is asked for under MOVED is answered with a redirect to where it is."""
+class _Images(SimpleHTTPRequestHandler):
+    """Files of a directory; a path under MOVED is redirected to the same path outside it."""
 
-    protocol_version = "HTTP/1.1"  # connections are kept
-    timeout = 5  # seconds; an idle connection must not outlive the demo
+    protocol_version = "HTTP/1.1"  # so that connections are reused
+    timeout = 5  # seconds; closes idle connections, so that the server can stop
 
     def do_GET(self) -> None:
         if self.path.startswith(f"/{MOVED}"):
@@ -30,14 +30,14 @@ class _Pictures(SimpleHTTPRequestHandler):
             super().do_GET()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Requests are the build's to report."""
+        """Log nothing: the build reports its requests."""
 
 
 @contextmanager
-def serve_pictures(directory: Path) -> Iterator[str]:
+def serve_images(directory: Path) -> Iterator[str]:
     """Serve `directory` on a free port of 127.0.0.1 while the context is open; yields "host:port"."""
     mimetypes.add_type("image/webp", ".webp")  # unknown to Python before 3.13
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Pictures, directory=str(directory))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Images, directory=str(directory))) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:

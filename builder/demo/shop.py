@@ -1,4 +1,4 @@
-"""A made-up shop in the form of the official ESCI files, with drawn pictures and tables of image urls."""
+"""A made-up shop in the form of the official ESCI files, with drawn images and tables of image URLs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Self
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -34,22 +35,27 @@ from builder.demo.catalogue import (
 from sqid_lib import schemas
 from sqid_lib.files import replacing
 
-HOST = "https://images.shop.example/"  # RFC 2606: belongs to nobody; recipes map it to a loopback server
-AMAZON = "https://m.media-amazon.com/"  # only for the placeholder and generic pictures; mapped likewise
-MOVED = "moved/"  # urls under here redirect to the picture
+HOST = "https://images.shop.example/"  # a reserved name (RFC 2606); fetch.mirrors maps it to a loopback server
+AMAZON = "https://m.media-amazon.com/"  # of the placeholder and generic images only; mapped in the same way
+MOVED = "moved/"  # URLs under this path redirect to the image
 QUERIES_PER_KIND = 3
-PRODUCTS_PER_QUERY = 7  # made for the query: 3 to 5 exact ones, the rest differ in one thing
-COUNTS = {"products": 462, "queries": 66, "judgments": 1314, "supp": 90}  # what the default selection must find
+PRODUCTS_PER_QUERY = 7  # made for the query: 3 to 5 are exact, the others differ in one attribute
+COUNTS = {"products": 462, "queries": 66, "judgments": 1314, "supp": 90}  # of the default selection
 SOURCES = ("other", "other", "other", "behavioral", "parse_pattern", "nlqec")
 
 
 @dataclass(frozen=True)
 class Shop:
-    """Where a shop lies: the ESCI directory, the url tables, and the directory to serve as HOST."""
+    """Paths of a shop: the ESCI directory, the tables of image URLs, and the directory to serve as HOST."""
 
     esci: Path
     tables: tuple[Path, Path]
-    pictures: Path
+    images: Path
+
+    @classmethod
+    def in_folder(cls, root: Path) -> Self:
+        """The shop in `root`, written or not."""
+        return cls(root / "esci", (root / schemas.PRODUCT_URLS, root / schemas.SUPP_URLS), root / "images")
 
 
 @dataclass(frozen=True)
@@ -77,27 +83,27 @@ class Search:
 def write_shop(root: Path, seed: int = 0) -> Shop:
     """Write the shop `seed` under `root`; the same seed gives the same bytes, and files that are right are kept.
 
-    The default selection (small, test, us) finds COUNTS in it for every seed. What it must drop is there too: a train
-    split, large-only judgments, and es and jp products, some under ids that us products have.
+    The default selection (small, test, us) has COUNTS for every seed. The shop also holds what this selection leaves
+    out: a train split, large-only judgments, and es and jp products, some of them under ids of us products.
     """
     main, tests = _main_part(seed)
     supp, others = _other_part(seed, main)
-    shop = Shop(root / "esci", (root / schemas.PRODUCT_URLS, root / schemas.SUPP_URLS), root / "pictures")
+    shop = Shop.in_folder(root)
     _write_esci(shop.esci, [*tests, *others], seed)
     for table, listings in zip(shop.tables, (main, supp), strict=True):
-        rows = _image_urls(listings, shop.pictures, seed)
+        rows = _image_urls(listings, shop.images, seed)
         _write(table, _csv(("product_id", "image_url"), rows))
-    _draw_backdrop(shop.pictures)
+    _draw_backdrop(shop.images)
     return shop
 
 
 def _main_part(seed: int) -> tuple[list[Listing], list[Search]]:
-    """The us products of the selection and its queries, each of them for a look that training holds out."""
+    """The us products and the queries of the selection; every query asks for a look that training holds out."""
     rng = Random(f"shop {seed}")
     wishes = []
     for kind in KINDS:
         for look in rng.sample([x for x in looks() if x.kind == kind and held_out(x)], QUERIES_PER_KIND):
-            asked = rng.random()  # four in ten ask for something no picture shows
+            asked = rng.random()  # four in ten ask for a brand or a material, which no image shows
             brand = rng.choice(BRANDS) if asked < 0.2 else None
             wishes.append(Wish(look, brand, rng.choice(materials(kind)) if asked > 0.8 else None))
     own = [[_listing(item, rng) for item in _made_for(wish, rng)] for wish in wishes]
@@ -114,7 +120,7 @@ def _main_part(seed: int) -> tuple[list[Listing], list[Search]]:
 
 
 def _made_for(wish: Wish, rng: Random) -> list[Goods]:
-    """PRODUCTS_PER_QUERY products: some with all that is asked for, the rest with one thing changed."""
+    """PRODUCTS_PER_QUERY products: some have everything that is asked for, the others differ in one attribute."""
     exact = rng.randrange(3, 6)
     items = []
     for i in range(PRODUCTS_PER_QUERY):
@@ -127,7 +133,7 @@ def _made_for(wish: Wish, rng: Random) -> list[Goods]:
 
 
 def _changed(item: Goods, wish: Wish, rng: Random) -> Goods:
-    """The product in another colour, pattern, brand or material, of what the query asks for."""
+    """The product with another colour or pattern, or another brand or material if the query asks for one."""
     part = rng.choice([*("colour", "pattern") * 2, *(["brand"] * 4 if wish.brand else ["material"] * 4)])
     if part == "brand":
         return replace(item, brand=rng.choice([x for x in BRANDS if x != wish.brand]))
@@ -141,7 +147,7 @@ def _changed(item: Goods, wish: Wish, rng: Random) -> Goods:
 
 
 def _other_part(seed: int, main: list[Listing]) -> tuple[list[Listing], list[Search]]:
-    """The supplementary products, and the searches that the default selection drops."""
+    """The supplementary products, and the searches that the default selection leaves out."""
     rng = Random(f"rest of shop {seed}")
     seen = [look for look in looks() if not held_out(look)]
 
@@ -151,7 +157,7 @@ def _other_part(seed: int, main: list[Listing]) -> tuple[list[Listing], list[Sea
         return Search(wish, text, pool, split, small, locale)
 
     train = [_listing(goods(rng.choice(seen), rng), rng) for _ in range(120)]
-    supp, once = train[:90], train[90:]  # judged twice, so supplementary; judged once, so dropped
+    supp, once = train[:90], train[90:]  # judged twice: supplementary; judged once: left out
     searches = []
     for i in range(30):
         pool = [*supp[i * 3 : i * 3 + 9], *supp[: max(0, i * 3 + 9 - len(supp))], once[i], *rng.sample(main, 3)]
@@ -159,7 +165,7 @@ def _other_part(seed: int, main: list[Listing]) -> tuple[list[Listing], list[Sea
     large = [_listing(goods(rng.choice(seen), rng), rng) for _ in range(40)]
     searches += [search([*large[i::8], *rng.sample(main, 4)], "test" if i % 2 else "train", False) for i in range(8)]
     for locale, count in (("es", 12), ("jp", 6)):
-        overlapping = rng.sample(main, 24)  # the same ids as in us, and other products under them
+        overlapping = rng.sample(main, 24)  # the same ids as in us, for other products
         abroad = [replace(x, locale=locale, title=_foreign(x.item.look, locale)) for x in overlapping]
         searches += [search(rng.sample(abroad, 10), "test", True, locale) for _ in range(count)]
     return supp, searches
@@ -187,7 +193,9 @@ def _write_esci(root: Path, searches: list[Search], seed: int) -> None:
     examples: list[tuple[object, ...]] = []
     sources: list[tuple[object, ...]] = []
     listings: dict[tuple[str, str], Listing] = {}
-    order = Random(f"order {seed}").sample(range(len(searches)), len(searches))  # query_id says nothing of the part
+    order = Random(f"order {seed}").sample(
+        range(len(searches)), len(searches)
+    )  # so that a query_id does not show the part
     for query_id, search in sorted(zip((1000 + i for i in order), searches, strict=True)):
         sources.append((query_id, SOURCES[query_id % len(SOURCES)]))
         for x in search.judged:
@@ -213,21 +221,21 @@ def _product_row(x: Listing, rng: Random) -> tuple[str | None, ...]:
     return x.product_id, x.title, description, points, brand, colour, x.locale
 
 
-# -- pictures and their urls ----------------------------------------------------------------------------------------
+# -- images and their URLs ------------------------------------------------------------------------------------------
 
 
-def _image_urls(listings: list[Listing], pictures: Path, seed: int) -> list[tuple[str, str]]:
-    """Rows of a url table; draws the pictures. About one product in eight has no usable picture."""
+def _image_urls(listings: list[Listing], images: Path, seed: int) -> list[tuple[str, str]]:
+    """Rows of a table of image URLs; draws the images. About one product in eight has no usable image."""
     from PIL import Image
 
     placeholders = sorted(schemas.PLACEHOLDER_IMAGE_IDS)
     rows, last = [], ""
     for i, x in enumerate(listings):
-        rng = Random(f"picture {seed} {x.product_id}")
+        rng = Random(f"picture {seed} {x.product_id}")  # another word would change every image
         extension, kind = (("jpg", "JPEG"), ("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))[i % 4]
         name = f"{_image_id(x)}._AC_SX{rng.choice((160, 192, 240))}_.{extension}"
-        url, path = f"{HOST}I/{name}", pictures / "I" / name
-        if i % 16 == 5:  # no url is known: an empty cell, or no row at all
+        url, path = f"{HOST}I/{name}", images / "I" / name
+        if i % 16 == 5:  # no URL is known: an empty cell, or no row at all
             if i % 32 == 5:
                 rows.append((x.product_id, ""))
             continue
@@ -240,18 +248,18 @@ def _image_urls(listings: list[Listing], pictures: Path, seed: int) -> list[tupl
         elif i % 149 == 12:
             _write(path, b"<!doctype html><title>Sorry</title>")
         elif i % 67 == 13 and last:
-            url = last  # two products, one picture
+            url = last  # two products, one image
         elif not path.exists():
             from builder.demo.drawings import draw
 
             side = 192 if i % 5 else 256
-            picture = draw(x.item.look, rng, (side, 192))
+            image = draw(x.item.look, rng, (side, 192))
             if i % 24 == 6:
-                picture = picture.convert("P", palette=Image.Palette.ADAPTIVE)
+                image = image.convert("P", palette=Image.Palette.ADAPTIVE)
             buffer = io.BytesIO()
-            picture.save(buffer, kind, **({} if kind == "PNG" else {"quality": 90}))
+            image.save(buffer, kind, **({} if kind == "PNG" else {"quality": 90}))
             data = buffer.getvalue()
-            _write(path, data[: len(data) // 2] if i % 211 == 14 else data)  # cut off: cannot be decoded
+            _write(path, data[: len(data) // 2] if i % 211 == 14 else data)  # truncated: cannot be decoded
         last = url
         rows.append((x.product_id, url.replace(f"{HOST}I/", f"{HOST}{MOVED}I/") if i % 19 == 15 else url))
     return rows
@@ -261,10 +269,10 @@ def _image_id(x: Listing) -> str:
     return "71" + hashlib.sha256(x.product_id.encode()).hexdigest()[:8] + "L"
 
 
-def _draw_backdrop(pictures: Path) -> None:
+def _draw_backdrop(images: Path) -> None:
     from builder.demo.drawings import backdrop
 
-    path = pictures / schemas.GENERIC_IMAGE_URL.removeprefix(AMAZON)
+    path = images / schemas.GENERIC_IMAGE_URL.removeprefix(AMAZON)
     if not path.exists():
         buffer = io.BytesIO()
         backdrop().save(buffer, "JPEG")
@@ -288,7 +296,7 @@ def _csv(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write atomically; a file that holds these bytes already is left alone, so that a build sees no change."""
+    """Write atomically; a file that holds these bytes already is kept, so that a build finds no change."""
     if path.exists() and path.read_bytes() == data:
         return
     with replacing(path) as part:

@@ -1,7 +1,7 @@
 """Train the demo's tiny CLIP on drawings and words of the made-up shop: python -m builder.demo.train_tiny_clip.
 
-It sees only looks that `catalogue.held_out` leaves to training, so that no query of a shop asks for anything it has
-seen. The result is a real `transformers` CLIPModel with its tokenizer and processor, and a toy.
+It is trained only on looks that `catalogue.held_out` does not hold out, so that no test query of a shop asks for a look
+of the training. The result is a toy, but a real `transformers` CLIPModel with its tokenizer and processor.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # those of OpenAI's CLIP
 
 
-def train(out: Path, steps: int, pictures: int, batch: int, seed: int) -> None:
-    """Train for `steps` batches on `pictures` drawings of each look; save model, tokenizer and processor to `out`."""
+def train(out: Path, steps: int, drawings: int, batch: int, seed: int) -> None:
+    """Train for `steps` batches on `drawings` images of each look; save model, tokenizer and processor to `out`."""
     try:
         import torch
         from transformers import CLIPProcessor
@@ -43,14 +43,14 @@ def train(out: Path, steps: int, pictures: int, batch: int, seed: int) -> None:
     save_processor(out, seen, Random(f"vocabulary {seed}"))
     processor = CLIPProcessor.from_pretrained(out)
     model = new_model(processor.tokenizer.convert_tokens_to_ids(END), len(processor.tokenizer))
-    pixels = draw_all(seen, pictures, rng, processor.image_processor)
+    pixels = draw_all(seen, drawings, rng, processor.image_processor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.5e-3, total_steps=steps, pct_start=0.08)
     model.train()
     began = time.monotonic()
     for step in range(1, steps + 1):
         chosen = rng.sample(range(len(seen)), batch)
-        images = pixels[[look * pictures + rng.randrange(pictures) for look in chosen]]
+        images = pixels[[look * drawings + rng.randrange(drawings) for look in chosen]]
         items = [goods(seen[look], rng) for look in chosen]
         texts = [query_text(_asked(item, rng), rng) for item in items] + [title(item, rng) for item in items]
         tokens = processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
@@ -66,7 +66,7 @@ def train(out: Path, steps: int, pictures: int, batch: int, seed: int) -> None:
 
 
 def contrastive_loss(model: Any, images: torch.Tensor, tokens: Any) -> torch.Tensor:
-    """CLIP's symmetric loss between picture and query, picture and title, and query and title.
+    """CLIP's symmetric loss between image and query, image and title, and query and title.
 
     Args:
         model: a CLIPModel.
@@ -115,7 +115,7 @@ def new_model(end_id: int, vocabulary: int) -> Any:
 
 
 def save_processor(out: Path, seen: Sequence[Look], rng: Random) -> None:
-    """Write the tokenizer and the image processor's settings, as OpenAI's CLIP has them but smaller."""
+    """Write a tokenizer and image processor settings like those of OpenAI's CLIP, but smaller."""
     items = [goods(look, rng) for look in seen for _ in range(6)]
     tokenizer = _bpe(text.lower() for item in items for text in (title(item, rng), query_text(_asked(item, rng), rng)))
     model = json.loads(tokenizer.to_str())["model"]
@@ -150,22 +150,22 @@ def save_processor(out: Path, seen: Sequence[Look], rng: Random) -> None:
     _save_json(out / "preprocessor_config.json", settings)
 
 
-def draw_all(seen: Sequence[Look], pictures: int, rng: Random, image_processor: Any) -> torch.Tensor:
-    """`pictures` drawings of each look through the image processor: float32 [looks * pictures, 3, SIDE, SIDE]."""
+def draw_all(seen: Sequence[Look], count: int, rng: Random, image_processor: Any) -> torch.Tensor:
+    """`count` images of each look, as the image processor gives them: float32 [looks * count, 3, SIDE, SIDE]."""
     import torch
 
     from builder.demo.drawings import draw
 
     drawn = []
     for look in seen:
-        images = [draw(look, rng, (160, 160)) for _ in range(pictures)]
+        images = [draw(look, rng, (160, 160)) for _ in range(count)]
         drawn.append(image_processor(images, return_tensors="pt")["pixel_values"])
-    sys.stderr.write(f"{len(seen) * pictures} pictures drawn\n")
+    sys.stderr.write(f"{len(seen) * count} images drawn\n")
     return torch.cat(drawn)
 
 
 def _augmented(images: torch.Tensor) -> torch.Tensor:
-    """Shifted by up to 3 pixels, half of them mirrored, with a little noise."""
+    """The images shifted by up to 3 pixels, half of them mirrored, with a little noise."""
     import torch
 
     dx, dy = (int(x) for x in torch.randint(-3, 4, (2,)))
@@ -176,13 +176,13 @@ def _augmented(images: torch.Tensor) -> torch.Tensor:
 
 
 def _asked(item: Goods, rng: Random) -> Wish:
-    """A query that this product answers: its look, and now and then its brand or material."""
+    """A query that this product answers: its look, and in some queries its brand or material."""
     asked = rng.random()
     return Wish(item.look, item.brand if asked < 0.25 else None, item.material if asked > 0.75 else None)
 
 
 def _bpe(texts: Iterator[str]) -> Tokenizer:
-    """Byte-level BPE with CLIP's end-of-word marks."""
+    """A byte-level BPE tokenizer with CLIP's end-of-word marks."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m builder.demo.train_tiny_clip", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny_clip")
     parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--pictures", type=int, default=4, help="drawings per look")
+    parser.add_argument("--drawings", type=int, default=4, help="images drawn of each look")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     train(**vars(parser.parse_args(argv)))

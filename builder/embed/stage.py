@@ -21,7 +21,7 @@ from builder.embed.encode import PICTURES, TEXTS, Backend, encode
 from builder.embed.inputs import Inputs, Part, read_inputs
 from builder.embed.local import Local, devices, versions
 from builder.embed.shards import Shard
-from builder.progress import Progress
+from builder.progress import progress
 from builder.recipe import Recipe
 from sqid_lib.errors import UsageError
 from sqid_lib.files import numbered_name, replacing
@@ -84,6 +84,21 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     log.info("embed: %d shards are complete", len(plan.rows))
 
 
+def pending(recipe: Recipe, work: Path) -> str | None:
+    """What `embed` would do, in words; None if nothing. Writes nothing and loads no model.
+
+    Raises: as `embed`, if what sample and fetch left cannot be read.
+    """
+    folder, remote = work / "embed", recipe.encoder.backend == "replicate"
+    inputs = read_inputs(recipe, work, pictures="image_url" if remote else "sha256")
+    record = _recorded(folder / RECORD, recipe, ["remote"] if remote else devices(recipe.encoder.device))
+    plan = _plan(folder, inputs, recipe, record or {"revision": "", "requested_revision": ""})
+    if not _missing(plan):
+        return None
+    done = sum(shards.is_finished(shard) for shard in plan.every)
+    return f"{done:,} of {len(plan.every):,} shards done"
+
+
 @dataclass(frozen=True)
 class _Plan:
     """All files to be: items by kind, and rows with the part they belong to."""
@@ -138,9 +153,9 @@ def _names(shard: Shard, inputs: Inputs) -> Sequence[str]:
 def _encode_here(pending: list[Shard], inputs: Inputs, backend: Backend, width: int, done: int) -> None:
     """Encode shard after shard in this process; `done` inputs were encoded before."""
     todo = sum(shard.rows for shard in pending)
-    with Progress("embed", done + todo, done, unit="input") as progress:
+    with progress("embed", done + todo, done, unit="input") as bar:
         for shard in pending:
-            encode(shard, _names(shard, inputs), backend, width, progress.step)
+            encode(shard, _names(shard, inputs), backend, width, bar.update)
             log.info("embed: wrote %s", shard.path.name)
 
 

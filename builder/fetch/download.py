@@ -17,7 +17,7 @@ from builder.fetch.ledger import Outcome
 from builder.http.client import ACCEPT_PICTURES, Answer, Client
 from builder.http.urls import mirrored
 from builder.progress import Progress
-from builder.recipe import Fetch
+from builder.recipe import FetchSettings
 from sqid_lib.errors import FetchError
 
 _WAITING = 4  # workers per connection: so that a host that asks for peace does not keep connections idle
@@ -43,7 +43,7 @@ class _Host:
 class Downloads:
     """One run over urls that have no outcome yet."""
 
-    limits: Fetch
+    limits: FetchSettings
     keeper: Keeper
     client: Client
     decoders: Decoders | None
@@ -103,7 +103,7 @@ class Downloads:
                     outcome, data = await self._check(url, answer, body)
         self._count_failures(outcome)
         await self.keeper.keep(outcome, data)
-        self.progress.step()
+        self.progress.update()
 
     def _wait_as_asked(self, host: _Host, seconds: float) -> None:
         if seconds > _LONGEST_WAIT:
@@ -132,7 +132,7 @@ class Downloads:
 
 
 async def download(
-    urls: Iterable[str], limits: Fetch, folder: Path, progress: Progress, *, decode: bool = True
+    urls: Iterable[str], limits: FetchSettings, folder: Path, progress: Progress, *, decode: bool = True
 ) -> None:
     """Download every url and record its outcome, in whatever order they arrive.
 

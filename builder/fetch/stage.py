@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.database import telling_disk
+from builder.database import query_copy, telling_disk
 from builder.fetch.download import download
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
-from builder.progress import Progress
-from builder.recipe import Fetch, Recipe
+from builder.progress import progress
+from builder.recipe import FetchSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import DiskError, UsageError
 from sqid_lib.files import replacing
@@ -65,6 +65,20 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     raise DiskError("pictures read back differ from what was written", where=folder, fix="Check the disk.")
 
 
+def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None:
+    """What `fetch` would do, in words; None if nothing. Writes nothing and makes no request.
+
+    Raises: as `fetch`, if what resolve or an earlier run left cannot be read.
+    """
+    _check_retry(retry)
+    urls = dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch))
+    known = query_copy(work / _FOLDER / "ledger.sqlite", "SELECT url, status FROM outcomes")
+    done = urls.keys() & {url for url, status in known if status not in retry}
+    if len(done) == len(urls) and (work / _FOLDER / "outcomes.parquet").exists():
+        return None
+    return f"{len(done):,} of {len(urls):,} URLs done, {len(urls) - len(done):,} to fetch"
+
+
 def _products(recipe: Recipe, work: Path) -> Iterator[pa.RecordBatch]:
     """The resolved products of the parts that get pictures, some thousand at a time: all at once need much memory."""
     path = str(work / "resolve" / "urls.parquet")
@@ -87,15 +101,15 @@ def _check_retry(retry: Sequence[str]) -> None:
         raise UsageError("no such failure", where="--retry", expected=", ".join(RETRIABLE), got=", ".join(unknown))
 
 
-def _download(limits: Fetch, folder: Path, urls: Sequence[str]) -> None:
+def _download(limits: FetchSettings, folder: Path, urls: Sequence[str]) -> None:
     with Ledger(folder) as ledger:
         todo = [url for url, outcome in _outcomes(ledger, urls) if outcome is None]
     if todo:
-        with Progress(_FOLDER, len(urls), len(urls) - len(todo)) as progress:
-            asyncio.run(download(todo, limits, folder, progress))
+        with progress(_FOLDER, len(urls), len(urls) - len(todo)) as bar:
+            asyncio.run(download(todo, limits, folder, bar))
 
 
-def _assemble(limits: Fetch, folder: Path, ledger: Ledger, urls: Sequence[str]) -> bool:
+def _assemble(limits: FetchSettings, folder: Path, ledger: Ledger, urls: Sequence[str]) -> bool:
     """Write the shards; says whether all pictures were sound, and forgets those that were not."""
     sha256s = dict.fromkeys(o.sha256 for _, o in _outcomes(ledger, urls) if o and o.sha256)
     try:

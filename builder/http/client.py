@@ -19,7 +19,7 @@ from builder.database import telling_disk
 from builder.http.event_loop import Connections, Problem
 from builder.http.transfer import REDIRECTS, Transfer, headers
 from builder.http.urls import BadUrlError, join_url, one_line, parse_url
-from builder.recipe import Fetch
+from builder.recipe import FetchSettings
 
 ACCEPT_PICTURES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1"
 ACCEPT_PAGES = "text/html, application/xhtml+xml;q=0.9, */*;q=0.1"
@@ -81,7 +81,7 @@ class Client:
         spill: directory for bodies over 1 MiB.
     """
 
-    def __init__(self, limits: Fetch, *, accept: str, contact: str = "", spill: Path | None = None) -> None:
+    def __init__(self, limits: FetchSettings, *, accept: str, contact: str = "", spill: Path | None = None) -> None:
         self._limits = limits
         self._spill = spill or Path(tempfile.gettempdir())
         self._allowed = frozenset(_host_port(entry) for entry in limits.allow_hosts)

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from builder.recipe import Recipe
 from builder.release import card_tables as tables
 from builder.release import manifest
 from builder.release.statistics import Facts, gather
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
 from sqid_lib.files import replacing
+
+if TYPE_CHECKING:
+    from builder.recipe import Recipe
 
 TITLE = "SQID: Shopping Queries Image Dataset"
 LANGUAGES = {"us": "en", "es": "es", "jp": "ja"}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from builder.recipe import Recipe
 from builder.release import manifest
 from builder.release.statistics import Facts
 from sqid_lib import schemas
+
+if TYPE_CHECKING:
+    from builder.recipe import Recipe
 
 _THINGS = {"supp": "supplementary products"}
 

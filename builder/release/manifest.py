@@ -10,17 +10,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.recipe import Recipe
 from builder.release.statistics import counts
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.files import replacing
+
+if TYPE_CHECKING:
+    from builder.recipe import Recipe
 
 FORMAT = 1
 PACKAGES = ("sqid", "datasets", "huggingface_hub", "pyarrow", "numpy", "torch", "transformers", "pillow")

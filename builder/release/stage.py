@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.recipe import Recipe
 from builder.release import card, manifest
 from builder.release.files import write_classic_features, write_shards, write_urls
 from sqid_lib import schemas, sources
@@ -24,6 +24,9 @@ from sqid_lib.joined.vector_lookup import VectorLookup
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import read_parquet
 from sqid_lib.tables.vector_columns import present
+
+if TYPE_CHECKING:
+    from builder.recipe import Recipe
 
 _BATCH_ROWS = 4_096
 

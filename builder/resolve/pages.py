@@ -19,7 +19,7 @@ from builder.http.client import ACCEPT_PAGES, Answer, Client
 from builder.http.transfer import REDIRECTS
 from builder.http.urls import join_url, mirrored
 from builder.progress import Progress
-from builder.recipe import Fetch, Pages
+from builder.recipe import FetchSettings, PagesSettings
 from builder.resolve.page_images import is_captcha, main_picture
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, RecipeError, missing_extra
@@ -91,7 +91,7 @@ class PageLedger:
             self._db.executemany("DELETE FROM pages WHERE status = ?", ((status,) for status in statuses))
 
 
-def check_permission(pages: Pages) -> None:
+def check_permission(pages: PagesSettings) -> None:
     """Raise RecipeError unless the person behind the recipe can be reached and the settings are usable."""
     if "@" not in pages.contact and not pages.contact.startswith(("http://", "https://")):
         raise RecipeError(
@@ -107,7 +107,7 @@ def check_permission(pages: Pages) -> None:
     page_url(pages, "B000000000", schemas.CLASSIC_LOCALE)
 
 
-def page_url(pages: Pages, product_id: str, product_locale: str) -> str:
+def page_url(pages: PagesSettings, product_id: str, product_locale: str) -> str:
     """The page of a product."""
     try:
         url = pages.url.format(product_id=quote(product_id, safe=""), product_locale=quote(product_locale, safe=""))
@@ -120,14 +120,16 @@ def page_url(pages: Pages, product_id: str, product_locale: str) -> str:
     return url
 
 
-async def visit(urls: Sequence[str], pages: Pages, limits: Fetch, ledger: PageLedger, progress: Progress) -> None:
+async def visit(
+    urls: Sequence[str], pages: PagesSettings, limits: FetchSettings, ledger: PageLedger, progress: Progress
+) -> None:
     """Visit pages one after another and record what each shows.
 
     Raises:
         FetchError: a captcha, a run of 403s or failures, a request to stay away, or a robots.txt that cannot be read.
             What was visited is kept.
     """
-    limits = dataclasses.replace(limits, max_bytes=min(limits.max_bytes, _MAX_PAGE))
+    limits = limits.model_copy(update={"max_bytes": min(limits.max_bytes, _MAX_PAGE)})
     async with Client(limits, accept=ACCEPT_PAGES, contact=pages.contact) as client:
         await _Visitor(pages, limits, ledger, client, progress).run(urls)
 
@@ -147,7 +149,9 @@ class _Host:
 
 
 class _Visitor:
-    def __init__(self, pages: Pages, limits: Fetch, ledger: PageLedger, client: Client, progress: Progress) -> None:
+    def __init__(
+        self, pages: PagesSettings, limits: FetchSettings, ledger: PageLedger, client: Client, progress: Progress
+    ) -> None:
         self._pages, self._limits, self._ledger, self._client = pages, limits, ledger, client
         self._progress = progress
         self._hosts: dict[str, _Host] = {}
@@ -158,7 +162,7 @@ class _Visitor:
         for url in urls:
             page = await self._visit(url)
             self._ledger.record(page)
-            self._progress.step()
+            self._progress.update()
             self._stop_if_unwelcome(page)
 
     async def _visit(self, url: str) -> Page:

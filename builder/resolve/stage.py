@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.progress import Progress
+from builder.database import query_copy
+from builder.progress import progress
 from builder.recipe import Recipe
 from builder.resolve.tables import image_urls
 from sqid_lib import schemas
@@ -70,6 +71,17 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
         pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA), path)
 
 
+def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str:
+    """What `resolve` would do, in words: it always reads its tables again. Writes nothing."""
+    products, tables = len(_sampled(work)), len(recipe.resolve.tables)
+    words = f"would look for the image URLs of {products:,} products in {tables} table{'' if tables == 1 else 's'}"
+    if not recipe.resolve.pages.permission:
+        return words
+    statuses = query_copy(work / "resolve" / "pages.sqlite", "SELECT status FROM pages")
+    visited = sum(status not in retry for (status,) in statuses)
+    return f"{words}, then on product pages, of which {visited:,} were visited before"
+
+
 def _from_pages(
     recipe: Recipe,
     work: Path,
@@ -93,8 +105,8 @@ def _from_pages(
         pages = list(dict.fromkeys(url for url in wanted if url))
         todo = [url for url in pages if ledger.get(url) is None]
         if todo:
-            with Progress("pages", len(pages), len(pages) - len(todo), unit="page") as progress:
-                asyncio.run(visit(todo, settings, recipe.fetch, ledger, progress))
+            with progress("pages", len(pages), len(pages) - len(todo), unit="page") as bar:
+                asyncio.run(visit(todo, settings, recipe.fetch, ledger, bar))
         shown = [ledger.get(url) if url else None for url in wanted]
     found = pa.array([page and page.image_url for page in shown], pa.string())
     told = pa.array([page and page.status for page in shown], pa.string())

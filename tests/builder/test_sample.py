@@ -62,7 +62,7 @@ def test_a_stated_count_that_is_not_met(tmp_path: Path, esci: Path) -> None:
     assert not (tmp_path / "work" / "sample").exists()
 
 
-def test_an_empty_selection_is_told(tmp_path: Path, esci: Path) -> None:
+def test_an_empty_selection_is_reported(tmp_path: Path, esci: Path) -> None:
     write_esci(tmp_path / "esci", examples=[row | {"small_version": 0} for row in tiny_esci.examples()])
     with pytest.raises(CountError, match="empty"):
         run(tmp_path)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from builder.recipe import Esci, Recipe
+from builder.recipe import EsciSettings, Recipe
 from builder.release import card, manifest
 from builder.release.files import write_classic_features, write_shards, write_urls
 from sqid_lib import schemas
 
-RECIPE = Recipe(name="tiny", version="1.0.0", esci=Esci("/made/up/shop"))
+RECIPE = Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="/made/up/shop"))
 _STATUSES = (schemas.OK, schemas.OK, schemas.OK, schemas.MISSING, "not_found", schemas.GENERIC, schemas.PLACEHOLDER)
 
 
@@ -58,7 +57,7 @@ def write_release(
         write_shards(root, config, split, [table], schema, rows=table.num_rows, max_shard_bytes=max_shard_bytes)
     if classic:
         _write_classic(root, main, extra, query_columns)
-    seal(root, replace(recipe, release=replace(recipe.release, classic_files=classic)))
+    seal(root, recipe.model_copy(update={"release": recipe.release.model_copy(update={"classic_files": classic})}))
     return root
 
 

@@ -1,16 +1,22 @@
-"""The command sqid: exit statuses, one line of failure on stderr, results on stdout."""
+"""The command sqid: exit statuses, one line of failure on stderr, results on stdout; what works without extras."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from builds import FROM_ARTIFACTS, write_recipe
 
 from builder.cli import main
+from builder.cli.main import COMMANDS
+from builder.engines import ENGINES
+from builder.recipe import json_schema
 from sqid_lib import schemas
 
 
@@ -39,8 +45,9 @@ def test_build_validate_and_again(
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["polish"],
+        ["recipe"],
+        ["build", "RECIPE", "--work", "w", "--engine", "steam"],
         ["build", "demo"],
         ["build", "x.toml", "--work", "w", "--set", "nonsense"],
         ["build", "RECIPE", "--work", "w", "--only", "polish"],
@@ -72,7 +79,7 @@ def test_a_failure_is_1_and_one_line(tmp_path: Path, esci: Path, capsys: pytest.
     assert not (tmp_path / "work").exists()
 
 
-def test_a_directory_that_cannot_be_written_is_told(
+def test_a_directory_that_cannot_be_written_is_reported(
     tmp_path: Path, esci: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -80,13 +87,13 @@ def test_a_directory_that_cannot_be_written_is_told(
     assert status == 1 and err.count("\n") == 1 and str(tmp_path / "file") in err
 
 
-@pytest.mark.parametrize("command", ["build", "validate", "push", "evaluate"])
+@pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = run(capsys, command, "--help")
     assert status == 0 and f"sqid {command} " in out.split("example", 1)[1]
 
 
-def test_a_full_disk_is_told(tmp_path: Path, esci: Path, artifacts: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, esci: Path, artifacts: Path) -> None:
     """A limit on the size of files stands in for a full disk: the write fails half-way."""
     recipe, work = write_recipe(tmp_path, FROM_ARTIFACTS), tmp_path / "work"
     code = (
@@ -105,3 +112,109 @@ def test_a_full_disk_is_told(tmp_path: Path, esci: Path, artifacts: Path) -> Non
     assert "Traceback" not in done.stderr and "File too large" in done.stderr
     assert not (work / "sqid").exists()
     assert not [p for p in work.rglob("*.parquet") if p.name.startswith(".")]
+
+
+def test_alone_it_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys)
+    assert (status, err) == (0, "")
+    assert all(f"    {command} " in out for command in COMMANDS)
+    assert run(capsys, "--help") == (0, out, "")
+
+
+def test_version_is_for_bug_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "--version")
+    assert (status, err) == (0, "")
+    found = dict(line.split(" ", 1) for line in out.splitlines())
+    assert list(found)[:6] == ["sqid", "Python", "platform", "datasets", "huggingface_hub", "pyarrow"]
+    assert found["sqid"] == metadata.version("sqid")
+    assert found["Python"] == platform.python_version()
+    assert set(found) - set(list(found)[:6]) <= {"torch", "transformers"}
+
+
+def test_the_schema_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "recipe", "--schema")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == json_schema()
+
+
+def test_engines_are_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "build", "demo", "--work", tmp_path, "--engine", "steam")
+    assert status == 2 and all(engine in err.splitlines()[-1] for engine in ("steam", *ENGINES))
+    assert "{" + ",".join(ENGINES) + "}" in run(capsys, "build", "--help")[1]
+
+
+@pytest.fixture
+def release(tmp_path: Path, esci: Path, artifacts: Path) -> Path:
+    assert main(["build", str(write_recipe(tmp_path, FROM_ARTIFACTS)), "--work", str(tmp_path / "work")]) == 0
+    return tmp_path / "work" / "sqid"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--help"], 0, ""),
+        (["--version"], 0, ""),
+        (["validate", "RELEASE"], 0, ""),
+        (["evaluate", "RELEASE", "--cache-dir", "CACHE", "--methods", "random"], 0, ""),
+        (["push", "RELEASE", "--repo", "no-slash"], 2, "no-slash"),
+        (["recipe", "--schema"], 1, 'pip install "sqid[build]"'),
+        (["build", "demo", "--work", "CACHE"], 1, 'pip install "sqid[build]"'),
+    ],
+)
+def test_only_recipes_need_pydantic(
+    tmp_path: Path, release: Path, arguments: list[str], status: int, message: str
+) -> None:
+    places = {"RELEASE": str(release), "CACHE": str(tmp_path / "cache")}
+    code = "import sys; sys.modules['pydantic'] = None; from builder.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *(places.get(argument, argument) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr and message in done.stderr
+    assert status == 0 or done.stderr.count("\n") == 1
+
+
+# -- sqid build --dry-run -------------------------------------------------------------------------------------------
+
+
+def listing(root: Path) -> dict[str, int]:
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+def test_a_dry_run_of_artifacts(
+    tmp_path: Path, esci: Path, artifacts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, work = write_recipe(tmp_path, FROM_ARTIFACTS), tmp_path / "work"
+    command = ("build", recipe, "--work", work, "--dry-run")
+    before = "sample: would run\nrelease: would run\nvalidate: would run\n"
+    assert run(capsys, *command) == (0, before, "")
+    assert not work.exists()
+    run(capsys, *command[:-1])
+    files = listing(work)
+    done = "sample: done before\nrelease: done before\nvalidate: would check the release\n"
+    assert run(capsys, *command) == (0, done, "")
+    assert run(capsys, *command, "--only", "release") == (0, "release: done before\n", "")
+    changed = "release: would run again: the recipe or its inputs changed"
+    assert run(capsys, *command, "--set", "version='2'")[1].splitlines()[:2] == ["sample: done before", changed]
+    assert run(capsys, *command, "--set", "selection.supp_min_judgments=1")[1].splitlines()[:2] == [
+        "sample: would run again: the recipe or its inputs changed",
+        changed,
+    ]
+    monkeypatch.setattr("sqid_lib.schemas.fingerprint", lambda: "another column")
+    assert run(capsys, *command, "--only", "release")[1] == changed + "\n"
+    assert listing(work) == files
+
+
+def test_a_dry_run_uses_no_network(tmp_path: Path, esci: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work, far = tmp_path / "work", "https://esci.example.invalid/files"
+    recipe = write_recipe(tmp_path)
+    run(capsys, "build", recipe, "--work", work, "--only", "sample")
+    status, out, err = run(capsys, "build", recipe, "--work", work, "--dry-run", "--set", f"esci.path={far}")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        f"sample: would run again if the recipe or a file at {far} changed",
+        "resolve: would look for the image URLs of 39 products in 0 tables",
+        "fetch: would run",
+        "embed: would run",
+        "release: would run",
+        "validate: would run",
+    ]

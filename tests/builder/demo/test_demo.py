@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
+import shutil
+import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -17,10 +21,12 @@ pytest.importorskip("transformers")
 import datasets
 import filelock
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor
 
 from builder import demo, pipeline, recipe
+from builder.cli import main as sqid
 from builder.demo import __main__ as command
 from builder.demo import train_tiny_clip as training
 from builder.demo.catalogue import KINDS, Goods, Look, goods, held_out, looks
@@ -85,19 +91,19 @@ def test_any_text_gets_a_vector(clip: tuple[Any, Any]) -> None:
     assert np.isfinite(found).all()
 
 
-def test_it_knows_the_pictures_of_looks_it_never_saw(clip: tuple[Any, Any]) -> None:
+def test_it_knows_the_images_of_looks_it_never_saw(clip: tuple[Any, Any]) -> None:
     model, processor = clip
     held = Random(7).sample([look for look in looks() if held_out(look)], 60)
     rng = Random(8)
-    pictures = [draw(look, rng) for look in held]
+    drawings = [draw(look, rng) for look in held]
     texts = [f"{look.colour} {look.pattern} {KINDS[look.kind][0]}" for look in held]
     with torch.no_grad():
         tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
         text = vectors(model.get_text_features(**tokens))
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        pixels = processor.image_processor(drawings, return_tensors="pt")["pixel_values"]
         image = vectors(model.get_image_features(pixel_values=pixels))
     best = (text @ image.T).argmax(axis=0)
-    assert (best == np.arange(len(held))).mean() > 0.5  # chance is 1/60; a third of the pictures do not tell all
+    assert (best == np.arange(len(held))).mean() > 0.5  # chance is 1/60; a third of the images do not show everything
 
 
 # -- the training script --------------------------------------------------------------------------------------------
@@ -117,7 +123,7 @@ def test_training_sees_no_look_that_is_held_out(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(training, "draw_all", only_names)
     monkeypatch.setattr(training, "goods", noted)
-    training.train(tmp_path, steps=2, pictures=1, batch=4, seed=0)
+    training.train(tmp_path, steps=2, drawings=1, batch=4, seed=0)
     assert drawn
     assert not any(held_out(look) for look in drawn)
     assert not any(held_out(item.look) for item in written)
@@ -172,7 +178,7 @@ def test_it_prints_counts_the_table_and_where_everything_is(ran: tuple[Path, str
         assert place.is_dir()
 
 
-def test_pictures_fail_and_stand_in_in_every_known_way(ran: tuple[Path, str]) -> None:
+def test_images_fail_and_are_replaced_in_every_known_way(ran: tuple[Path, str]) -> None:
     release = ran[0] / schemas.RELEASE_DIR
     table = datasets.load_dataset(str(release), schemas.FEATURES, split="test", cache_dir=str(ran[0] / "cache"))
     statuses = set(table["image_status"])
@@ -208,11 +214,76 @@ def test_again_on_another_port_there_is_nothing_to_do(ran: tuple[Path, str]) -> 
     assert [str(path) for path in kept if path.stat().st_mtime_ns != before[path][0]] == []
 
 
+def test_a_dry_run_counts_what_is_finished_and_changes_nothing(ran: tuple[Path, str], tmp_path: Path) -> None:
+    work = Path(shutil.copytree(ran[0], tmp_path / "work"))
+    with demo.prepare(work, SEED) as served:  # [esci] and [resolve] now name the copy
+        pipeline.build(recipe.load(demo.RECIPE, served), work)
+    loaded = recipe.load(demo.RECIPE, demo.overrides(work))
+
+    def plan(**options: Any) -> dict[str, str]:
+        before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+        words = pipeline.plan(loaded, work, **options)
+        assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+        return words
+
+    resolved = "would look for the image URLs of 552 products in 2 tables"
+    finished = {
+        "sample": "done before",
+        "resolve": resolved,
+        "fetch": "done before",
+        "embed": "done before",
+        "release": "would run again if resolve changes its inputs",
+        "validate": "would check the release",
+    }
+    assert plan() == finished
+    rows = pq.read_table(work / "fetch" / "outcomes.parquet", columns=["image_url", "image_status"]).to_pylist()
+    urls = {row["image_url"]: row for row in rows if row["image_status"] not in ("missing", "placeholder")}
+    gone = sum(row["image_status"] == "not_found" for row in urls.values())
+    assert plan(retry=["not_found"])["fetch"] == f"{len(urls) - gone} of {len(urls)} URLs done, {gone} to fetch"
+    with contextlib.closing(sqlite3.connect(work / "fetch" / "ledger.sqlite")) as ledger, ledger:
+        ledger.execute("DELETE FROM outcomes WHERE url IN (SELECT url FROM outcomes WHERE status = 'ok' LIMIT 10)")
+    shards = sorted((work / "embed").rglob("*.parquet"))
+    (work / "embed" / "products-00000.parquet").unlink()
+    (work / "sqid" / schemas.SHA256SUMS).unlink()
+    assert plan() == finished | {
+        "fetch": f"{len(urls) - 10} of {len(urls)} URLs done, 10 to fetch",
+        "embed": f"{len(shards) - 1} of {len(shards)} shards done",
+        "release": "would run",
+        "validate": "would run",
+    }
+
+
+def test_a_dry_run_before_the_first_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = tmp_path / "work"
+    assert sqid(["build", "demo", "--work", str(work), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"shop: would be drawn in {work / 'shop'}", *(f"{stage}: would run" for stage in pipeline.STAGES)]
+    assert not work.exists()
+
+
+def test_it_ends_with_commands_that_can_be_pasted(
+    ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = ran[1].split("Continue with:\n")[1].splitlines()
+    assert [shlex.split(line)[-2:] for line in places[1:]] == [["validate", str(ran[0] / "sqid")]]
+    scripts = tmp_path / "an env" / "bin"
+    scripts.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(scripts / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    release = Path("my work") / "sqid"
+    assert "  'an env/bin/python' -m builder validate 'my work/sqid'" in command._places(Path("my work"), release)
+    (scripts / "sqid").touch(mode=0o755)
+    assert "  'an env/bin/sqid' validate 'my work/sqid'" in command._places(Path("my work"), release)
+    monkeypatch.setenv("PATH", str(scripts))
+    assert "  sqid validate 'my work/sqid'" in command._places(Path("my work"), release)
+
+
 def test_a_failure_is_one_line_and_status_one(ran: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    with filelock.FileLock(ran[0] / ".lock"):  # as if another build were at work
+    with filelock.FileLock(ran[0] / ".lock"):  # as if another build were running
         assert command.main(["--work", str(ran[0]), "--seed", str(SEED)]) == 1
     captured = capsys.readouterr()
-    assert "another build is at work here" in captured.err.splitlines()[-1]
+    assert "another build is running here" in captured.err.splitlines()[-1]
     assert "Traceback" not in captured.err
     assert captured.out == ""
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from builder.demo.catalogue import KINDS, Goods, Look, Wish, grade, held_out, looks, query_text, title
-from builder.demo.serve import serve_pictures
+from builder.demo.serve import serve_images
 from builder.demo.shop import AMAZON, COUNTS, HOST, MOVED, Shop, write_shop
 from sqid_lib import schemas
 
@@ -37,7 +37,7 @@ def products(shop: Shop) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def chosen(examples: pd.DataFrame) -> pd.DataFrame:
-    """The judgments of the default selection, said once more by hand."""
+    """The judgments of the default selection, selected a second time by hand."""
     return examples[
         (examples["small_version"] == 1) & (examples["split"] == "test") & (examples["product_locale"] == "us")
     ]
@@ -110,7 +110,7 @@ def test_columns_have_gaps_as_the_real_ones(products: pd.DataFrame) -> None:
     assert products["product_title"].str.len().min() > 0
 
 
-def test_urls_and_pictures_go_wrong_in_every_known_way(chosen: pd.DataFrame, urls: dict[str, str], shop: Shop) -> None:
+def test_urls_and_images_go_wrong_in_every_known_way(chosen: pd.DataFrame, urls: dict[str, str], shop: Shop) -> None:
     from PIL import Image
 
     known = set(chosen["product_id"])
@@ -120,11 +120,11 @@ def test_urls_and_pictures_go_wrong_in_every_known_way(chosen: pd.DataFrame, url
     assert list(urls.values()).count(schemas.GENERIC_IMAGE_URL) >= 2
     assert any(url.startswith(HOST + MOVED) for url in urls.values())
     shown = [url for url in urls.values() if url.startswith(HOST)]
-    assert len(set(shown)) < len(shown)  # one picture for two products
+    assert len(set(shown)) < len(shown)  # one image for two products
     outcomes = {"ok": 0, "gone": 0, "unknown": 0, "cut": 0}
     formats = set()
     for url in set(shown):
-        path = shop.pictures / url.removeprefix(HOST).removeprefix(MOVED)
+        path = shop.images / url.removeprefix(HOST).removeprefix(MOVED)
         if not path.exists():
             outcomes["gone"] += 1
             continue
@@ -176,7 +176,7 @@ def test_grades_follow_from_attributes() -> None:
     assert grade(wish, Goods(Look("boot", "red", "striped"), "Norbrim", "wool")) == "I"
 
 
-def test_some_titles_leave_to_the_picture_what_others_say() -> None:
+def test_some_titles_leave_out_what_the_image_shows() -> None:
     item = Goods(Look("mug", "purple", "striped"), "Norbrim", "ceramic")
     titles = [title(item, Random(i)).lower() for i in range(300)]
     for words in (("purple", "violet"), ("strip",), ("mug",), ("norbrim",)):
@@ -184,14 +184,14 @@ def test_some_titles_leave_to_the_picture_what_others_say() -> None:
         assert 0.3 < share < 1, words
 
 
-def test_pictures_are_served_with_redirects_and_nothing_outside(shop: Shop, urls: dict[str, str]) -> None:
+def test_images_are_served_with_redirects_and_nothing_outside(shop: Shop, urls: dict[str, str]) -> None:
     name = next(url.removeprefix(HOST) for url in urls.values() if url.endswith(".webp") and f"/{MOVED}" not in url)
-    (shop.pictures.parent / "secret.txt").write_text("secret")
-    with serve_pictures(shop.pictures) as address:
+    (shop.images.parent / "secret.txt").write_text("secret")
+    with serve_images(shop.images) as address:
         base = f"http://{address}/"
         for path in (name, MOVED + name):
             with urllib.request.urlopen(base + path) as answer:
-                assert answer.read() == (shop.pictures / name).read_bytes()
+                assert answer.read() == (shop.images / name).read_bytes()
                 assert answer.headers["Content-Type"] == "image/webp"
                 assert answer.url == base + name
         with urllib.request.urlopen(schemas.GENERIC_IMAGE_URL.replace(AMAZON, base)) as answer:

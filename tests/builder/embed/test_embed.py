@@ -25,7 +25,7 @@ pytest.importorskip("transformers")
 from encoder_fixtures import ODD_TEXTS, encoded, picture, write_clip
 
 from builder.embed import embed
-from builder.recipe import Encoder, Esci, Recipe
+from builder.recipe import EncoderSettings, EsciSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders import load_encoder
 from sqid_lib.errors import CorruptFileError, DiskError, EncoderError, IntegrityError, UsageError
@@ -56,8 +56,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(clip: Path) -> Recipe:
-    encoder = Encoder(model=str(clip), device="cpu", shard_rows=4, image_batch=2, text_batch=2)
-    return Recipe(name="tiny", version="1.0.0", esci=Esci("esci"), encoder=encoder)
+    encoder = EncoderSettings(model=str(clip), device="cpu", shard_rows=4, image_batch=2, text_batch=2)
+    return Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder)
 
 
 def title(row: int) -> str | None:
@@ -206,7 +206,9 @@ def test_another_model_leaves_nothing_stale(recipe: Recipe, tmp_path: Path) -> N
     other = write_clip(tmp_path / "model", seed=1, width=16)
     work, fresh = make_work(tmp_path / "a"), make_work(tmp_path / "b")
     embed(recipe, work)
-    changed = replace(recipe, encoder=replace(recipe.encoder, model=str(other), shard_rows=100))
+    changed = recipe.model_copy(
+        update={"encoder": recipe.encoder.model_copy(update={"model": str(other), "shard_rows": 100})}
+    )
     embed(changed, work)
     embed(changed, fresh)
     assert contents(work) == contents(fresh)
@@ -216,7 +218,7 @@ def test_supplementary_products_on_request(recipe: Recipe, tmp_path: Path) -> No
     work = make_work(tmp_path, supp=5)
     embed(recipe, work)
     assert not list((work / "embed").glob("supp-*"))
-    embed(replace(recipe, selection=replace(recipe.selection, embed_supp=True)), work)
+    embed(recipe.model_copy(update={"selection": replace(recipe.selection, embed_supp=True)}), work)
     assert read(work, "supp")["product_id"].to_pylist() == [f"P{row:03d}" for row in range(PRODUCTS, PRODUCTS + 5)]
 
 
@@ -230,7 +232,7 @@ import os, signal
 from pathlib import Path
 from sqid_lib import files as atomic
 from builder.embed import embed
-from builder.recipe import Encoder, Esci, Recipe
+from builder.recipe import EncoderSettings, EsciSettings, Recipe
 calls = []
 sync = atomic.sync
 def dying(path):
@@ -239,8 +241,8 @@ def dying(path):
         os.kill(os.getpid(), signal.SIGKILL)
     sync(path)
 atomic.sync = dying
-encoder = Encoder(**{vars(recipe.encoder)!r})
-embed(Recipe(name="tiny", version="1.0.0", esci=Esci("esci"), encoder=encoder), Path({str(work)!r}))
+encoder = EncoderSettings(**{vars(recipe.encoder)!r})
+embed(Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder), Path({str(work)!r}))
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
@@ -253,7 +255,7 @@ embed(Recipe(name="tiny", version="1.0.0", esci=Esci("esci"), encoder=encoder), 
 def test_several_devices_give_the_same_rows(recipe: Recipe, tmp_path: Path) -> None:
     one, two = make_work(tmp_path / "a"), make_work(tmp_path / "b")
     embed(recipe, one)
-    embed(replace(recipe, encoder=replace(recipe.encoder, device="cpu,cpu")), two)
+    embed(recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"device": "cpu,cpu"})}), two)
     for part in ("products", "queries"):
         ours, theirs = read(one, part), read(two, part)
         assert ours.drop_columns(vectors_of(ours)).equals(theirs.drop_columns(vectors_of(ours)))
@@ -270,7 +272,7 @@ def vectors_of(table: pa.Table) -> list[str]:
 def test_a_vector_that_is_not_finite_is_a_status(recipe: Recipe, tmp_path: Path) -> None:
     poison(model := write_clip(tmp_path / "model"), "visual_projection.weight")
     work = make_work(tmp_path / "work")
-    embed(replace(recipe, encoder=replace(recipe.encoder, model=str(model))), work)
+    embed(recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"model": str(model)})}), work)
     products = read(work, "products")
     expected = ["non_finite" if status in ("ok", "generic") else status for status in FINAL]
     assert products["image_status"].to_pylist() == expected
@@ -282,7 +284,7 @@ def test_a_text_vector_that_is_not_finite_stops_the_run(recipe: Recipe, tmp_path
     poison(model := write_clip(tmp_path / "model"), "text_projection.weight")
     work = make_work(tmp_path / "work")
     with pytest.raises(EncoderError, match=r"vector of a text is not finite.*float32"):
-        embed(replace(recipe, encoder=replace(recipe.encoder, model=str(model))), work)
+        embed(recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"model": str(model)})}), work)
     assert not list((work / "embed").glob("products-*"))
 
 

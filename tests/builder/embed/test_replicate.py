@@ -8,7 +8,6 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ pytest.importorskip("replicate")
 
 from builder.embed import embed
 from builder.embed.replicate import MODEL, Replicate
-from builder.recipe import Encoder, Esci, Recipe
+from builder.recipe import EncoderSettings, EsciSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import EncoderError
 
@@ -131,8 +130,8 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    encoder = Encoder(backend="replicate", text_batch=3, image_batch=2, shard_rows=4)
-    return Recipe(name="tiny", version="1.0.0", esci=Esci("esci"), encoder=encoder)
+    encoder = EncoderSettings(backend="replicate", text_batch=3, image_batch=2, shard_rows=4)
+    return Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder)
 
 
 def nothing(_: int) -> None:
@@ -227,8 +226,8 @@ def test_a_whole_pass_and_again(service: Service, recipe: Recipe, tmp_path: Path
     asked = len(service.asked)
     embed(recipe, tmp_path)
     assert len(service.asked) == asked  # nothing is paid twice
-    settings = replace(recipe.encoder, model=f"someone/clip:{'ab' * 32}")
-    embed(replace(recipe, encoder=settings), tmp_path)
+    settings = recipe.encoder.model_copy(update={"model": f"someone/clip:{'ab' * 32}"})
+    embed(recipe.model_copy(update={"encoder": settings}), tmp_path)
     assert service.predictions[f"p{asked}"]["version"] == "ab" * 32
 
 

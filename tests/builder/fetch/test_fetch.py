@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import hashlib
 import json
 import random
@@ -25,7 +24,7 @@ from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostil
 
 from builder.fetch import fetch, ledger
 from builder.fetch.stage import RETRIABLE
-from builder.recipe import Esci, Fetch, Recipe
+from builder.recipe import EsciSettings, FetchSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, DiskError, FetchError, MissingFileError, StageError, UsageError
 from sqid_lib.joined.image_status import image_status
@@ -54,7 +53,7 @@ def strange() -> Iterator[LoopbackServer]:
 
 
 def recipe(server: LoopbackServer, **changes: Any) -> Recipe:
-    limits = Fetch(
+    limits = FetchSettings(
         mirrors={f"{HOST}/": f"{server.origin}/"},
         allow_hosts=(f"127.0.0.1:{server.port}",),
         timeout=5.0,
@@ -63,7 +62,7 @@ def recipe(server: LoopbackServer, **changes: Any) -> Recipe:
         shard_rows=10,
         **changes,
     )
-    return Recipe("t", "1", Esci("."), fetch=limits)
+    return Recipe(name="t", version="1", esci=EsciSettings(path="."), fetch=limits)
 
 
 def resolved(work: Path, urls: Sequence[str | None], supp: Sequence[str | None] = ()) -> Path:
@@ -125,15 +124,15 @@ def test_every_product_has_an_outcome_and_every_picture_is_kept_once(server: Loo
 
 
 def test_supplementary_products_are_fetched_when_they_are_embedded(server: LoopbackServer, tmp_path: Path) -> None:
-    with_supp = dataclasses.replace(recipe(server), selection=Selection(embed_supp=True))
+    with_supp = recipe(server).model_copy(update={"selection": Selection(embed_supp=True)})
     fetch(with_supp, resolved(tmp_path, numbered(1), supp=numbered(2)))
     assert [r["image_status"] for r in outcomes(tmp_path)] == ["ok", "ok"]
 
 
 def test_generic_pictures_are_fetched_and_stay_generic(strange: LoopbackServer, tmp_path: Path) -> None:
     mirrors = {schemas.GENERIC_IMAGE_URL: f"{strange.origin}/ok"}
-    generic = dataclasses.replace(recipe(strange).fetch, mirrors=mirrors)
-    fetch(dataclasses.replace(recipe(strange), fetch=generic), resolved(tmp_path, [schemas.GENERIC_IMAGE_URL]))
+    generic = recipe(strange).fetch.model_copy(update={"mirrors": mirrors})
+    fetch(recipe(strange).model_copy(update={"fetch": generic}), resolved(tmp_path, [schemas.GENERIC_IMAGE_URL]))
     assert [r["image_status"] for r in outcomes(tmp_path)] == ["generic"]
     assert [r["image_url"] for r in outcomes(tmp_path)] == [schemas.GENERIC_IMAGE_URL]
     assert list(pictures(tmp_path).values()) == [JPEG]
@@ -357,7 +356,7 @@ def test_a_full_disk_is_told_and_the_rest_is_fetched_when_there_is_room(
     monkeypatch.setattr("builder.fetch.keeper._ROOM", 1)
     size = len(LARGE) + 1  # enough for one picture, and for the memory it is handed over in
     tight = recipe(strange, concurrency=1)
-    tight = dataclasses.replace(tight, fetch=dataclasses.replace(tight.fetch, max_bytes=size))
+    tight = tight.model_copy(update={"fetch": tight.fetch.model_copy(update={"max_bytes": size})})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # the nearest thing to a full disk
     try:
@@ -395,13 +394,14 @@ RUN = """
 import json, sys
 from pathlib import Path
 from builder.fetch import fetch
-from builder.recipe import Esci, Fetch, Recipe
-fetch(Recipe("t", "1", Esci("."), fetch=Fetch(**json.loads(sys.argv[2]))), Path(sys.argv[1]))
+from builder.recipe import EsciSettings, FetchSettings, Recipe
+limits = FetchSettings(**json.loads(sys.argv[2]))
+fetch(Recipe(name="t", version="1", esci=EsciSettings(path="."), fetch=limits), Path(sys.argv[1]))
 """
 
 
 def start(work: Path, built: Recipe) -> subprocess.Popen[bytes]:
-    settings = json.dumps(dataclasses.asdict(built.fetch))
+    settings = json.dumps(built.fetch.model_dump())
     return subprocess.Popen([sys.executable, "-c", RUN, str(work), settings], stderr=subprocess.DEVNULL)
 
 
@@ -561,7 +561,7 @@ def test_a_kill_at_any_step_of_writing_shards_costs_no_request(
 ) -> None:
     server, before, calm = changed_urls
     work = Path(shutil.copytree(before, tmp_path / "work"))
-    settings = json.dumps(dataclasses.asdict(recipe(server).fetch))
+    settings = json.dumps(recipe(server).fetch.model_dump())
     command = [sys.executable, "-c", f"POINT = {point!r}\n{KILLER}\n{RUN}", str(work), settings]
     killed = subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import gc
 import io
@@ -22,7 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from builder.http.client import ACCEPT_PICTURES, Answer, Client, user_agent
-from builder.recipe import Fetch
+from builder.recipe import FetchSettings
 from sqid_lib.errors import DiskError
 
 
@@ -43,12 +42,12 @@ def private() -> Iterator[LoopbackServer]:
         yield running
 
 
-def limits(*allowed: LoopbackServer, **changes: Any) -> Fetch:
+def limits(*allowed: LoopbackServer, **changes: Any) -> FetchSettings:
     hosts = tuple(f"127.0.0.1:{server.port}" for server in allowed)
-    return Fetch(allow_hosts=hosts, timeout=2.0, read_timeout=0.8, max_bytes=1_000_000, **changes)
+    return FetchSettings(allow_hosts=hosts, timeout=2.0, read_timeout=0.8, max_bytes=1_000_000, **changes)
 
 
-def get(url: str, fetch: Fetch, **options: Any) -> tuple[Answer, bytes | None]:
+def get(url: str, fetch: FetchSettings, **options: Any) -> tuple[Answer, bytes | None]:
     async def run() -> tuple[Answer, bytes | None]:
         async with Client(fetch, accept=ACCEPT_PICTURES, contact="me@example.org") as client:
             answered = await client.get(url, **options)
@@ -167,7 +166,7 @@ def test_a_host_that_cannot_be_reached_is_not_tried_again() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        answered, _ = get(f"http://127.0.0.1:{port}/", Fetch(allow_hosts=(f"127.0.0.1:{port}",)))
+        answered, _ = get(f"http://127.0.0.1:{port}/", FetchSettings(allow_hosts=(f"127.0.0.1:{port}",)))
     assert (answered.status, answered.again) == ("connection", False)
 
 
@@ -264,7 +263,7 @@ def test_what_follows_a_compressed_body_is_not_given_to_zlib(
 
     inflate, fed = zlib.decompressobj(47), list[int]()
     monkeypatch.setattr("builder.http.transfer.zlib.decompressobj", lambda bits: Counting())
-    fetch = dataclasses.replace(limits(server), max_bytes=20_000_000, timeout=30.0)
+    fetch = limits(server).model_copy(update={"max_bytes": 20_000_000, "timeout": 30.0})
     assert get(f"{server.origin}/gzip-junk", fetch)[1] == JPEG
     assert 0 < sum(fed) < 1_000_000
 
@@ -301,7 +300,7 @@ def test_a_lookup_that_fails_too_late_is_not_printed(
         raise socket.gaierror(socket.EAI_NONAME, "no")
 
     async def run() -> None:
-        async with Client(Fetch(timeout=0.1), accept="*/*") as client:
+        async with Client(FetchSettings(timeout=0.1), accept="*/*") as client:
             assert (await client.get("http://slow.example/")).status == "timeout"
             await asyncio.sleep(0.4)
             client._names.clear()
@@ -315,7 +314,7 @@ def test_a_lookup_that_fails_too_late_is_not_printed(
 @pytest.mark.parametrize("proxy", ["http://me:SECRET@bad host:1", "http://mé:SECRET@127.0.0.1:1", "me:SECRET@[::1"])
 def test_the_password_of_a_proxy_is_never_told(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("http_proxy", proxy)
-    answered, _ = get("http://h.example/", Fetch(trust_env=True))
+    answered, _ = get("http://h.example/", FetchSettings(trust_env=True))
     assert answered.status in ("connection", "refused")
     assert "SECRET" not in repr(answered)
 
@@ -332,13 +331,13 @@ def test_a_disk_that_fills_up_at_the_end_is_no_fault_of_the_url(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Full())
     with pytest.raises(DiskError, match="no space"):
-        get(f"{server.origin}/big-404", dataclasses.replace(limits(server), max_bytes=10**7), every_body=True)
+        get(f"{server.origin}/big-404", limits(server).model_copy(update={"max_bytes": 10**7}), every_body=True)
 
 
 def test_a_disk_that_refuses_large_bodies_is_no_fault_of_the_url(server: LoopbackServer, tmp_path: Path) -> None:
     async def run() -> None:
         async with Client(
-            dataclasses.replace(limits(server), max_bytes=10_000_000), accept="*/*", spill=tmp_path / "gone"
+            limits(server).model_copy(update={"max_bytes": 10_000_000}), accept="*/*", spill=tmp_path / "gone"
         ) as client:
             await client.get(f"{server.origin}/endless-body")
 
@@ -405,8 +404,8 @@ def test_a_name_that_changes_its_address_between_hops_is_checked_at_each(
     server: LoopbackServer, private: LoopbackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names(monkeypatch, {"rebinding.example": ["127.0.0.1"]})
-    fetch = dataclasses.replace(
-        limits(server, ports=(80, 443, private.port)), allow_hosts=(f"rebinding.example:{server.port}",)
+    fetch = limits(server, ports=(80, 443, private.port)).model_copy(
+        update={"allow_hosts": (f"rebinding.example:{server.port}",)}
     )
     answered, _ = get(f"http://rebinding.example:{server.port}/to/rebinding.example:{private.port}", fetch)
     assert answered.status == "refused"
@@ -425,7 +424,7 @@ def test_names_are_looked_up_once_and_not_waited_for_longer_than_a_request(
         return real("127.0.0.1", *args, **kwargs)
 
     async def run() -> list[Answer]:
-        fetch = Fetch(allow_hosts=(f"a.example:{server.port}", f"slow.example:{server.port}"), timeout=0.4)
+        fetch = FetchSettings(allow_hosts=(f"a.example:{server.port}", f"slow.example:{server.port}"), timeout=0.4)
         async with Client(fetch, accept=ACCEPT_PICTURES) as client:
             hosts = ["a.example"] * 3 + ["slow.example"]
             return await asyncio.gather(*(client.get(f"http://{h}:{server.port}/404") for h in hosts))
@@ -451,7 +450,7 @@ def test_https_is_verified(server: LoopbackServer, tmp_path: Path, monkeypatch: 
         running = await asyncio.start_server(page, sock=port_of, ssl=context)
         async with running:
             port = port_of.getsockname()[1]
-            async with Client(Fetch(allow_hosts=(f"localhost:{port}",)), accept="*/*") as client:
+            async with Client(FetchSettings(allow_hosts=(f"localhost:{port}",)), accept="*/*") as client:
                 return await client.get(f"https://localhost:{port}/")
 
     def https() -> Answer:
@@ -466,7 +465,7 @@ def test_https_is_verified(server: LoopbackServer, tmp_path: Path, monkeypatch: 
 
 
 def test_ports_outside_the_recipe_are_refused_before_any_connection() -> None:
-    answered, _ = get("http://8.8.8.8:22/", Fetch())
+    answered, _ = get("http://8.8.8.8:22/", FetchSettings())
     assert (answered.status, answered.detail) == ("refused", "port 22 is not among the recipe's ports")
 
 
@@ -480,7 +479,7 @@ def test_environment_proxies_are_ignored_unless_asked(
     url = "http://h.example/x"
     assert get(url, limits(server, trust_env=True))[0].status == "refused"
     assert private.requests == []
-    behind = dataclasses.replace(limits(server, trust_env=True), allow_hosts=("h.example:80",))
+    behind = limits(server, trust_env=True).model_copy(update={"allow_hosts": ("h.example:80",)})
     assert get(url, behind)[0].status == "refused"
     assert private.requests == []
     assert get(url, limits(private, trust_env=True))[1] == JPEG
@@ -507,7 +506,7 @@ def test_a_socks_proxy_passes_requests_through(monkeypatch: pytest.MonkeyPatch) 
         async with running:
             port = running.sockets[0].getsockname()[1]
             monkeypatch.setenv("all_proxy", f"socks5h://127.0.0.1:{port}")
-            fetch = Fetch(allow_hosts=(f"127.0.0.1:{port}",), trust_env=True)
+            fetch = FetchSettings(allow_hosts=(f"127.0.0.1:{port}",), trust_env=True)
             async with Client(fetch, accept="*/*") as client:
                 return await client.get("http://h.example/x%7c")
 

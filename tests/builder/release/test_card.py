@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard
 from release_fixtures import RECIPE, write_release
 
-from builder.recipe import Artifacts, Encoder
+from builder.recipe import ArtifactsSettings, EncoderSettings
 from builder.release import card
 from builder.release.card import read_metadata, write_benchmarks, write_card
 from builder.release.card_tables import table
@@ -114,7 +113,7 @@ def test_nothing_official_is_claimed_of_another_cut(good: Path) -> None:
 
 
 def test_the_model_is_the_recipes(release: Path) -> None:
-    recipe = replace(RECIPE, encoder=Encoder(model="/somewhere/local/tiny-clip"))
+    recipe = RECIPE.model_copy(update={"encoder": EncoderSettings(model="/somewhere/local/tiny-clip")})
     write_card(release, recipe, revision="abcdef123")
     body = text(release)
     assert "openai/clip" not in body
@@ -124,7 +123,7 @@ def test_the_model_is_the_recipes(release: Path) -> None:
 
 def test_the_published_recipe_is_named_and_counted(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schemas, "PUBLISHED_COUNTS", gather(release).counts)
-    write_card(release, replace(RECIPE, name="sqid"), revision=None)
+    write_card(release, RECIPE.model_copy(update={"name": "sqid"}), revision=None)
     body = text(release)
     assert "# SQID: Shopping Queries Image Dataset" in body
     assert "not the published SQID" not in body
@@ -134,7 +133,11 @@ def test_the_published_recipe_is_named_and_counted(release: Path, monkeypatch: p
 
 def test_locales_artifacts_and_supplementary_vectors_show(release: Path) -> None:
     selection = Selection(locales=("us", "jp"), embed_supp=True, version="large")
-    write_card(release, replace(RECIPE, selection=selection, artifacts=Artifacts("/x")), revision=None)
+    write_card(
+        release,
+        RECIPE.model_copy(update={"selection": selection, "artifacts": ArtifactsSettings(path="/x")}),
+        revision=None,
+    )
     body = text(release)
     assert "taken over from existing SQID files" in body
     assert "`large_version == 1`" in body

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from release_fixtures import RECIPE, write_release
 
-from builder.recipe import Encoder, Esci, Fetch, Pages, Resolve
+from builder.recipe import EncoderSettings, EsciSettings, FetchSettings, PagesSettings, ResolveSettings
 from builder.release import manifest
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
@@ -74,15 +73,18 @@ def test_sums_list_everything_but_themselves(good: Path) -> None:
 
 
 def test_nothing_of_a_machine_or_a_person_is_kept(release: Path) -> None:
-    recipe = replace(
-        RECIPE,
-        esci=Esci("/home/somebody/private/esci"),
-        encoder=Encoder(model="/home/somebody/models/tiny-clip", device="cuda:3"),
-        resolve=Resolve(
-            tables=("C:\\Users\\somebody\\urls.csv", "https://user:secret@host.example/t.csv?signature=abc"),
-            pages=Pages(permission=True, contact="somebody@mail.example"),
-        ),
-        fetch=Fetch(mirrors={"https://m.example/": "http://127.0.0.1:8123/"}, allow_hosts=("127.0.0.1:8123",)),
+    recipe = RECIPE.model_copy(
+        update={
+            "esci": EsciSettings(path="/home/somebody/private/esci"),
+            "encoder": EncoderSettings(model="/home/somebody/models/tiny-clip", device="cuda:3"),
+            "resolve": ResolveSettings(
+                tables=("C:\\Users\\somebody\\urls.csv", "https://user:secret@host.example/t.csv?signature=abc"),
+                pages=PagesSettings(permission=True, contact="somebody@mail.example"),
+            ),
+            "fetch": FetchSettings(
+                mirrors={"https://m.example/": "http://127.0.0.1:8123/"}, allow_hosts=("127.0.0.1:8123",)
+            ),
+        }
     )
     manifest.write(release, recipe, revision=None)
     text = (release / schemas.MANIFEST).read_text()

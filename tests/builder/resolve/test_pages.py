@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import json
 import signal
@@ -21,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.pipeline import build
-from builder.recipe import Esci, Fetch, Pages, Recipe, Resolve
+from builder.recipe import EsciSettings, FetchSettings, PagesSettings, Recipe, ResolveSettings
 from builder.resolve import resolve
 from builder.resolve.page_images import is_captcha, main_picture
+from builder.resolve.stage import pending
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, MissingExtraError, RecipeError, UsageError
 
@@ -163,16 +163,22 @@ def server() -> Iterator[LoopbackServer]:
 
 
 def recipe(server: LoopbackServer, *tables: str, **pages: Any) -> Recipe:
-    settings = {
+    settings: dict[str, Any] = {
         "permission": True,
         "contact": "me@example.org",
         "delay": 0.001,
         "url": "https://shop.example/dp/{product_id}",
     }
-    limits = Fetch(
+    limits = FetchSettings(
         mirrors={"https://shop.example/": f"{server.origin}/"}, allow_hosts=(f"127.0.0.1:{server.port}",), timeout=5.0
     )
-    return Recipe("t", "1", Esci("."), resolve=Resolve(tables, Pages(**{**settings, **pages})), fetch=limits)
+    return Recipe(
+        name="t",
+        version="1",
+        esci=EsciSettings(path="."),
+        resolve=ResolveSettings(tables=tables, pages=PagesSettings(**settings).model_copy(update=pages)),
+        fetch=limits,
+    )
 
 
 def sampled(work: Path, *products: str) -> Path:
@@ -236,6 +242,18 @@ def test_tables_come_first_and_pages_serve_the_rest(server: LoopbackServer, tmp_
     resolve(recipe(server, str(table)), sampled(tmp_path, "OK", "MOVED"))
     assert results(tmp_path) == {"OK": ("ok", OTHER, "urls.csv"), "MOVED": ("ok", PICTURE, "page")}
     assert server.hits()["/dp/MOVED"] == 1
+
+
+def test_visited_pages_are_counted_without_a_request(server: LoopbackServer, tmp_path: Path) -> None:
+    work, words = sampled(tmp_path, "OK", "GONE", "BROKEN"), "would look for the image URLs of 3 products in 0 tables"
+    assert pending(recipe(server, permission=False), work) == words
+    assert pending(recipe(server), work) == f"{words}, then on product pages, of which 0 were visited before"
+    assert not (work / "resolve").exists() and not server.requests
+    resolve(recipe(server), work)
+    requests, files = len(server.requests), sorted((work / "resolve").iterdir())
+    assert pending(recipe(server), work).endswith(" 3 were visited before")
+    assert pending(recipe(server), work, ["error"]).endswith(" 2 were visited before")
+    assert (len(server.requests), sorted((work / "resolve").iterdir())) == (requests, files)
 
 
 def test_pages_are_off_without_permission(server: LoopbackServer, tmp_path: Path) -> None:
@@ -468,10 +486,12 @@ def test_two_thousand_pages_of_all_kinds(tmp_path: Path) -> None:
 RUN = """
 import json, sys
 from pathlib import Path
-from builder.recipe import Esci, Fetch, Pages, Recipe, Resolve
+from builder.recipe import EsciSettings, FetchSettings, PagesSettings, Recipe, ResolveSettings
 from builder.resolve import resolve
 limits, pages = json.loads(sys.argv[2])
-resolve(Recipe("t", "1", Esci("."), resolve=Resolve((), Pages(**pages)), fetch=Fetch(**limits)), Path(sys.argv[1]))
+pages = ResolveSettings(pages=PagesSettings(**pages))
+limits = FetchSettings(**limits)
+resolve(Recipe(name="t", version="1", esci=EsciSettings(path="."), resolve=pages, fetch=limits), Path(sys.argv[1]))
 """
 
 
@@ -485,7 +505,7 @@ def test_killed_visits_lose_and_double_nothing(tmp_path: Path, kills: int) -> No
     names = [f"{n:04}" for n in range(1, 80 * kills)]
     with LoopbackServer(slow) as server:
         built = recipe(server)
-        settings = json.dumps([dataclasses.asdict(built.fetch), dataclasses.asdict(built.resolve.pages)])
+        settings = json.dumps([built.fetch.model_dump(), built.resolve.pages.model_dump()])
         sampled(tmp_path, *names)
         for kill in range(kills):
             command = [sys.executable, "-c", RUN, str(tmp_path), settings]

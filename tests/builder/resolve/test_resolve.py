@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builder.recipe import Esci, Recipe, Resolve
+from builder.recipe import EsciSettings, Recipe, ResolveSettings
 from builder.resolve import resolve
 from sqid_lib import schemas
 from sqid_lib.errors import (
@@ -41,7 +41,12 @@ def work(tmp_path: Path) -> Path:
 
 
 def resolved(work: Path, *tables: Path | str) -> list[dict[str, Any]]:
-    recipe = Recipe("t", "1", Esci("."), resolve=Resolve(tables=tuple(str(t) for t in tables)))
+    recipe = Recipe(
+        name="t",
+        version="1",
+        esci=EsciSettings(path="."),
+        resolve=ResolveSettings(tables=tuple(str(t) for t in tables)),
+    )
     resolve(recipe, work)
     table = pq.read_table(work / "resolve" / "urls.parquet")
     assert table.schema.equals(schemas.RESOLVED_SCHEMA)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from release_fixtures import RECIPE, seal, write_release
 
-from builder.recipe import Expect, Release
+from builder.recipe import ExpectSettings, ReleaseSettings
 from builder.release import manifest
 from builder.release.files import write_classic_features, write_shards, write_urls
 from builder.validate import validate
@@ -27,7 +26,7 @@ from sqid_lib import schemas
 from sqid_lib.files import shard_name
 
 WIDTH = 8
-NO_CLASSIC = replace(RECIPE, release=Release(classic_files=False))
+NO_CLASSIC = RECIPE.model_copy(update={"release": ReleaseSettings(classic_files=False)})
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +266,9 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a count of the manifest": (lambda r: edit_manifest(r, lambda m: m["counts"].update(products=41)), "count"),
     "a width of the manifest": (lambda r: edit_manifest(r, lambda m: m.update(width=768)), "width"),
     "an expected count": (
-        lambda r: manifest.write(r, replace(RECIPE, expect=Expect(products=164_900)), revision=None),
+        lambda r: manifest.write(
+            r, RECIPE.model_copy(update={"expect": ExpectSettings(products=164_900)}), revision=None
+        ),
         "count",
     ),
     "no card": (lambda r: (r / schemas.CARD).unlink(), "missing-file"),

@@ -1,0 +1,107 @@
+"""The types of a recipe's values, and how a value that does not fit is reported."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from sqid_lib.errors import RecipeError
+
+T = TypeVar("T")
+NAME, WORD, URL, PAGE_URL, HOST_PORT = r"^[\w-][\w.-]*$", r"\S", "^https?://", r"\{product_id\}", "^.+:[0-9]+$"
+_PATTERNS = {
+    NAME: "letters, digits, '-', '_' or '.'",
+    WORD: "text that is not blank",
+    URL: "a URL that begins with http:// or https://",
+    PAGE_URL: "a URL with {product_id} in it",
+    HOST_PORT: "host:port",
+}
+_TYPES = {
+    "string_type": "text in quotes",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": 'a list, such as ["us"] or [443]',
+    "dict_type": "a section",
+    "model_type": "a section",
+}
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError("at least one value, and none twice")
+    return values
+
+
+def _valid_port(value: str) -> str:
+    if not 0 < int(value.rpartition(":")[2]) < 65_536:
+        raise ValueError("host:port with a port from 1 to 65535")
+    return value
+
+
+Items = Annotated[tuple[T, ...], Field(strict=False)]  # not strict: TOML has lists
+DistinctItems = Annotated[
+    tuple[T, ...],
+    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}),
+    AfterValidator(_distinct),
+]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+HostPort = Annotated[str, Field(pattern=HOST_PORT), AfterValidator(_valid_port)]
+Url = Annotated[str, Field(pattern=URL)]
+Word = Annotated[str, Field(pattern=WORD)]
+
+
+def recipe_error(error: ValidationError, schema: Mapping[str, Any], where: str) -> RecipeError:
+    """One error that names every problem.
+
+    Args:
+        schema: the JSON schema of recipes, for the keys there are.
+        where: the recipe.
+    """
+    problems = [_problem(details, schema) for details in error.errors(include_url=False)]
+    if len(problems) == 1:
+        problems[0].where = where
+        return problems[0]
+    listed = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+    return RecipeError(f"{len(problems)} problems: {listed}", where=where)
+
+
+def _problem(details: ErrorDetails, schema: Mapping[str, Any]) -> RecipeError:
+    kind, loc = details["type"], details["loc"]
+    key, got = _key(loc), repr(details["input"])[:120]
+    if kind == "missing" and loc == ("esci",):
+        return RecipeError("section [esci] is missing", fix='Add [esci] with path = "…".')
+    if kind == "missing":
+        return RecipeError(f"key {key!r} is missing", fix="Add it.")
+    if kind == "extra_forbidden":
+        known = _known_keys(loc, schema)
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        fix = "Correct or remove it." + "".join(f" Perhaps {name!r}?" for name in close)
+        return RecipeError(f"unknown key {key!r}", expected=f"one of {', '.join(known)}", fix=fix)
+    if kind in _TYPES:
+        return RecipeError(f"wrong type for {key!r}", expected=_TYPES[kind], got=got, fix="Correct it.")
+    context = details.get("ctx", {})
+    words = _PATTERNS.get(context.get("pattern", "")) or context.get("error")
+    expected = words or details["msg"].partition("should ")[2].removeprefix("be ")
+    return RecipeError(f"bad value for {key!r}", expected=expected, got=got, fix="Correct it.")
+
+
+def _key(loc: Sequence[str | int]) -> str:
+    """The key as TOML has it, such as fetch.ports[1]."""
+    parts = [part for part in loc if part != "[key]"]  # pydantic's mark of a bad key in a table
+    names = [f"[{p}]" if isinstance(p, int) else p if re.fullmatch(r"[\w-]+", p) else json.dumps(p) for p in parts]
+    return ".".join(names).replace(".[", "[")
+
+
+def _known_keys(loc: Sequence[str | int], schema: Mapping[str, Any]) -> list[str]:
+    """The keys of the section that `loc` ends in."""
+    node = schema
+    for name in loc[:-1]:
+        node = schema["$defs"][node["properties"][name]["$ref"].rpartition("/")[2]]
+    return list(node["properties"])
