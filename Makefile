@@ -1,10 +1,12 @@
-# Every target sets up what it needs in .venv; PYTHON picks the interpreter it is made with.
+# Every target installs what it needs into a virtual environment of its own; PYTHON is the interpreter they are made with.
 PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
+BARE := .venv-bare
 PIP := -m pip install --quiet --disable-pip-version-check
+PINNED := $(PIP) -c constraints.txt
 
-.PHONY: demo test test-slow test-compat check bench clean
+.PHONY: demo test test-slow test-compat check bare dry-run-extras dist bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m builder.demo --work demo-work
@@ -15,6 +17,7 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m slow
 
+# the loading tests under datasets 3.6
 test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest -m compat tests/test_sqid.py tests/sqid_lib/test_schemas.py tests/builder/release/test_release.py
 
@@ -23,25 +26,45 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# the README's first steps with nothing but the wheel, and with the extra build, in fresh environments
+bare: export PYTHONPATH :=
+bare:
+	rm -rf $(BARE)
+	$(PYTHON) -m venv $(BARE)/build
+	$(PYTHON) -m venv $(BARE)/base
+	$(BARE)/base/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w $(BARE)/dist .
+	wheel=$$(ls $(CURDIR)/$(BARE)/dist/*.whl) && $(BARE)/build/bin/python $(PINNED) "$$wheel[build]"
+	$(BARE)/base/bin/python $(PINNED) $(BARE)/dist/*.whl
+	$(BARE)/build/bin/python tests/bare/first_steps.py build $(BARE)/work
+	$(BARE)/base/bin/python tests/bare/first_steps.py load $(BARE)/work/sqid
+
+# every extra of pyproject.toml, alone and all together, without installing it
+dry-run-extras: $(VENV)/.dev
+	$(VENV)/bin/python .ci/dry_run_extras.py
+
+# wheel and sdist, in dist/
+dist: $(VENV)/.dev
+	$(VENV)/bin/python -m hatchling build
+
 bench: $(VENV)/.dev
 	@echo "each script in benchmarks/ says how it is run and what it needs:"
 	@for script in benchmarks/*.py; do $(VENV)/bin/python $$script --help | head -n 1; done
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[build,eval]"
+	$(VENV)/bin/python $(PINNED) -e ".[build,eval]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[dev]"
+	$(VENV)/bin/python $(PINNED) -e ".[dev]"
 	touch $@
 
-# datasets 3.6 with the newest of everything it allows: what a person who cannot move to 5.x has
+# without constraints: datasets 3.6 with the newest of everything it allows, as for a user who cannot move to 5.x
 $(COMPAT)/.installed: pyproject.toml
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
-	$(COMPAT)/bin/python $(PIP) -e . "datasets==3.6.0" pydantic pytest hypothesis
+	$(COMPAT)/bin/python $(PIP) -e . "datasets==3.6.0" hypothesis "pydantic>=2.10" pytest
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(COMPAT) build dist *.egg-info
+	rm -rf $(VENV) $(COMPAT) $(BARE) build dist *.egg-info
