@@ -331,9 +331,7 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
         update={
             "esci": EsciSettings(path=absolute(recipe.esci.path)),
             "artifacts": artifacts and ArtifactsSettings(path=absolute(artifacts.path)),
-            "resolve": recipe.resolve.model_copy(
-                update={"tables": tables}
-            ),
+            "resolve": recipe.resolve.model_copy(update={"tables": tables}),
             "encoder": recipe.encoder.model_copy(update={"model": model}),
         }
     )
