@@ -1,6 +1,6 @@
 """Write, check and describe a release of the official size: `python benchmarks/release.py [--products N] [DIR]`.
 
-Made-up rows pass through the writer, card, manifest and validation of a release; each step is timed with its peak memory.
+Made-up rows pass through the writer, card, manifest and validation of a release. Each step shows its time and peak memory.
 """
 
 from __future__ import annotations

@@ -181,6 +181,10 @@ def _warnings(repo: str, remote: Remote, local: Mapping[str, str], changes: list
 
 def _create(calls: Calls, repo: str, private: bool) -> str | None:
     calls.run("creating the dataset", calls.api.create_repo, repo, repo_type="dataset", private=private, exist_ok=True)
+    return _head(calls, repo)
+
+
+def _head(calls: Calls, repo: str) -> str | None:
     head = calls.run("reading the state of the repository", calls.api.dataset_info, repo).sha
     return str(head) if head else None
 
@@ -216,19 +220,26 @@ def _commit(
             also=(_CONFLICT,),
         )
     except RefusedError as error:
-        head = calls.run("reading the state of the repository", calls.api.dataset_info, repo).sha
-        if head == parent and error.status != _STALE:
-            raise
-        if not differences(release, local, list_files(calls, repo, head)):
-            return str(head)  # our own commit, whose answer was lost
-        raise HubError(
-            "somebody else changed the dataset during the push; their version is kept",
-            where=repo,
-            expected=f"main at {parent[:12]}" if parent else None,
-            got=str(head)[:12],
-            fix="Check their version, then push again.",
-        ) from error
+        return _after_refusal(calls, release, repo, parent, local, error)
     return str(done.oid)
+
+
+def _after_refusal(
+    calls: Calls, release: Path, repo: str, parent: str | None, local: Mapping[str, str], error: RefusedError
+) -> str:
+    """The id of main if it holds the release already: our own commit, whose answer was lost; otherwise raises."""
+    head = _head(calls, repo)
+    if head == parent and error.status != _STALE:
+        raise error
+    if not differences(release, local, list_files(calls, repo, head)):
+        return str(head)
+    raise HubError(
+        "somebody else changed the dataset during the push; their version is kept",
+        where=repo,
+        expected=f"main at {parent[:12]}" if parent else None,
+        got=str(head)[:12],
+        fix="Check their version, then push again.",
+    ) from error
 
 
 def _verify(calls: Calls, release: Path, repo: str, commit: str, local: Mapping[str, str]) -> None:

@@ -101,7 +101,7 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
 
 
 def _with_final_status(urls: pa.Table, paths: Iterable[Path]) -> pa.Table:
-    """`urls` with the status that embed ended with, which tells how fetching or decoding failed."""
+    """`urls` with the status that embed ended with, which says how fetching or decoding failed."""
     schema = pa.schema([(n, pa.string()) for n in (*schemas.PRODUCT_KEY, "image_status")])
     final = pa.concat_tables([schema.empty_table(), *(read_parquet(str(path), schema) for path in paths)])
     rows = pc.index_in(key_strings(urls), value_set=key_strings(final))

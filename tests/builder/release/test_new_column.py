@@ -75,8 +75,8 @@ whole, votes = pq.read_table(path), release / shard_name("judgments", "test", 0,
 def problems(path, table, column, row, value):
     values = table[column].to_pylist()
     values[row] = value
-    index = table.column_names.index(column)
-    pq.write_table(table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type)), path)
+    index, field = table.column_names.index(column), table.schema.field(column)
+    pq.write_table(table.set_column(index, field, pa.array(values, field.type)), path)
     return [f"{p.where}: {p.message}" for p in validate(release) if p.code in ("inconsistent", "null", "schema")]
 ids = whole["product_id"].to_pylist()
 no_rating = next(i for i, key in enumerate(ids) if expected[key]["rating"] is None)
