@@ -1,6 +1,6 @@
 """Write, check and describe a release of the official size: `python benchmarks/release.py [--products N] [DIR]`.
 
-Made-up rows pass through the writer, card, manifest and validation of a release. Each step shows its time and peak memory.
+Made-up rows pass through the writer, card, manifest and validation of a release, with the time and peak memory of each.
 """
 
 from __future__ import annotations
