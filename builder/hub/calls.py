@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from sqid_lib.errors import AuthError, HubError, RefusedError
+from sqid_lib.errors import AuthError, DiskError, HubError, RefusedError
+from sqid_lib.sources.retry import Failure, retrying
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -20,20 +20,6 @@ MAX_WAIT_S = 120.0  # at most, also where Retry-After states more
 TIMEOUT_S = 300.0  # without an answer; huggingface_hub has no limit of its own
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
-
-
-class Failure(NamedTuple):
-    """What a failed attempt means.
-
-    Attributes:
-        error: what to raise if this attempt was the last.
-        again: whether another attempt can help.
-        wait: seconds the server asks to wait before it; None where it does not say.
-    """
-
-    error: Exception
-    again: bool
-    wait: float | None = None
 
 
 class Calls:
@@ -72,13 +58,17 @@ class Calls:
             AuthError: 401 or 403.
             RefusedError: any other refusal.
             HubError: no answer, or the Hub still failed at the last attempt.
+            DiskError: a local file cannot be read or written.
         """
 
         def attempt() -> _T:
             _set_timeout(TIMEOUT_S)
             return call(*args, **options)
 
-        return _retrying(attempt, lambda error: self._explain(doing, error, also))
+        def explain(error: Exception) -> Failure:
+            return self._explain(doing, error, also)
+
+        return retrying(attempt, explain, waits=WAITS_S, patience=PATIENCE_S, max_wait=MAX_WAIT_S)
 
     def _explain(self, doing: str, error: Exception, also: tuple[int, ...]) -> Failure:
         """Which error the user sees, and whether another attempt can help."""
@@ -90,11 +80,12 @@ class Calls:
                 got=f"HTTP status {status}" if status else cleaned,
                 fix="Nothing is half done: push again later, and it continues.",
             )
+            _log.warning("%s: %s", doing, status or cleaned)
             return Failure(failed, again=True, wait=_retry_after(error))
-        return Failure(self._refused(doing, error, status, cleaned), again=False)
+        return Failure(self._refused(doing, error, status, cleaned))
 
     def _refused(self, doing: str, error: Exception, status: int, cleaned: str) -> Exception:
-        """The error for a failure that no other attempt can mend; errors of the local disk stay as they are."""
+        """The error for a failure that another attempt cannot change."""
         if (status == 401 and not _is_missing(error)) or type(error).__name__ == "XetAuthenticationError":
             return AuthError(
                 f"{doing}: the Hub does not accept the token", where=self.repo, fix="Log in again: hf auth login."
@@ -106,7 +97,7 @@ class Calls:
                 fix=f"Use a token with write access to {self.repo.partition('/')[0]}.",
             )
         if isinstance(error, OSError) and error.filename is not None:
-            return error
+            return DiskError(error.strerror or cleaned, where=error.filename, fix="Check the file and its permissions.")
         if not status:
             return HubError(f"{doing}: {cleaned}", where=self.repo)
         refused = RefusedError(f"{doing}: refused", where=self.repo, got=f"{status} {cleaned}")
@@ -120,24 +111,6 @@ class Calls:
         causes = dict.fromkeys(str(e) or type(e).__name__ for e in (chain[0], chain[-1]))
         line = " ".join((message or ": ".join(causes)).split())[:300]
         return line.replace(self.token, "<token>") if self.token else line
-
-
-def _retrying(call: Callable[[], _T], explain: Callable[[Exception], Failure]) -> _T:
-    """The result of `call`, after as many attempts as can help; raises the explained error of the last one."""
-    started = time.monotonic()
-    for wait in (*WAITS_S, None):
-        try:
-            return call()
-        except Exception as error:
-            failure = explain(error)
-            if failure.error is error:
-                raise
-            if not failure.again or wait is None or time.monotonic() - started > PATIENCE_S:
-                raise failure.error from error
-            seconds = min(MAX_WAIT_S, failure.wait or wait)
-            _log.warning("another attempt in %g s: %s", seconds, failure.error)
-            time.sleep(seconds)
-    raise AssertionError("unreachable")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

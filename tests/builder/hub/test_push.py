@@ -15,8 +15,9 @@ from loopback_hub import GITATTRIBUTES, READ_TOKEN, WRITE_TOKEN, LoopbackHub
 from release_fixtures import write_release
 
 from builder.hub import PushResult, calls, push
+from builder.hub.calls import Calls
 from sqid_lib import schemas
-from sqid_lib.errors import AuthError, HubError, ReleaseError, TagError, UsageError
+from sqid_lib.errors import AuthError, DiskError, HubError, ReleaseError, TagError, UsageError
 
 # huggingface_hub hands open files to its http client in a way that client deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -379,6 +380,13 @@ def test_retry_after_is_respected(loopback: LoopbackHub, second: Path, monkeypat
     loopback.fail("commit", 429)
     send(loopback, second)
     assert waits == [7.0]
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(
+    loopback: LoopbackHub, second: Path, tmp_path: Path
+) -> None:
+    with Calls(REPO, WRITE_TOKEN, loopback.endpoint) as running, pytest.raises(DiskError, match=r"gone\.txt"):
+        running.run("reading", (tmp_path / "gone.txt").read_bytes)
 
 
 # -- loading back -----------------------------------------------------------------------------------------------------
