@@ -1,6 +1,6 @@
 """Write, check and describe a release of the official size: `python benchmarks/release.py [--products N] [DIR]`.
 
-Made-up rows stream through the release's own writer, card, manifest and validate, each step timed with its peak memory.
+Made-up rows pass through the writer, card, manifest and validation of a release, with the time and peak memory of each.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 from builder.recipe import EsciSettings, Recipe, ReleaseSettings
 from builder.release import card, manifest
 from builder.release.files import write_shards
+from builder.release.statistics import gather_statistics
 from builder.validate import validate
 from sqid_lib import schemas
 
@@ -27,6 +28,7 @@ RECIPE = Recipe(
     name="made-up", version="1.0.0", esci=EsciSettings(path="/made/up"), release=ReleaseSettings(classic_files=False)
 )
 BLOCK = 4_096
+WORDS = {"product_title": 15, "product_description": 80, "product_bullet_point": 100}
 COUNTS = schemas.PUBLISHED_COUNTS
 
 
@@ -35,31 +37,25 @@ def blocks(rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(BLOCK, rows - start)
 
 
-def products(prefix: str, rows: int, config: str) -> Iterator[pa.Table]:
-    """Products in the columns of a config, 1 in 20 without an image."""
-    schema = schemas.config_schema(config)
-    for start, count in blocks(rows):
-        rng = np.random.default_rng(start)
-        there = np.arange(start, start + count) % 20 != 0
-        ids = [f"{prefix}{i:08d}" for i in range(start, start + count)]
-        words = np.array([hashlib.md5(str(i).encode()).hexdigest()[:6] for i in range(2_000)])
-        columns: dict[str, Any] = {
-            "product_id": ids,
-            "product_locale": ["us"] * count,
-            "image_url": [f"https://images.example/{i}.jpg" if t else None for i, t in zip(ids, there, strict=True)],
-            "image_status": np.where(there, schemas.OK, schemas.MISSING),
-            "has_image": there,
-        }
-        for name, length in zip(schemas.TEXT_COLUMNS, (15, 80, 100, 1, 1), strict=True):
-            seeded = np.random.default_rng(start + length)
-            columns[name] = [" ".join(line) for line in words[seeded.integers(0, 2_000, size=(count, length))]]
-        if config == schemas.FEATURES:
-            for name in schemas.VECTOR_COLUMNS:
-                columns[name] = vectors(rng, count)
-            image = columns["clip_image_features"].flatten().to_numpy(zero_copy_only=False).reshape(count, -1).copy()
-            image[~there] = 0
-            columns["clip_image_features"] = pa.FixedSizeListArray.from_arrays(image.ravel(), image.shape[1])
-        yield pa.table({name: columns[name] for name in schema.names}, schema=schema)
+def table(config: str, values: dict[str, Any], start: int) -> pa.Table:
+    """Rows of a config: `values` by column, and made-up ones for all other declared columns."""
+    schema, count = schemas.config_schema(config), len(values[schemas.DECLARED[config].key[0]])
+    for field in schema:
+        if field.name not in values:
+            values[field.name] = made_up(field, start, count)
+    return pa.table({name: values[name] for name in schema.names}, schema=schema)
+
+
+def made_up(field: pa.Field, start: int, count: int) -> Any:
+    """Values by type: vectors, texts of as many words as ESCI's have, or numbers."""
+    if pa.types.is_fixed_size_list(field.type):
+        return vectors(np.random.default_rng(start), count)
+    if not pa.types.is_string(field.type):
+        return pa.array(np.arange(start, start + count) % 2).cast(field.type)
+    length = WORDS.get(field.name, 1)
+    vocabulary = np.array([hashlib.md5(str(i).encode()).hexdigest()[:6] for i in range(2_000)])
+    chosen = np.random.default_rng(start + length).integers(0, len(vocabulary), size=(count, length))
+    return [" ".join(line) for line in vocabulary[chosen]]
 
 
 def vectors(rng: np.random.Generator, count: int) -> pa.Array:
@@ -67,28 +63,44 @@ def vectors(rng: np.random.Generator, count: int) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, schemas.PUBLISHED_WIDTH)
 
 
+def products(prefix: str, rows: int, config: str) -> Iterator[pa.Table]:
+    """Products in the columns of a config, 1 in 20 without an image."""
+    for start, count in blocks(rows):
+        there = np.arange(start, start + count) % 20 != 0
+        ids = [f"{prefix}{i:08d}" for i in range(start, start + count)]
+        image = vectors(np.random.default_rng(start + 1), count).flatten().to_numpy(zero_copy_only=False)
+        image = image.reshape(count, -1) * there[:, None]
+        values: dict[str, Any] = {
+            "product_id": ids,
+            "product_locale": ["us"] * count,
+            "image_url": [f"https://images.example/{i}.jpg" if t else None for i, t in zip(ids, there, strict=True)],
+            "image_status": np.where(there, schemas.OK, schemas.MISSING),
+            "has_image": there,
+            "clip_image_features": pa.FixedSizeListArray.from_arrays(image.ravel(), image.shape[1]),
+        }
+        yield table(config, values, start)
+
+
 def queries(rows: int) -> Iterator[pa.Table]:
     for start, count in blocks(rows):
         ids = np.arange(start, start + count)
-        text = [f"query {i}" for i in ids]
-        columns = [ids, text, ["other"] * count, vectors(np.random.default_rng(start), count)]
-        yield pa.table(columns, schema=schemas.config_schema(schemas.QUERIES))
+        yield table(schemas.QUERIES, {"query_id": ids, "query": [f"query {i}" for i in ids]}, start)
 
 
 def judgments(rows: int, queries: int, products: int) -> pa.Table:
-    """Every query and every product is judged; the rest as it comes."""
+    """Every query and every product is judged; the other pairs follow from a count."""
     pairs = np.unique(np.stack([np.arange(rows) * queries // rows, np.arange(rows) % products], axis=1), axis=0)
     label = np.array(list(schemas.LABELS))[np.arange(len(pairs)) % 4]
-    columns = [
-        np.arange(len(pairs)),
-        pairs[:, 0],
-        [f"query {q}" for q in pairs[:, 0]],
-        [f"B0{p:08d}" for p in pairs[:, 1]],
-        ["us"] * len(pairs),
-        label,
-        pa.array([schemas.GAINS[name] for name in label], pa.float32()),
-    ]
-    return pa.table(columns, schema=schemas.config_schema(schemas.JUDGMENTS))
+    values = {
+        "example_id": np.arange(len(pairs)),
+        "query_id": pairs[:, 0],
+        "query": [f"query {q}" for q in pairs[:, 0]],
+        "product_id": [f"B0{p:08d}" for p in pairs[:, 1]],
+        "product_locale": ["us"] * len(pairs),
+        "esci_label": label,
+        "gain": [schemas.GAINS[name] for name in label],
+    }
+    return table(schemas.JUDGMENTS, values, 0)
 
 
 def timed(what: str, call: Callable[[], Any]) -> Any:
@@ -126,8 +138,9 @@ def run(root: Path, count: int) -> None:
     timed("write query_features", lambda: write(schemas.QUERIES, "test", queries(asked), asked))
     timed("write supp", lambda: write(schemas.SUPP, schemas.SUPP_SPLIT, products("B1", supp, schemas.SUPP), supp))
     timed("write judgments", lambda: write(schemas.JUDGMENTS, "test", iter([judged]), judged.num_rows))
-    timed("card", lambda: card.write_card(root, RECIPE, revision=None))
-    timed("manifest and sums", lambda: manifest.write(root, RECIPE, revision=None))
+    statistics = timed("statistics", lambda: gather_statistics(root))
+    timed("card", lambda: card.write_card(root, RECIPE, statistics, revision=None))
+    timed("manifest and checksums", lambda: manifest.write(root, RECIPE, statistics, revision=None))
     problems = timed("validate", lambda: validate(root))
     files = [path for path in root.rglob("*") if path.is_file()]
     total = sum(path.stat().st_size for path in files) / 1e6

@@ -221,7 +221,7 @@ def _contents(work: Path) -> list[tuple[str, str]]:
 def _artifacts(recipe: Recipe) -> list[tuple[str, str]]:
     if recipe.artifacts is None:
         return []
-    from builder.release.stage import artifact_files
+    from builder.release.artifacts import artifact_files
 
     return [(file.url, file.version) for found in artifact_files(recipe).values() for file in found]
 

@@ -7,7 +7,7 @@ and kept by a store follows from the declaration.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -177,7 +177,7 @@ SUPP_SPLIT = "train"  # the supplementary products are published as split train
 SUPP_VECTORS_SPLIT = "supp"  # split of product_features when supplementary products are embedded too
 
 _PRODUCT_ID = Column("product_id", pa.string(), "Amazon ASIN; unique within a locale", EXAMPLES)
-_PRODUCT_LOCALE = Column("product_locale", pa.string(), "us, es or jp", EXAMPLES)
+_PRODUCT_LOCALE = Column("product_locale", pa.string(), "locale of the product, such as us", EXAMPLES)
 _TITLE = Column("product_title", pa.string(), "title, from ESCI", PRODUCTS, nullable=True)
 _DESCRIPTION = Column("product_description", pa.string(), "description, from ESCI", PRODUCTS, nullable=True)
 _BULLETS = Column("product_bullet_point", pa.string(), "bullet points, from ESCI", PRODUCTS, nullable=True)
@@ -262,20 +262,10 @@ def shared_columns(config: str, other: str) -> tuple[str, ...]:
     return tuple(name for name in DECLARED[config].names if name in there)
 
 
-def column_meaning(name: str) -> str:
-    """What a column holds, for the card; "" for a column nobody declared."""
-    return next((c.meaning for c in _columns() if c.name == name), "")
-
-
 def fingerprint() -> str:
     """Hash of all declared columns: what was made under other declarations is stale."""
     declared = [(config, c.name, str(c.type), c.origin) for config, d in DECLARED.items() for c in d.columns]
     return hashlib.sha256(repr(declared).encode()).hexdigest()[:16]
-
-
-def _columns() -> Iterator[Column]:
-    for config in DECLARED.values():
-        yield from config.columns
 
 
 # -- published counts: small_version 1, split test, locale us (arXiv 2405.15190 and the published files) -----------

@@ -50,7 +50,7 @@ from pathlib import Path
 import sqid
 from builder import recipe
 from builder.cli import main
-from builder.release.stage import artifact_files
+from builder.release.artifacts import artifact_files
 from sqid_lib import EmbeddingStore, stream_pairs
 from sqid_lib.sources import download
 from sqid_lib.tables.vector_columns import vector_width

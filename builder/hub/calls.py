@@ -1,33 +1,33 @@
-"""Calls to the Hub that may fail: repeated while that can help, then told in one line without the token."""
+"""Calls to the Hub: repeated while another attempt can help, then reported in one line without the token."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sqid_lib.errors import AuthError, HubError, RefusedError
+from sqid_lib.errors import AuthError, DiskError, HubError, RefusedError
+from sqid_lib.sources.retry import Failure, retrying
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # between attempts; huggingface_hub itself repeats some calls within each
 PATIENCE_S = 300.0  # no new attempt later than this after the first
-MAX_WAIT_S = 120.0  # however long the Hub asks us to wait
-TIMEOUT_S = 300.0  # without an answer; huggingface_hub would wait forever
+MAX_WAIT_S = 120.0  # at most, also where Retry-After states more
+TIMEOUT_S = 300.0  # without an answer; huggingface_hub has no limit of its own
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
 
 class Calls:
-    """`HfApi` with patience. Use as a context manager.
+    """`HfApi` that repeats calls. Use as a context manager.
 
     Attributes:
-        api: the genuine client.
-        token: what it sends, None if there is none; never logged, and taken out of every message.
+        api: the client of huggingface_hub.
+        token: what it sends, None if there is none; never logged, and removed from every message.
     """
 
     def __init__(self, repo: str, token: str | None, endpoint: str | None) -> None:
@@ -48,68 +48,68 @@ class Calls:
         _set_timeout(self._timeout)
 
     def run(self, doing: str, call: Callable[..., _T], *args: Any, also: tuple[int, ...] = (), **options: Any) -> _T:
-        """The result of a call, after as many attempts as help.
+        """The result of a call, after as many attempts as can help.
 
         Args:
-            doing: what it does, for messages.
-            also: http statuses that are worth another attempt here, besides overload, timeouts and broken connections.
+            doing: what the call does, for messages.
+            also: HTTP statuses worth another attempt here, besides overload, timeouts and broken connections.
 
         Raises:
             AuthError: 401 or 403.
             RefusedError: any other refusal.
-            HubError: no answer, or the Hub still failed after the last attempt.
+            HubError: no answer, or the Hub still failed at the last attempt.
+            DiskError: a local file cannot be read or written.
         """
-        started = time.monotonic()
-        for wait in (*WAITS_S, None):
+
+        def attempt() -> _T:
             _set_timeout(TIMEOUT_S)
-            try:
-                return call(*args, **options)
-            except Exception as error:
-                status = _status(error)
-                helps = status in (*_TRANSIENT, *also) if status else _is_network(error)
-                if not helps:
-                    raise self._told(doing, error, status) from error
-                if wait is None or time.monotonic() - started > PATIENCE_S:
-                    raise self._failed(doing, error, status) from error
-                wait = min(MAX_WAIT_S, _asked_to_wait(error) or wait)
-                _log.warning("%s: %s; again in %g s", doing, status or self._clean(error), wait)
-                time.sleep(wait)
-        raise AssertionError("unreachable")
+            return call(*args, **options)
 
-    def _failed(self, doing: str, error: Exception, status: int) -> HubError:
-        return HubError(
-            f"{doing} failed {len(WAITS_S) + 1} times",
-            where=self.repo,
-            got=f"http status {status}" if status else self._clean(error),
-            fix="Nothing is half done: push again when the Hub is well, and it goes on.",
-        )
+        def explain(error: Exception) -> Failure:
+            return self._explain(doing, error, also)
 
-    def _told(self, doing: str, error: Exception, status: int) -> Exception:
-        """What the person sees; a disk that fails stays what it is."""
+        return retrying(attempt, explain, waits=WAITS_S, patience=PATIENCE_S, max_wait=MAX_WAIT_S)
+
+    def _explain(self, doing: str, error: Exception, also: tuple[int, ...]) -> Failure:
+        """Which error the user sees, and whether another attempt can help."""
+        status, cleaned = _status(error), self._clean(error)
+        if status in (*_TRANSIENT, *also) if status else _is_network(error):
+            failed = HubError(
+                f"{doing} failed",
+                where=self.repo,
+                got=f"HTTP status {status}" if status else cleaned,
+                fix="Nothing is half done: push again later, and it continues.",
+            )
+            _log.warning("%s: %s", doing, status or cleaned)
+            return Failure(failed, again=True, wait=_retry_after(error))
+        return Failure(self._refused(doing, error, status, cleaned))
+
+    def _refused(self, doing: str, error: Exception, status: int, cleaned: str) -> Exception:
+        """The error for a failure that another attempt cannot change."""
         if (status == 401 and not _is_missing(error)) or type(error).__name__ == "XetAuthenticationError":
             return AuthError(
                 f"{doing}: the Hub does not accept the token", where=self.repo, fix="Log in again: hf auth login."
             )
         if status == 403:
             return AuthError(
-                f"{doing}: the token may not do this",
+                f"{doing}: the token does not allow this",
                 where=self.repo,
                 fix=f"Use a token with write access to {self.repo.partition('/')[0]}.",
             )
         if isinstance(error, OSError) and error.filename is not None:
-            return error
+            return DiskError(error.strerror or cleaned, where=error.filename, fix="Check the file and its permissions.")
         if not status:
-            return HubError(f"{doing}: {self._clean(error)}", where=self.repo)
-        refused = RefusedError(f"{doing}: refused", where=self.repo, got=f"{status} {self._clean(error)}")
+            return HubError(f"{doing}: {cleaned}", where=self.repo)
+        refused = RefusedError(f"{doing}: refused", where=self.repo, got=f"{status} {cleaned}")
         refused.status, refused.missing = status, _is_missing(error)
         return refused
 
     def _clean(self, error: Exception) -> str:
-        """One line without the token: what the server said, or the error and what caused it."""
+        """One line without the token: the message of the server, or the error and what caused it."""
         chain = list(_chain(error))
-        said = next((m for e in chain if (m := getattr(e, "server_message", None))), None)
+        message = next((m for e in chain if (m := getattr(e, "server_message", None))), None)
         causes = dict.fromkeys(str(e) or type(e).__name__ for e in (chain[0], chain[-1]))
-        line = " ".join((said or ": ".join(causes)).split())[:300]
+        line = " ".join((message or ": ".join(causes)).split())[:300]
         return line.replace(self.token, "<token>") if self.token else line
 
 
@@ -124,18 +124,19 @@ def _response(error: BaseException) -> Any:
 
 
 def _status(error: BaseException) -> int:
-    """The http status an error stands for, 0 if it came without an answer."""
+    """The HTTP status of the answer behind an error, 0 if there was no answer."""
     return int(getattr(_response(error), "status_code", 0) or 0)
 
 
-def _asked_to_wait(error: BaseException) -> float | None:
+def _retry_after(error: BaseException) -> float | None:
+    """Seconds of the header Retry-After."""
     headers = getattr(_response(error), "headers", {})
     value = headers.get("Retry-After", "")
     return float(value) if value.isdigit() else None
 
 
 def _is_network(error: BaseException) -> bool:
-    """Whether a call broke on the way: a lost connection, a timeout, a web page for JSON, Xet in trouble."""
+    """Whether the network failed: a lost connection, a timeout, a web page in place of JSON, an error of Xet."""
     chain = list(_chain(error))
     return type(chain[-1]) is RuntimeError or any(
         isinstance(e, ConnectionError | TimeoutError | json.JSONDecodeError)
@@ -157,6 +158,6 @@ def _session() -> Any:
 
 
 def _set_timeout(timeout: Any) -> None:
-    session = _session()  # made anew after some failures, so this is set before every attempt
+    session = _session()  # huggingface_hub replaces it after some failures, so this is set before every attempt
     if hasattr(session, "timeout"):
         session.timeout = timeout

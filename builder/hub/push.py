@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.hub.calls import Calls
-from builder.hub.repository import Change, Remote, compare, differences, download, look, tree
+from builder.hub.repository import Change, Remote, differences, download, list_files, plan_changes, read_remote
 from builder.release import manifest
 from builder.validate import validate
 from sqid_lib import schemas
@@ -24,15 +24,15 @@ _CONFLICT = 409
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push did, or with `dry_run` would do.
+    """What a push did, or would do with `dry_run`.
 
     Attributes:
         url: of the dataset at that commit.
         commit: id of the commit that holds the release; None where a dry run found none.
         tag: on that commit, if one was asked for.
-        changes: one per file added, changed or removed; empty when the Hub had it all.
+        changes: one per file added, changed or removed; empty when the Hub had all of them.
         unchanged: files the Hub already had.
-        warnings: what the person should look at.
+        warnings: what the user should look at.
     """
 
     repo: str
@@ -50,11 +50,11 @@ class PushResult:
         sent = sum(c.bytes for c in self.changes if c.kind != "remove")
         counts = ", ".join(f"{sum(c.kind == kind for c in self.changes)} to {kind}" for kind in signs)
         if self.dry_run:
-            lines.append(f"dry run: {counts}, {self.unchanged} unchanged; {sent:,} bytes at most to send")
+            lines.append(f"dry run: {counts}, {self.unchanged} unchanged; at most {sent:,} bytes to send")
         elif self.changes:
-            lines.append(f"pushed {len(self.changes)} changes, {self.unchanged} files unchanged; all files compared")
+            lines.append(f"pushed {len(self.changes)} changes, {self.unchanged} files unchanged; all files verified")
         else:
-            lines.append(f"nothing to push: all {self.unchanged} files are there already, and compared")
+            lines.append(f"nothing to push: the Hub already has all {self.unchanged} files, verified")
         return "\n".join([*lines, self.url + (f" (tag {self.tag})" if self.tag else "")])
 
 
@@ -71,22 +71,23 @@ def push(
     """Make `main` of the Hub dataset `repo` hold exactly this release, and tag it.
 
     Files of an earlier release that this one lacks are removed in the same commit; files that no release put there
-    (.gitattributes, pictures, notes) stay. The same content makes no commit. Run again, a push goes on where it broke.
+    (.gitattributes, images, notes) stay. The same content makes no commit. A push that failed continues when it is
+    run again.
 
     Args:
         repo: "ORG/NAME"; created if it does not exist.
-        tag: put on exactly the commit that holds the release, after it was read back.
+        tag: put on exactly the commit that holds the release, after that was read back.
         private: create the dataset private; refused if it exists and is public.
-        dry_run: change nothing, say what would change.
+        dry_run: change nothing, report what would change.
         token: default HF_TOKEN or the one `hf auth login` stored.
         endpoint: default HF_ENDPOINT or huggingface.co.
 
     Raises:
         UsageError: `repo` or `tag` is malformed.
         ReleaseError: the release does not validate.
-        AuthError: no token, a wrong one, or one that may not write.
+        AuthError: no token, a wrong one, or one without write access.
         TagError: the tag exists on another commit; nothing was uploaded.
-        HubError: the Hub refused or failed, or holds something else than was sent.
+        HubError: the Hub refused or failed, or holds other files than were sent.
     """
     _check_names(repo, tag)
     problems = validate(release)
@@ -108,11 +109,11 @@ def push(
 def _push(calls: Calls, release: Path, repo: str, tag: str | None, private: bool, dry_run: bool) -> PushResult:
     if not dry_run:
         _check_token(calls)
-    remote = look(calls, repo)
+    remote = read_remote(calls, repo)
     if private and remote.head is not None and not remote.private:
         raise HubError("the dataset exists and is public", where=repo, fix="Make it private on the Hub first.")
     local = {**manifest.read_sums(release), schemas.SHA256SUMS: manifest.sha256(release / schemas.SHA256SUMS)}
-    changes, unchanged = compare(calls, release, local, repo, remote)
+    changes, unchanged = plan_changes(calls, release, local, repo, remote)
     _check_tag(repo, tag, remote, changes)
     warnings = _warnings(repo, remote, local, changes)
     for warning in warnings:
@@ -134,9 +135,9 @@ def _push(calls: Calls, release: Path, repo: str, tag: str | None, private: bool
 def _check_names(repo: str, tag: str | None) -> None:
     part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
     if not re.fullmatch(rf"{part}/{part}", repo):
-        raise UsageError("bad name of a dataset", where="--repo", expected="ORG/NAME", got=repr(repo))
+        raise UsageError("bad dataset name", where="--repo", expected="ORG/NAME", got=repr(repo))
     if tag is not None and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", tag) or ".." in tag or tag == "main"):
-        raise UsageError("bad tag", where="--tag", expected="something like v1.2.0", got=repr(tag))
+        raise UsageError("bad tag", where="--tag", expected="a name such as v1.2.0", got=repr(tag))
 
 
 def _check_token(calls: Calls) -> None:
@@ -144,12 +145,12 @@ def _check_token(calls: Calls) -> None:
         raise AuthError(
             "no token", where=calls.api.endpoint, fix="Log in with `hf auth login`, or set HF_TOKEN to a write token."
         )
-    account = calls.run("asking who the token belongs to", calls.api.whoami)
+    account = calls.run("reading the account of the token", calls.api.whoami)
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise AuthError(
-            "the token may only read",
+            "the token is read-only",
             where=calls.api.endpoint,
-            fix="Make a token with write access, and log in with it.",
+            fix="Create a token with write access, and log in with it.",
         )
 
 
@@ -173,14 +174,18 @@ def _warnings(repo: str, remote: Remote, local: Mapping[str, str], changes: list
         warnings.append(f"{repo} holds {script}: datasets 4 and later refuse to load the repository. Delete it there.")
     if others:
         warnings.append(
-            f"{repo} holds {len(others)} files that no release put there; they stay: {', '.join(others[:3])}"
+            f"{repo} holds {len(others)} files that no release put there; they are kept: {', '.join(others[:3])}"
         )
     return warnings
 
 
 def _create(calls: Calls, repo: str, private: bool) -> str | None:
     calls.run("creating the dataset", calls.api.create_repo, repo, repo_type="dataset", private=private, exist_ok=True)
-    head = calls.run("looking at the repository", calls.api.dataset_info, repo).sha
+    return _head(calls, repo)
+
+
+def _head(calls: Calls, repo: str) -> str | None:
+    head = calls.run("reading the state of the repository", calls.api.dataset_info, repo).sha
     return str(head) if head else None
 
 
@@ -215,24 +220,31 @@ def _commit(
             also=(_CONFLICT,),
         )
     except RefusedError as error:
-        head = calls.run("looking at the repository", calls.api.dataset_info, repo).sha
-        if head == parent and error.status != _STALE:
-            raise
-        if not differences(release, local, tree(calls, repo, head)):
-            return str(head)  # our own commit, whose answer was lost
-        raise HubError(
-            "somebody else changed the dataset during the push; their version stands",
-            where=repo,
-            expected=f"main at {parent[:12]}" if parent else None,
-            got=str(head)[:12],
-            fix="Look at it, then push again.",
-        ) from error
+        return _after_refusal(calls, release, repo, parent, local, error)
     return str(done.oid)
 
 
+def _after_refusal(
+    calls: Calls, release: Path, repo: str, parent: str | None, local: Mapping[str, str], error: RefusedError
+) -> str:
+    """The id of main if it holds the release already: our own commit, whose answer was lost; otherwise raises."""
+    head = _head(calls, repo)
+    if head == parent and error.status != _STALE:
+        raise error
+    if not differences(release, local, list_files(calls, repo, head)):
+        return str(head)
+    raise HubError(
+        "somebody else changed the dataset during the push; their version is kept",
+        where=repo,
+        expected=f"main at {parent[:12]}" if parent else None,
+        got=str(head)[:12],
+        fix="Check their version, then push again.",
+    ) from error
+
+
 def _verify(calls: Calls, release: Path, repo: str, commit: str, local: Mapping[str, str]) -> None:
-    """Compare what the Hub holds at `commit`: sha256 and size as it states them, small files by their bytes."""
-    there = tree(calls, repo, commit)
+    """Compare the files of the Hub at `commit`: sha256 and size as it states them, small files by their bytes."""
+    there = list_files(calls, repo, commit)
     wrong = differences(release, local, there)
     with tempfile.TemporaryDirectory() as scratch:
         for path in sorted(set(local) - set(wrong)):
@@ -240,10 +252,10 @@ def _verify(calls: Calls, release: Path, repo: str, commit: str, local: Mapping[
                 wrong.append(path)
     if wrong:
         raise HubError(
-            f"the Hub holds something else than was sent: {len(wrong)} files differ",
+            f"the Hub holds other files than were sent: {len(wrong)} files differ",
             where=f"{repo}@{commit[:12]}",
             got=", ".join(sorted(wrong)[:3]),
-            fix="Push again; no tag was made.",
+            fix="Push again; no tag was created.",
         )
 
 
@@ -257,7 +269,7 @@ def _tag(calls: Calls, repo: str, tag: str, commit: str) -> None:
         there = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
         if there != commit:
             raise TagError(
-                f"the release is on main, and the tag {tag} was just made on another commit",
+                f"the release is on main, but the tag {tag} was just created on another commit",
                 where=repo,
                 expected=commit[:12],
                 got=there and there[:12],

@@ -1,4 +1,4 @@
-"""What a dataset on the Hub holds, and how that differs from a release."""
+"""The files of a dataset on the Hub, and how they differ from those of a release."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Remote:
     tags: Mapping[str, str]
 
 
-def look(calls: Calls, repo: str) -> Remote:
-    """The repository as it is now; one that does not exist is empty."""
+def read_remote(calls: Calls, repo: str) -> Remote:
+    """The repository as it is now; one that does not exist has no files."""
     try:
-        info = calls.run("looking at the repository", calls.api.dataset_info, repo)
+        info = calls.run("reading the state of the repository", calls.api.dataset_info, repo)
     except RefusedError as error:
         if error.missing:
             return Remote(None, False, {}, {})
@@ -46,13 +46,13 @@ def look(calls: Calls, repo: str) -> Remote:
     return Remote(
         info.sha,
         bool(info.private),
-        tree(calls, repo, info.sha),
+        list_files(calls, repo, info.sha),
         {ref.name: ref.target_commit for ref in refs.tags},
     )
 
 
-def tree(calls: Calls, repo: str, commit: str | None) -> dict[str, Any]:
-    """Path → RepoFile of every file at a commit."""
+def list_files(calls: Calls, repo: str, commit: str | None) -> dict[str, Any]:
+    """Path → huggingface_hub RepoFile of every file at a commit."""
 
     def listed() -> list[Any]:
         return list(calls.api.list_repo_tree(repo, repo_type="dataset", revision=commit, recursive=True))
@@ -60,10 +60,10 @@ def tree(calls: Calls, repo: str, commit: str | None) -> dict[str, Any]:
     return {entry.path: entry for entry in calls.run("listing files", listed) if hasattr(entry, "blob_id")}
 
 
-def compare(
+def plan_changes(
     calls: Calls, release: Path, local: Mapping[str, str], repo: str, remote: Remote
 ) -> tuple[list[Change], int]:
-    """What a commit has to change, and how many files the Hub has already.
+    """The changes that a commit has to make, and how many files the Hub already has.
 
     Args:
         local: path → sha256 of every file of the release.
@@ -98,7 +98,7 @@ def _git_id(path: Path) -> str:
 
 
 def _earlier_release(calls: Calls, repo: str, remote: Remote) -> set[str]:
-    """Files the release now on the Hub says it has: only what a release put there may be removed."""
+    """Files listed by the release now on the Hub: only what a release put there may be removed."""
     if remote.head is None or schemas.SHA256SUMS not in remote.files:
         return set()
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,7 +115,7 @@ def differences(release: Path, local: Mapping[str, str], there: Mapping[str, Any
 
 
 def download(calls: Calls, repo: str, path: str, commit: str, folder: str) -> Path:
-    """Fetch one file at a commit into `folder`; returns where it is."""
+    """Download one file at a commit into `folder`; returns its path."""
     return Path(
         calls.run(
             f"reading back {path}",

@@ -4,63 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from builder.release import manifest
-from builder.release.statistics import Facts
+from builder.release.statistics import Statistics
 from sqid_lib import schemas
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
 
-_THINGS = {"supp": "supplementary products"}
+_COUNTED = {"supp": "supplementary products"}  # where the name of a count is not plain enough
 
 
-def values(
-    release: Path,
-    facts: Facts,
-    recipe: Recipe,
-    revision: str | None,
-    benchmarks: Sequence[Mapping[str, Any]],
-) -> dict[str, str]:
+def values(release: Path, statistics: Statistics, recipe: Recipe, revision: str | None) -> dict[str, str]:
     """What the template's names stand for; nothing is claimed that the data or the recipe does not show."""
     selection = recipe.selection
-    main = facts.splits[schemas.DEFAULT_CONFIG]
+    main = statistics.splits[schemas.DEFAULT_CONFIG]
     classic = [name for name in schemas.CLASSIC_FILES if (release / name).exists()]
     return {
         "name": recipe.name,
         "version": recipe.version,
         "notice": _notice(recipe),
         "model": manifest.public(recipe.encoder.model),
-        "width": str(facts.width),
+        "width": str(statistics.width),
         "split": next(iter(main)),
-        "judgments_shard": next(iter(facts.splits[schemas.JUDGMENTS].values())).files[0],
+        "judgments_shard": next(iter(statistics.splits[schemas.JUDGMENTS].values())).files[0],
         "locales": ", ".join(selection.locales),
         "esci_version": selection.version,
-        "supp_rows": f"{facts.rows(schemas.SUPP):,}",
+        "supp_rows": f"{statistics.rows(schemas.SUPP):,}",
         "supp_min_judgments": str(selection.supp_min_judgments),
         "supp_vectors": "" if selection.embed_supp else ", and no embeddings",
         "selection_sentence": _selection(recipe),
-        "published_sentence": _published(facts),
+        "published_sentence": _published(statistics),
+        "labels_sentence": _labels(selection.gains),
         "urls_sentence": _urls(recipe),
-        "generic_sentence": _generic(facts),
+        "generic_sentence": _generic(statistics),
         "encoder_biases": _encoder_biases(recipe),
         "classic_files": _classic(classic),
-        **{f"{name}_table": text for name, text in data_tables(facts).items()},
+        **{f"{name}_table": text for name, text in data_tables(statistics, selection.gains).items()},
         "versions_table": _versions(recipe, revision),
-        "benchmarks": benchmarks_section(benchmarks),
     }
 
 
-def data_tables(facts: Facts) -> dict[str, str]:
-    """The tables that the data alone decides."""
+def data_tables(statistics: Statistics, gains: Mapping[str, float]) -> dict[str, str]:
+    """The tables that follow from the data and from the gain of each label."""
     return {
-        "configs": _configs(facts),
-        "counts": _counts(facts),
-        "columns": _columns(facts),
-        "coverage": _coverage(facts),
+        "configs": _configs(statistics),
+        "counts": _counts(statistics, gains),
+        "columns": _columns(statistics, gains),
+        "coverage": _coverage(statistics),
     }
 
 
@@ -69,6 +63,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Seque
     rule = ["---:" if i in right else "---" for i in range(len(head))]
     lines = [head, rule, *([_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def dtype_name(dtype: pa.DataType) -> str:
+    """The name of an Arrow type as `datasets` and numpy spell it."""
+    return {"float": "float32", "double": "float64"}.get(str(dtype), str(dtype))
 
 
 def _cell(value: object) -> str:
@@ -82,7 +81,7 @@ def _notice(recipe: Recipe) -> str:
     source = manifest.public(recipe.esci.path)
     return (
         f"> **This is `{recipe.name}`, not the published SQID.** It was built from files in ESCI's layout at "
-        f"`{source}`. What is said below of ESCI and Amazon holds as far as those files are ESCI's.\n"
+        f"`{source}`. What is said below about ESCI and Amazon is true only if those files are ESCI's.\n"
     )
 
 
@@ -97,80 +96,97 @@ def _selection(recipe: Recipe) -> str:
     )
 
 
-def _published(facts: Facts) -> str:
+def _published(statistics: Statistics) -> str:
     published = schemas.PUBLISHED_COUNTS
-    if facts.counts == published:
+    if statistics.counts == published:
         return "These are the counts of the published SQID."
-    stated = ", ".join(f"{number:,} {_THINGS.get(name, name)}" for name, number in published.items())
-    return f"This is another cut than the published SQID, which has {stated}."
+    stated = ", ".join(f"{number:,} {_COUNTED.get(name, name)}" for name, number in published.items())
+    return f"This is another selection than that of the published SQID, which has {stated}."
+
+
+def _labels(gains: Mapping[str, float]) -> str:
+    """What the labels and gains of the judgments mean."""
+    names = [schemas.LABELS[label] if _of_esci(gains) else f"`{label}`" for label in gains]
+    listed = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    whose = (
+        "ESCI's own weight of each label" if gains == schemas.GAINS else "the weight that this release gives each label"
+    )
+    return f"People labelled each result as {listed}. `gain` is {whose}: {_gains(gains)}."
 
 
 def _urls(recipe: Recipe) -> str:
     if recipe.artifacts is not None:
-        return "Urls and embeddings were taken over from existing SQID files and joined with ESCI."
-    pages = " and product pages" if recipe.resolve.pages.permission else ""
+        return "URLs and embeddings were taken from existing SQID files and joined with ESCI."
+    pages = " and from product pages" if recipe.resolve.pages.permission else ""
     return (
-        f"Urls come from tables of product id and url{pages}; the pictures of judged products were then downloaded "
+        f"URLs come from tables of product ids and URLs{pages}. The images of judged products were then downloaded "
         "once and decoded."
     )
 
 
-def _generic(facts: Facts) -> str:
-    count = facts.statuses.get(schemas.FEATURES, {}).get(schemas.GENERIC, 0)
+def _generic(statistics: Statistics) -> str:
+    count = statistics.statuses.get(schemas.FEATURES, {}).get(schemas.GENERIC, 0)
     if not count:
         return ""
-    return (
-        f" {count:,} products share one default picture (status `generic`); it is embedded, as in the published SQID."
-    )
+    return f" {count:,} products share one default image (status `generic`); it is embedded, as in the published SQID."
 
 
 def _encoder_biases(recipe: Recipe) -> str:
     if recipe.encoder.model.startswith("openai/clip-"):
         return (
-            "It was trained on pictures and captions from the web, knows English best, reads text in pictures, and "
-            "associates people's looks with words in ways that should not be relied on."
+            "It was trained on images and captions from the web, understands English best, reads text in images, and "
+            "associates the appearance of people with words in ways that should not be relied on."
         )
-    return f"Whatever `{manifest.public(recipe.encoder.model)}` was trained on shows in the vectors."
+    return f"The vectors reflect the training data of `{manifest.public(recipe.encoder.model)}`."
 
 
 def _classic(names: Sequence[str]) -> str:
     if not names:
         return ""
     listed = ", ".join(f"`{name}`" for name in names)
-    return f"{listed} hold the same under the names and columns of the published files, null where there is no image."
+    return (
+        f"{listed} hold the same values under the names and columns of the published files, "
+        "with null where there is no image."
+    )
 
 
-def _configs(facts: Facts) -> str:
+def _configs(statistics: Statistics) -> str:
     rows = []
-    for config, splits in facts.splits.items():
+    for config, splits in statistics.splits.items():
         for name, split in splits.items():
             label = f"`{config}`" + (" (default)" if config == schemas.DEFAULT_CONFIG else "")
             rows.append((label, name, split.rows, _bytes(split.disk), schemas.DECLARED[config].summary))
     return table(("config", "split", "rows", "size", "what"), rows, right=(2, 3))
 
 
-def _counts(facts: Facts) -> str:
-    judgments = sum(facts.labels.values())
-    rows: list[tuple[str, int, str]] = [(_THINGS.get(name, name), count, "") for name, count in facts.counts.items()]
-    for label, count in facts.labels.items():
-        rows.append((f"label {label}: {schemas.LABELS[label]}", count, _share(count, judgments)))
+def _counts(statistics: Statistics, gains: Mapping[str, float]) -> str:
+    judgments = sum(statistics.labels.values())
+    rows: list[tuple[str, int, str]] = [(_COUNTED.get(n, n), count, "") for n, count in statistics.counts.items()]
+    for label in (*gains, *sorted(set(statistics.labels) - set(gains))):
+        count = statistics.labels.get(label, 0)
+        meaning = f": {schemas.LABELS[label]}" if _of_esci(gains) and label in schemas.LABELS else ""
+        rows.append((f"label {label}{meaning}", count, _share(count, judgments)))
     return table(("", "rows", "of all judgments"), rows, right=(1, 2))
 
 
-def _columns(facts: Facts) -> str:
+def _columns(statistics: Statistics, gains: Mapping[str, float]) -> str:
+    labels = [f"{label} {schemas.LABELS[label].lower()}" if _of_esci(gains) else label for label in gains]
+    of_labels = {"esci_label": ", ".join(labels), "gain": _gains(gains)}
     alike: dict[str, list[str]] = {}  # configs with the same columns share a table
-    for config, schema in facts.columns.items():
+    for config, schema in statistics.columns.items():
+        meanings = {column.name: column.meaning for column in schemas.DECLARED[config].columns} | of_labels
         rows = []
         for field in schema:
             is_list = pa.types.is_fixed_size_list(field.type)
-            dtype = f"{field.type.value_type}[{field.type.list_size}]" if is_list else str(field.type)
-            rows.append((f"`{field.name}`", dtype.replace("float", "float32"), schemas.column_meaning(field.name)))
+            length = f"[{field.type.list_size}]" if is_list else ""
+            dtype = dtype_name(field.type.value_type if is_list else field.type)
+            rows.append((f"`{field.name}`", dtype + length, meanings.get(field.name, "")))
         alike.setdefault(table(("column", "type", "meaning"), rows), []).append(f"`{config}`")
     return "\n\n".join(f"**{', '.join(configs)}**\n\n{text}" for text, configs in alike.items())
 
 
-def _coverage(facts: Facts) -> str:
-    main, supp = (facts.statuses.get(config, {}) for config in (schemas.DEFAULT_CONFIG, schemas.SUPP))
+def _coverage(statistics: Statistics) -> str:
+    main, supp = (statistics.statuses.get(config, {}) for config in (schemas.DEFAULT_CONFIG, schemas.SUPP))
     total = sum(main.values())
     rows = [
         (f"`{status}`", meaning, main.get(status, 0), _share(main.get(status, 0), total), supp.get(status, 0))
@@ -190,21 +206,13 @@ def _versions(recipe: Recipe, revision: str | None) -> str:
     return table(("what", "version"), rows)
 
 
-def benchmarks_section(benchmarks: Sequence[Mapping[str, Any]]) -> str:
-    """The measured rankings as `sqid evaluate --json` gives them; nothing where nothing was measured."""
-    if not benchmarks:
-        return ""
-    rows = []
-    for line in benchmarks:
-        low, high = line.get("ndcg_low"), line.get("ndcg_high")
-        interval = "not measured" if low is None or high is None else f"{low:.4f} to {high:.4f}"
-        rows.append((line["method"], f"{line['ndcg']:.4f}", interval))
-    text = (
-        "The judged products of each query, ranked; measured on this release by `sqid evaluate`: mean nDCG over the "
-        "full lists with linear gain, ties broken by product id, a product without an image scored 0."
-    )
-    head = ("method", "nDCG", "95 % bootstrap interval")
-    return f"## Benchmarks\n\n{text}\n\n{table(head, rows, right=(1, 2))}"
+def _of_esci(gains: Mapping[str, float]) -> bool:
+    """Whether the labels are ESCI's, whose meaning is known."""
+    return set(gains) <= set(schemas.LABELS)
+
+
+def _gains(gains: Mapping[str, float]) -> str:
+    return ", ".join(f"{label} {float(gain)}" for label, gain in gains.items())
 
 
 def _share(part: int, whole: int) -> str:

@@ -35,7 +35,7 @@ def write_shards(
     """Write one config of a release as `root/data/<config>/<split>-0000i-of-0000N.parquet`.
 
     Args:
-        tables: the rows in their final order; how they are cut into tables does not change the bytes.
+        tables: the rows in their final order; how they are split into tables does not change the bytes.
         schema: columns and dtypes of the files; metadata of the tables is dropped.
         rows: how many rows there are in all.
         max_shard_bytes: a new shard starts before a file grows beyond this (a single row group always fits).
@@ -51,7 +51,7 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
     written = 0
-    writer: _Writer | None = None
+    writer: _ParquetFile | None = None
     try:
         for group in _row_groups(tables, schema, where=config):
             if writer is not None and writer.full(max_shard_bytes):
@@ -59,7 +59,7 @@ def write_shards(
                 writer = None
             if writer is None:
                 parts.append(folder / f".{split}-{len(parts):05d}.part")
-                writer = _Writer(parts[-1], schema, group)
+                writer = _ParquetFile(parts[-1], schema, group)
             writer.write(group)
             written += group.num_rows
         if writer is not None:
@@ -88,10 +88,10 @@ def write_classic_features(path: Path, part: str, tables: Iterable[pa.Table], *,
     schema = schema.insert(1, _LOCALE) if located else schema
     rows = 0
     with replacing(path) as temporary:
-        writer: _Writer | None = None
+        writer: _ParquetFile | None = None
         try:
             for group in _row_groups(tables, schema, where=path.name):
-                writer = writer or _Writer(temporary, schema, group)
+                writer = writer or _ParquetFile(temporary, schema, group)
                 writer.write(group)
                 rows += group.num_rows
         finally:
@@ -101,11 +101,11 @@ def write_classic_features(path: Path, part: str, tables: Iterable[pa.Table], *,
 
 
 def write_urls(path: Path, tables: Iterable[pa.Table], *, located: bool = False) -> int:
-    """Write product_image_urls.csv or its supp_ sister: product_id,image_url; returns the rows written.
+    """Write product_image_urls.csv or supp_product_image_urls.csv: product_id,image_url; returns the rows written.
 
     `located` adds product_locale, without which ids of several locales would be ambiguous.
 
-    RFC 4180 with "\\n" line ends, quotes only where needed, an empty cell where there is no url.
+    RFC 4180 with "\\n" line ends, quotes only where needed, an empty cell where there is no URL.
     """
     rows = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -120,12 +120,12 @@ def write_urls(path: Path, tables: Iterable[pa.Table], *, located: bool = False)
 
 
 def _cell(text: str | None) -> str:
-    # not csv.writer: with "\n" line ends it leaves a carriage return bare, which readers take for a line end
+    # not csv.writer: with "\n" line ends it does not quote a carriage return, which readers take for a line end
     return '"' + text.replace('"', '""') + '"' if text and not _QUOTED.isdisjoint(text) else text or ""
 
 
-class _Writer:
-    """One parquet file, written a row group at a time."""
+class _ParquetFile:
+    """One parquet file in the making, written a row group at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema, first: pa.Table) -> None:
         self._file = path.open("wb")
@@ -152,7 +152,7 @@ class _Writer:
 
 
 def _publish(root: Path, config: str, split: str, parts: list[Path]) -> list[Path]:
-    """Give finished shards their names; shards of an earlier, longer run go."""
+    """Give finished shards their names and delete the shards of an earlier, longer run."""
     paths = [root / shard_name(config, split, i, len(parts)) for i in range(len(parts))]
     for old in paths[0].parent.glob(f"{split}-*-of-*.parquet"):
         if old not in paths:
@@ -164,7 +164,7 @@ def _publish(root: Path, config: str, split: str, parts: list[Path]) -> list[Pat
 
 
 def _row_groups(tables: Iterable[pa.Table], schema: pa.Schema, *, where: str) -> Iterator[pa.Table]:
-    """The same rows in tables of one row group each; at least one table, perhaps without rows."""
+    """The same rows in tables of one row group each; at least one table, which may have no rows."""
     size = VECTOR_GROUP_ROWS if any(_is_list(field.type) for field in schema) else TEXT_GROUP_ROWS
     waiting: list[pa.Table] = []
     count = 0

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -16,22 +16,23 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.release.statistics import counts
+from builder.release.statistics import Statistics
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
-from sqid_lib.files import replacing
+from sqid_lib.files import write_text
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
 
 FORMAT = 1
 PACKAGES = ("sqid", "datasets", "huggingface_hub", "pyarrow", "numpy", "torch", "transformers", "pillow")
-_MAX_BYTES = 64_000_000  # of a manifest or a list of sums; ours are a few kilobytes
+_MAX_BYTES = 64_000_000  # of a manifest or a list of checksums; real ones have a few kilobytes
+_MAX_GAIN = 3.4e38  # of a float32
 
 
 @dataclass(frozen=True)
 class ReleaseFile:
-    """One file: its size in bytes, its sha256 in hex, its rows (None if it is no table)."""
+    """One file: its size in bytes, its sha256 in hex, its rows (None if it is not a table)."""
 
     bytes: int
     sha256: str
@@ -40,15 +41,15 @@ class ReleaseFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """The content of manifest.json.
 
     Attributes:
         name, version: of the recipe.
-        recipe: all its settings, without what belongs to a machine or a person.
+        recipe: all its settings, without what is private to a machine or a person.
         model, revision: the encoder, and the commit its weights came from (None for a local directory).
         width: floats in a vector.
         versions: of Python packages.
-        counts: products, queries, judgments, supp: how many different ones.
+        counts: products, queries, judgments, supp → distinct keys.
         files: path within the release → file; all but manifest.json and SHA256SUMS.
     """
 
@@ -62,57 +63,54 @@ class Manifest:
     counts: Mapping[str, int]
     files: Mapping[str, ReleaseFile]
 
+    @property
+    def gains(self) -> dict[str, float]:
+        """Label → gain as the recipe states them; ESCI's where it states none."""
+        stated = self.recipe.get("selection", {}).get("labels") or schemas.GAINS
+        return {label: float(gain) for label, gain in stated.items()}
 
-def write(release: Path, recipe: Recipe, *, revision: str | None) -> Manifest:
+    @property
+    def locales(self) -> tuple[str, ...]:
+        """Product locales as the recipe states them; us where it states none."""
+        return tuple(self.recipe.get("selection", {}).get("locales") or (schemas.CLASSIC_LOCALE,))
+
+
+def write(release: Path, recipe: Recipe, statistics: Statistics, *, revision: str | None) -> Manifest:
     """Write manifest.json and SHA256SUMS for the files now in `release`; the same files give the same bytes.
 
     Args:
+        statistics: those of the data files.
         revision: resolved commit of the encoder's model.
 
     Raises:
-        CorruptFileError, MissingFileError: a parquet file of the release cannot be read, or a config has none.
+        CorruptFileError: a parquet file of the release cannot be read.
     """
-    files = {name: _describe(release / name) for name in listing(release)}
+    settings = public(recipe.to_dict())
+    settings["selection"]["labels"] = recipe.selection.gains  # a table; `public` would drop some names from it
     manifest = Manifest(
         name=recipe.name,
         version=recipe.version,
-        recipe=public(recipe.to_dict()),
+        recipe=settings,
         model=public(recipe.encoder.model),
         revision=revision,
-        width=width(release),
+        width=statistics.width,
         versions=versions(),
-        counts=counts(release),
-        files=files,
+        counts=statistics.counts,
+        files={name: _describe(release / name) for name in listing(release)},
     )
-    _save(release, manifest)
-    return manifest
-
-
-def refresh(release: Path, name: str) -> None:
-    """List one file of a release as it is now, after it was written again.
-
-    Raises:
-        MissingFileError, CorruptFileError: manifest.json cannot be read.
-    """
-    manifest = read(release)
-    _save(release, replace(manifest, files={**manifest.files, name: _describe(release / name)}))
-
-
-def _save(release: Path, manifest: Manifest) -> None:
-    with replacing(release / schemas.MANIFEST) as part:
-        text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2, ensure_ascii=False)
-        part.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2, ensure_ascii=False)
+    write_text(release / schemas.MANIFEST, text + "\n")
     sums = {name: file.sha256 for name, file in manifest.files.items()}
     sums[schemas.MANIFEST] = sha256(release / schemas.MANIFEST)
-    with replacing(release / schemas.SHA256SUMS) as part:
-        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), encoding="utf-8")
+    write_text(release / schemas.SHA256SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    return manifest
 
 
 def read(release: Path) -> Manifest:
     """Read manifest.json back.
 
     Raises:
-        MissingFileError: it is not there.
+        MissingFileError: there is no manifest.json.
         CorruptFileError: not JSON, another format, a key missing or of another type, a path that leaves the release.
     """
     path = release / schemas.MANIFEST
@@ -132,10 +130,10 @@ def read(release: Path) -> Manifest:
 
 
 def read_sums(release: Path) -> dict[str, str]:
-    """Path within the release → sha256 in hex, as SHA256SUMS says.
+    """Path within the release → sha256 in hex, as SHA256SUMS states them.
 
     Raises:
-        MissingFileError: it is not there.
+        MissingFileError: there is no SHA256SUMS.
         CorruptFileError: a line that sha256sum -c would not read, a name twice, or a path that leaves the release.
     """
     path = release / schemas.SHA256SUMS
@@ -151,30 +149,14 @@ def read_sums(release: Path) -> dict[str, str]:
 
 
 def listing(release: Path) -> list[str]:
-    """Paths within the release that a manifest lists: all files but the two it writes, sorted; hidden ones left out."""
+    """Sorted paths within the release that a manifest lists: no hidden files, manifest.json or SHA256SUMS."""
     paths = (p.relative_to(release) for p in release.rglob("*") if p.is_file())
     names = {p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)}
     return sorted(names - {schemas.MANIFEST, schemas.SHA256SUMS})
 
 
-def shards(release: Path, config: str) -> list[Path]:
-    """The parquet files of a config, sorted."""
-    return sorted((release / "data" / config).glob("*.parquet"))
-
-
-def width(release: Path) -> int:
-    """Floats in a vector, from the product_features config."""
-    found = shards(release, schemas.FEATURES)
-    if not found:
-        raise MissingFileError("no parquet files", where=release / "data" / schemas.FEATURES)
-    try:
-        return int(pq.read_schema(found[0]).field(schemas.VECTOR_COLUMNS[0]).type.list_size)
-    except (pa.ArrowInvalid, KeyError, AttributeError, OSError) as error:
-        raise CorruptFileError(f"no vectors of a fixed width ({error})", where=found[0]) from error
-
-
 def versions() -> dict[str, str]:
-    """Versions of the packages a release depends on, those that are installed."""
+    """Versions of the packages that decide the bytes of a release, where they are installed."""
     found = {}
     for package in PACKAGES:
         try:
@@ -190,9 +172,10 @@ def sha256(path: Path) -> str:
 
 
 def public(value: Any) -> Any:
-    """The same settings without what belongs to a machine or a person.
+    """The same settings without what is private to a machine or a person.
 
-    Local paths keep their last part, urls lose passwords and queries, and addresses of mirrors and contacts go.
+    Only the last part of a local path stays. URLs lose passwords and queries. Mirrors, hosts, contacts and devices are
+    left out.
     """
     if isinstance(value, Mapping):
         private = ("mirrors", "allow_hosts", "trust_env", "contact", "device")
@@ -241,7 +224,9 @@ def _text(path: Path) -> str:
             raise CorruptFileError("too large", where=path, expected=f"at most {_MAX_BYTES} bytes")
         return data.decode("utf-8")
     except FileNotFoundError as error:
-        raise MissingFileError("not there", where=path, fix="Is this a release? Build one with: sqid build.") from error
+        raise MissingFileError(
+            "no such file", where=path, fix="Is this a release? Build one with: sqid build."
+        ) from error
     except (UnicodeDecodeError, OSError) as error:
         raise CorruptFileError(f"cannot be read ({error})", where=path) from error
 
@@ -255,16 +240,31 @@ def _check(manifest: Manifest) -> None:
 def _wrong(manifest: Manifest) -> Iterator[str]:
     for key in ("name", "version", "model"):
         if not isinstance(getattr(manifest, key), str):
-            yield f"{key} is no text"
+            yield f"{key} is not text"
     if not isinstance(manifest.revision, str | None):
-        yield "revision is no text"
+        yield "revision is not text"
     for key in ("recipe", "versions", "counts"):
         if not isinstance(getattr(manifest, key), dict):
-            yield f"{key} is no object"
+            yield f"{key} is not an object"
     if not all(type(n) is int for n in (manifest.width, *manifest.counts.values())):
-        yield "width or a count is no whole number"
+        yield "width or a count is not a whole number"
+    yield from _wrong_selection(manifest.recipe.get("selection", {}))
     for name, file in manifest.files.items():
         if not inside(name):
             yield f"the path {name!r} leaves the release"
         if type(file.bytes) is not int or not isinstance(file.sha256, str) or not isinstance(file.rows, int | None):
             yield f"{name}: bytes, sha256 or rows has another type"
+
+
+def _wrong_selection(selection: Any) -> Iterator[str]:
+    """What validation reads from the recipe: locales and labels."""
+    if not isinstance(selection, dict):
+        yield "recipe.selection is not an object"
+        return
+    locales, labels = selection.get("locales") or [], selection.get("labels") or {}
+    if not isinstance(locales, list) or not all(isinstance(locale, str) for locale in locales):
+        yield "recipe.selection.locales is not a list of texts"
+    if not isinstance(labels, dict) or not all(
+        type(gain) in (int, float) and 0 <= gain <= _MAX_GAIN for gain in labels.values()
+    ):
+        yield "recipe.selection.labels is not a table of label = gain, with gains >= 0"

@@ -1,4 +1,4 @@
-"""What the data of a release says of itself: rows, sizes, statuses and labels, for the card and its check."""
+"""Statistics of a release: rows, sizes, values and distinct keys of its configs, for the card and the manifest."""
 
 from __future__ import annotations
 
@@ -6,37 +6,43 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError
+from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.files import parse_shard_name
 
 _BATCH_ROWS = 8_192
+_MAX_VALUE = 100  # characters; statuses and labels are short, a damaged file may hold anything
 
 
 @dataclass(frozen=True)
 class Split:
     """Files of one split of one config, in order; `memory` and `disk` in bytes, as Arrow tables and as parquet."""
 
-    files: tuple[str, ...]
-    rows: int
-    memory: int
-    disk: int
+    files: tuple[str, ...] = ()
+    rows: int = 0
+    memory: int = 0
+    disk: int = 0
+
+    def with_file(self, name: str, rows: int, memory: int, disk: int) -> Split:
+        """The same split with one more file."""
+        return Split((*self.files, name), self.rows + rows, self.memory + memory, self.disk + disk)
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What there is.
+class Statistics:
+    """What the configs of a release contain.
 
     Attributes:
         splits: config → split → its files and sizes; configs without files are absent.
         columns: config → Arrow schema of its first file.
         statuses: config → image_status → rows, for configs that have one.
         labels: esci_label → judgments.
-        counts: products, queries, judgments, supp → how many different ones.
+        counts: products, queries, judgments, supp → distinct keys, over all splits.
     """
 
     splits: Mapping[str, Mapping[str, Split]]
@@ -46,28 +52,28 @@ class Facts:
     counts: Mapping[str, int]
 
     def rows(self, config: str) -> int:
+        """Rows of a config, over all splits."""
         return sum(split.rows for split in self.splits.get(config, {}).values())
 
     @property
     def width(self) -> int:
-        """Floats in a vector; 0 where there are none."""
-        for schema in self.columns.values():
-            for field in schema:
-                if pa.types.is_fixed_size_list(field.type):
-                    return int(field.type.list_size)
-        return 0
+        """Floats in a vector; 0 where there are no vectors."""
+        types = (field.type for schema in self.columns.values() for field in schema)
+        return next((int(dtype.list_size) for dtype in types if pa.types.is_fixed_size_list(dtype)), 0)
 
 
-def gather(release: Path) -> Facts:
-    """Read all configs of a release once, in little memory.
+def gather_statistics(release: Path) -> Statistics:
+    """Read all configs of a release once; of their rows only the keys stay in memory.
 
     Raises:
         CorruptFileError: a parquet file cannot be read.
+        MissingFileError: a config has no files.
     """
     splits: dict[str, dict[str, Split]] = {}
     columns: dict[str, pa.Schema] = {}
-    statuses: dict[str, Counter[str]] = {}
+    statuses: dict[str, Counter[str]] = {config: Counter() for config in schemas.CONFIGS}
     labels: Counter[str] = Counter()
+    keys: dict[str, list[pa.Table]] = {config: [] for config in schemas.COUNTED.values()}
     for config in schemas.CONFIGS:
         for path in sorted((release / "data" / config).glob("*.parquet")):
             shard = parse_shard_name(path)
@@ -76,34 +82,18 @@ def gather(release: Path) -> Facts:
             try:
                 with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
                     columns.setdefault(config, file.schema_arrow.remove_metadata())
-                    memory = _read(file, statuses.setdefault(config, Counter()), labels)
+                    memory = _read(file, config, statuses[config], labels, keys.get(config))
                     rows = file.metadata.num_rows
-            except (pa.ArrowException, OSError) as error:
-                raise CorruptFileError(f"not a parquet file of ours ({error})", where=path) from error
-            old = splits.setdefault(config, {}).get(shard.split, Split((), 0, 0, 0))
-            name = path.relative_to(release).as_posix()
-            disk = old.disk + path.stat().st_size
-            splits[config][shard.split] = Split((*old.files, name), old.rows + rows, old.memory + memory, disk)
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise CorruptFileError(f"not a parquet file of a release ({error})", where=path) from error
+            name, before = path.relative_to(release).as_posix(), splits.setdefault(config, {}).get(shard.split, Split())
+            splits[config][shard.split] = before.with_file(name, rows, memory, path.stat().st_size)
+    absent = [config for config in schemas.CONFIGS if config not in splits]
+    if absent:
+        raise MissingFileError("configs without parquet files", where=release / "data", got=", ".join(absent))
     found = {config: dict(sorted(counter.items())) for config, counter in statuses.items() if counter}
-    return Facts(splits, columns, found, {label: labels[label] for label in schemas.LABELS}, counts(release))
-
-
-def counts(release: Path) -> dict[str, int]:
-    """How many different products, queries, judgments and supplementary products there are, over all splits.
-
-    Raises:
-        CorruptFileError: a parquet file cannot be read.
-    """
-    found = {}
-    for name, config in schemas.COUNTED.items():
-        paths = sorted((release / "data" / config).glob("*.parquet"))
-        try:
-            tables = [pq.read_table(path, columns=list(schemas.DECLARED[config].key)) for path in paths]
-            found[name] = distinct(pa.concat_tables(tables)) if tables else 0
-        except (pa.ArrowException, OSError, KeyError) as error:
-            where = release / "data" / config
-            raise CorruptFileError(f"not parquet files of ours ({error})", where=where) from error
-    return found
+    counts = {name: distinct(pa.concat_tables(keys[config])) for name, config in schemas.COUNTED.items()}
+    return Statistics(splits, columns, found, dict(labels), counts)
 
 
 def distinct(keys: pa.Table) -> int:
@@ -111,13 +101,28 @@ def distinct(keys: pa.Table) -> int:
     return int(keys.group_by(keys.column_names).aggregate([]).num_rows) if keys.num_rows else 0
 
 
-def _read(file: pq.ParquetFile, statuses: Counter[str], labels: Counter[str]) -> int:
-    """Count into the counters; returns the bytes of the rows as Arrow tables."""
-    memory = 0
+def count_values(column: Any, counter: Counter[str]) -> None:
+    """Add the rows of each value of an Arrow column, cut after 100 characters, to `counter`."""
+    for count in column.value_counts().to_pylist():
+        counter[str(count["values"])[:_MAX_VALUE]] += count["counts"]
+
+
+def _read(
+    file: pq.ParquetFile,
+    config: str,
+    statuses: Counter[str],
+    labels: Counter[str],
+    keys: list[pa.Table] | None,
+) -> int:
+    """Count into the counters and append the keys to `keys`; returns the bytes of the rows as Arrow tables."""
+    memory, key = 0, list(schemas.DECLARED[config].key)
+    if keys is not None:
+        keys.append(file.schema_arrow.remove_metadata().empty_table().select(key))
     for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
         memory += batch.nbytes
         for column, counter in (("image_status", statuses), ("esci_label", labels)):
             if column in batch.schema.names:
-                for count in batch.column(column).value_counts().to_pylist():
-                    counter[str(count["values"])] += count["counts"]
+                count_values(batch.column(column), counter)
+        if keys is not None:
+            keys.append(pa.Table.from_batches([batch]).select(key))
     return memory

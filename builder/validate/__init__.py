@@ -14,7 +14,7 @@ from builder.validate.problem import Problem
 from builder.validate.relations import check_relations
 from builder.validate.rows import Scan
 from sqid_lib import schemas
-from sqid_lib.errors import SourceError
+from sqid_lib.errors import SourceError, first_line
 
 __all__ = ["Problem", "validate"]
 
@@ -22,7 +22,7 @@ __all__ = ["Problem", "validate"]
 def validate(release: Path) -> list[Problem]:
     """All problems of a release, none if it may be published; reads every file once or twice, in little memory.
 
-    The data may come from anybody: whatever is in the files, this returns.
+    The files are untrusted: whatever is in them, this returns.
     """
     if not release.is_dir():
         return [Problem("no-release", str(release), "no such directory")]
@@ -31,29 +31,30 @@ def validate(release: Path) -> list[Problem]:
     if problems:
         return problems
     _run(problems, str(release), lambda: check_files(release))
-    scans: dict[str, Scan] = {}
-    made_here = _made_here(release)
-    for config in schemas.CONFIGS:
-        scans[config] = Scan(release, config, made_here=made_here)
-        _run(problems, f"data/{config}", scans[config].problems)
+    stated = _manifest(release)
+    made_here = stated is None or stated.recipe.get("artifacts") is None
+    gains = stated.gains if stated else schemas.GAINS
+    scans = {config: Scan(release, config, made_here=made_here, gains=gains) for config in schemas.CONFIGS}
+    for config, scan in scans.items():
+        _run(problems, f"data/{config}", scan.problems)
     _run(problems, "data", lambda: check_relations(scans))
-    _run(problems, schemas.MANIFEST, lambda: check_manifest(release, scans))
-    _run(problems, schemas.CARD, lambda: check_card(release, scans))
+    _run(problems, schemas.MANIFEST, lambda: check_manifest(release, stated, scans))
+    _run(problems, schemas.CARD, lambda: check_card(release, stated, scans))
     for name in schemas.CLASSIC_FILES:
-        _run(problems, name, partial(check_classic, release, name, scans))
+        _run(problems, name, partial(check_classic, release, name, stated, scans))
     return list(dict.fromkeys(problems))
 
 
-def _made_here(release: Path) -> bool:
+def _manifest(release: Path) -> manifest.Manifest | None:
     try:
-        return manifest.read(release).recipe.get("artifacts") is None
-    except SourceError:  # told by check_manifest
-        return True
+        return manifest.read(release)
+    except SourceError:  # reported by check_files
+        return None
 
 
 def _run(problems: list[Problem], where: str, check: Callable[[], Iterable[Problem]]) -> None:
     try:
         problems.extend(check())
-    except Exception as error:  # a hostile file found a way around the checks: that is a problem of the file
-        reason = (str(error).splitlines() or [""])[0][:200]
-        problems.append(Problem("unreadable", where, f"cannot be checked ({type(error).__name__}: {reason})"))
+    except Exception as error:  # a damaged file that the checks did not foresee: a problem of the file
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        problems.append(Problem("unreadable", where, f"cannot be checked ({reason})"))

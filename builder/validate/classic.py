@@ -1,4 +1,4 @@
-"""The four published files against the joined configs: the same products, urls and vectors."""
+"""The four published files against the joined configs: the same products, URLs and vectors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.release import manifest
+from builder.release.manifest import Manifest
 from builder.validate.problem import Problem
-from builder.validate.rows import Scan, hashes
+from builder.validate.rows import Scan
+from builder.validate.vectors import hashes
 from sqid_lib import schemas
-from sqid_lib.errors import SourceError
+from sqid_lib.errors import first_line
 
 _CONFIG = {
     schemas.PRODUCT_URLS: schemas.URLS,
@@ -24,41 +25,39 @@ _CONFIG = {
     schemas.PRODUCT_FEATURES: schemas.FEATURES,
     schemas.QUERY_FEATURES: schemas.QUERIES,
 }
+_COMPARED = {
+    schemas.URLS: ("image_url",),
+    schemas.SUPP: ("image_url",),
+    schemas.FEATURES: ("hash clip_text_features", "hash clip_image_features"),
+    schemas.QUERIES: ("hash clip_text_features",),
+}
 _LOCALE = "product_locale"  # a second column where ids of several locales would be ambiguous
 _BATCH_ROWS = 8_192
 
-
-def check_classic(release: Path, name: str, scans: Mapping[str, Scan]) -> Iterator[Problem]:
-    """One published file; it may be absent where the recipe says so."""
-    if not (release / name).is_file():
-        if _wanted(release):
-            yield Problem("missing-file", name, "the recipe says classic_files = true")
-        return
-    scan = scans.get(_CONFIG[name])
-    try:
-        said = _read_csv(release / name) if name.endswith(".csv") else _read_features(release / name)
-    except (csv.Error, pa.ArrowException, OSError, UnicodeDecodeError, ValueError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        yield Problem("classic", name, f"cannot be read ({reason})")
-        return
-    expected = _expected(scan) if scan is not None and scan.complete else None
-    if expected is not None:
-        yield from _compare(name, said, expected)
-
-
-Row = tuple[Any, tuple[Any, ...]]  # a query id, or product id and locale; the url, or hashes of vectors
+Row = tuple[Any, tuple[Any, ...]]  # a query id, or product id and locale; the URL, or hashes of vectors
 Rows = dict[Any, tuple[Any, ...]]
 
 
-def _wanted(release: Path) -> bool:
+def check_classic(release: Path, name: str, stated: Manifest | None, scans: Mapping[str, Scan]) -> Iterator[Problem]:
+    """One published file; it may be absent unless the recipe in the manifest asks for it."""
+    if not (release / name).is_file():
+        section = stated.recipe.get("release") if stated else None
+        if isinstance(section, dict) and section.get("classic_files") is True:
+            yield Problem("missing-file", name, "the recipe states classic_files = true")
+        return
+    scan = scans[_CONFIG[name]]
     try:
-        section = manifest.read(release).recipe.get("release")
-    except SourceError:
-        return False
-    return isinstance(section, dict) and section.get("classic_files") is True
+        rows = _read_csv(release / name) if name.endswith(".csv") else _read_features(release / name)
+    except (csv.Error, pa.ArrowException, OSError, UnicodeDecodeError, ValueError, MemoryError) as error:
+        yield Problem("classic", name, f"cannot be read ({first_line(error)})")
+        return
+    expected = _expected(scan) if scan.complete else None
+    if expected is not None:
+        yield from _compare(name, rows, expected)
 
 
 def _read_csv(path: Path) -> list[Row]:
+    """Rows of a file of URLs; an empty cell is None."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
         head = next(reader, [])
@@ -74,6 +73,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_features(path: Path) -> list[Row]:
+    """Rows of a file of vectors; null and zeros are None."""
     product = path.name == schemas.PRODUCT_FEATURES
     schema = schemas.classic_features_schema("product" if product else "query")
     rows: list[Row] = []
@@ -82,7 +82,7 @@ def _read_features(path: Path) -> list[Row]:
         if product and _LOCALE in got.names:
             schema = schema.insert(1, pa.field(_LOCALE, pa.string()))
         if not got.equals(schema):
-            raise ValueError(f"columns are {_told(got)}, not {_told(schema)}")
+            raise ValueError(f"columns are {_types(got)}, not {_types(schema)}")
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
             keys = batch.column(0).to_pylist()
             if product:
@@ -94,7 +94,7 @@ def _read_features(path: Path) -> list[Row]:
     return rows
 
 
-def _told(schema: pa.Schema) -> str:
+def _types(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
@@ -113,45 +113,37 @@ def _hashes(column: pa.Array, name: str) -> list[int | None]:
     return list(out)
 
 
-_COMPARED = {
-    schemas.URLS: ("image_url",),
-    schemas.SUPP: ("image_url",),
-    schemas.FEATURES: ("hash clip_text_features", "hash clip_image_features"),
-    schemas.QUERIES: ("hash clip_text_features",),
-}
-
-
 def _expected(scan: Scan) -> Rows | None:
     """The same rows from a joined config, None if it lacks a column."""
     key = ("query_id",) if scan.config == schemas.QUERIES else ("product_id", _LOCALE)
-    seen = ("has_image",) if scan.config == schemas.FEATURES else ()
-    if not {*key, *_COMPARED[scan.config], *seen} <= set(scan.kept.column_names):
+    masked = ("has_image",) if scan.config == schemas.FEATURES else ()
+    if not {*key, *_COMPARED[scan.config], *masked} <= set(scan.kept.column_names):
         return None
     columns = {name: column.to_pylist() for name, column in zip(scan.kept.column_names, scan.kept.columns, strict=True)}
     values = [_real(columns[name]) if name.startswith("hash ") else columns[name] for name in _COMPARED[scan.config]]
-    if seen:  # zeros here are null there
+    if masked:  # what is zeros in the config is null in the published file
         values[-1] = [value if there else None for value, there in zip(values[-1], columns["has_image"], strict=True)]
     keys = columns["query_id"] if len(key) == 1 else zip(*(columns[name] for name in key), strict=True)
     return dict(zip(keys, zip(*values, strict=True), strict=True))
 
 
 def _real(found: list[int | None]) -> list[int | None]:
-    """Hashes with None for that of zeros, which is 0: null there is zeros here."""
+    """Hashes with None for zeros, whose hash is 0: what is null in one file is zeros in the other."""
     return [value or None for value in found]
 
 
-def _compare(name: str, said: list[Row], expected: Rows) -> Iterator[Problem]:
+def _compare(name: str, rows: list[Row], expected: Rows) -> Iterator[Problem]:
+    """The rows of a published file are exactly those of its config."""
     config = _CONFIG[name]
-    found = dict(said)
-    if len(found) != len(said):
-        yield Problem("classic", name, f"{len(said) - len(found):,} ids occur more than once")
-    for some, others, message in (
-        (expected, found, f"lacks {{}} rows of {config}"),
-        (found, expected, f"has {{}} rows that are not in {config}"),
-    ):
-        lost = [key for key in some if key not in others]
-        if lost:
-            yield Problem("classic", name, f"{message.format(f'{len(lost):,}')}, first {lost[0]}")
+    found = dict(rows)
+    if len(found) != len(rows):
+        yield Problem("classic", name, f"{len(rows) - len(found):,} ids occur more than once")
+    absent = [key for key in expected if key not in found]
+    if absent:
+        yield Problem("classic", name, f"lacks {len(absent):,} rows of {config}, first {absent[0]}")
+    extra = [key for key in found if key not in expected]
+    if extra:
+        yield Problem("classic", name, f"has {len(extra):,} rows that are not in {config}, first {extra[0]}")
     different = [key for key, value in expected.items() if key in found and found[key] != value]
     if different:
         yield Problem("classic", name, f"{len(different):,} rows differ from {config}, first {different[0]}")

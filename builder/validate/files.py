@@ -1,4 +1,4 @@
-"""Which files a release holds, and whether they are the listed ones."""
+"""The files of a release: names, numbering, checksums, and what the manifest lists."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from sqid_lib import schemas
 from sqid_lib.errors import SourceError
 from sqid_lib.files import parse_shard_name
 
-_OTHERS = re.compile(r"\.gitattributes|\.(cache|git)/.*")  # what downloads and clones add
+_FROM_TOOLS = re.compile(r"\.gitattributes|\.(cache|git)/.*")  # what downloads and clones add
 _ALWAYS = (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS)
 
 
 def check_files(release: Path) -> Iterator[Problem]:
-    """Names, numbering, sums: everything that can be said without looking into a table."""
+    """Names, numbering, checksums: everything that can be checked without reading a table."""
     present = _present(release)
     for name in present:
         if name.endswith(".py"):
-            yield Problem("python-file", name, "a release holds no code: datasets refuses to load such a repository")
+            yield Problem(
+                "python-file", name, "a release must hold no code: datasets refuses to load such a repository"
+            )
     for name in _ALWAYS:
         if name not in present:
-            yield Problem("missing-file", name, "not there")
+            yield Problem("missing-file", name, "no such file")
     yield from _numbering(present)
     digests: dict[str, str] = {}
     yield from _sums(release, present, digests)
@@ -34,10 +36,10 @@ def check_files(release: Path) -> Iterator[Problem]:
 
 
 def check_kinds(release: Path) -> Iterator[Problem]:
-    """Pipes, devices and links that lead nowhere: reading them could hang."""
+    """Pipes, devices and broken links: reading them could block."""
     for name in _present(release):
         if not (release / name).is_file():
-            yield Problem("not-a-file", name, "no regular file; nothing else was checked")
+            yield Problem("not-a-file", name, "not a regular file; nothing else was checked")
 
 
 def _present(release: Path) -> list[str]:
@@ -45,7 +47,7 @@ def _present(release: Path) -> list[str]:
     for folder, _, names in os.walk(release):
         for name in names:
             path = (Path(folder) / name).relative_to(release).as_posix()
-            if not _OTHERS.fullmatch(path):
+            if not _FROM_TOOLS.fullmatch(path):
                 found.append(path)
     return sorted(found)
 
@@ -59,7 +61,7 @@ def _numbering(present: list[str]) -> Iterator[Problem]:
         _, config, *rest = name.split("/")
         shard = parse_shard_name(name) if len(rest) == 1 else None
         if config not in schemas.CONFIGS:
-            yield Problem("unknown-config", name, f"no such config; there are {', '.join(schemas.CONFIGS)}")
+            yield Problem("unknown-config", name, f"unknown config; expected {', '.join(schemas.CONFIGS)}")
         elif shard is None:
             yield Problem("shard-name", name, "not named <split>-0000i-of-0000N.parquet")
         else:
@@ -89,13 +91,13 @@ def _sums(release: Path, present: list[str], digests: dict[str, str]) -> Iterato
             yield Problem("sums", schemas.SHA256SUMS, f"{error.what}; {error.got}" if error.got else error.what)
         return
     for name in sorted(set(sums) - set(present)):
-        yield Problem("missing-file", name, f"listed in {schemas.SHA256SUMS} and not there")
+        yield Problem("missing-file", name, f"listed in {schemas.SHA256SUMS}, but there is no such file")
     for name in sorted(set(present) - set(sums) - {schemas.SHA256SUMS}):
-        yield Problem("unlisted-file", name, f"there and not listed in {schemas.SHA256SUMS}")
+        yield Problem("unlisted-file", name, f"not listed in {schemas.SHA256SUMS}")
     for name in sorted(set(present) & set(sums)):
         digests[name] = manifest.sha256(release / name)
         if digests[name] != sums[name]:
-            yield Problem("checksum", name, f"sha256 is {digests[name]}, {schemas.SHA256SUMS} says {sums[name]}")
+            yield Problem("checksum", name, f"sha256 is {digests[name]}, {schemas.SHA256SUMS} states {sums[name]}")
 
 
 def _listed(release: Path, present: list[str], digests: dict[str, str]) -> Iterator[Problem]:
@@ -106,12 +108,12 @@ def _listed(release: Path, present: list[str], digests: dict[str, str]) -> Itera
             yield Problem("manifest", schemas.MANIFEST, error.what)
         return
     for name in sorted(set(files) - set(present)):
-        yield Problem("missing-file", name, f"listed in {schemas.MANIFEST} and not there")
+        yield Problem("missing-file", name, f"listed in {schemas.MANIFEST}, but there is no such file")
     for name in sorted(set(present) - set(files) - {schemas.MANIFEST, schemas.SHA256SUMS}):
-        yield Problem("unlisted-file", name, f"there and not listed in {schemas.MANIFEST}")
+        yield Problem("unlisted-file", name, f"not listed in {schemas.MANIFEST}")
     for name in sorted(set(present) & set(files)):
         size, digest = (release / name).stat().st_size, digests.get(name) or manifest.sha256(release / name)
         if size != files[name].bytes:
-            yield Problem("checksum", name, f"{size:,} bytes, {schemas.MANIFEST} says {files[name].bytes:,}")
+            yield Problem("checksum", name, f"{size:,} bytes, {schemas.MANIFEST} states {files[name].bytes:,}")
         elif digest != files[name].sha256:
-            yield Problem("checksum", name, f"sha256 is {digest}, {schemas.MANIFEST} says {files[name].sha256}")
+            yield Problem("checksum", name, f"sha256 is {digest}, {schemas.MANIFEST} states {files[name].sha256}")

@@ -1,8 +1,9 @@
-"""What the configs say of each other: every reference exists, and the same thing is told the same way."""
+"""Configs against each other: every reference exists, and shared columns have the same values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,108 +14,95 @@ from builder.validate.problem import Problem
 from builder.validate.rows import Scan
 from sqid_lib import schemas
 
-_MAIN = (schemas.URLS, schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)
+Rows = Mapping[str, pa.Table]  # config → its compared columns
 
 
 def check_relations(scans: Mapping[str, Scan]) -> Iterator[Problem]:
-    """References between configs, split by split; those of a config that could not be read whole are left out."""
+    """Compare all configs of each part of the release; those that could not be read whole are left out."""
     whole = {config: scan for config, scan in scans.items() if scan.complete}
-    splits = {split for config, scan in whole.items() if config in _MAIN for split in scan.splits} - {
-        schemas.SUPP_VECTORS_SPLIT
-    }
-    for split in sorted(splits):
-        yield from _split(_Side(whole, split))
-    features, supp = _Side(whole, schemas.SUPP_VECTORS_SPLIT), _Side(whole, schemas.SUPP_SPLIT)
-    yield from _within(features.products(schemas.FEATURES), supp.products(schemas.SUPP), schemas.FEATURES, schemas.SUPP)
-    yield from _same(features, schemas.FEATURES, schemas.SUPP, supp)
-    extra, main = _Side(whole).products(schemas.SUPP), _Side(whole).products(schemas.URLS)
-    if extra is not None and main is not None:
-        both = extra.filter(pc.is_in(extra, value_set=main))
+    for part in _parts(whole):
+        for other, config in combinations(part, 2):
+            if set(schemas.DECLARED[other].key) <= set(schemas.DECLARED[config].names):
+                yield from _compare(part, config, other)
+            elif set(schemas.DECLARED[config].key) <= set(schemas.DECLARED[other].names):
+                yield from _compare(part, other, config)
+    rows = {config: scan.kept for config, scan in whole.items()}
+    supp, main = (_keys(rows.get(config), schemas.PRODUCT_KEY) for config in (schemas.SUPP, schemas.URLS))
+    if supp is not None and main is not None:
+        both = supp.filter(pc.is_in(supp, value_set=main))
         if len(both):
-            message = f"{len(both):,} supplementary products are in {schemas.URLS} too, first {_tell(both[0])}"
+            message = f"{len(both):,} supplementary products are in {schemas.URLS} too, first {_shown(both[0])}"
             yield Problem("integrity", f"data/{schemas.SUPP}", message)
 
 
-class _Side:
-    """The rows of one split (None: all) of each config."""
-
-    def __init__(self, scans: Mapping[str, Scan], split: str | None = None) -> None:
-        self._scans, self._split = scans, split
-
-    def rows(self, config: str) -> pa.Table | None:
-        if config not in self._scans:
-            return None
-        kept = self._scans[config].kept
-        if self._split is None or "split" not in kept.column_names:
-            return kept
-        return kept.filter(pc.equal(kept["split"], self._split))
-
-    def products(self, config: str) -> pa.Array | None:
-        return self.key(config, schemas.PRODUCT_KEY)
-
-    def queries(self, config: str) -> pa.Array | None:
-        return self.key(config, ("query_id",))
-
-    def key(self, config: str, names: tuple[str, ...]) -> pa.Array | None:
-        """The key of each row as one text."""
-        rows = self.rows(config)
-        if rows is None or not set(names) <= set(rows.column_names):
-            return None
-        parts = [_flat(rows[name].cast(pa.string())) for name in names]
-        return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\0")
+def _parts(scans: Mapping[str, Scan]) -> Iterator[Rows]:
+    """The rows that belong together: those of each split, and those of the supplementary products."""
+    main = {config: scan for config, scan in scans.items() if config != schemas.SUPP}
+    splits = {split for scan in main.values() for split in scan.splits} - {schemas.SUPP_VECTORS_SPLIT}
+    for split in sorted(splits):
+        yield {config: _of_split(scan, split) for config, scan in main.items()}
+    with_vectors = [scan for scan in main.values() if schemas.SUPP_VECTORS_SPLIT in scan.splits]
+    if schemas.SUPP in scans:
+        yield {
+            schemas.SUPP: scans[schemas.SUPP].kept,
+            **{scan.config: _of_split(scan, schemas.SUPP_VECTORS_SPLIT) for scan in with_vectors},
+        }
 
 
-def _split(side: _Side) -> Iterator[Problem]:
-    products = {config: side.products(config) for config in (schemas.URLS, schemas.FEATURES, schemas.JUDGMENTS)}
-    for some in products:
-        for other in products:
-            if some != other and (some, other) != (schemas.FEATURES, schemas.JUDGMENTS):
-                yield from _within(products[some], products[other], some, other)
-    queries, asked = side.queries(schemas.QUERIES), side.queries(schemas.JUDGMENTS)
-    yield from _within(asked, queries, schemas.JUDGMENTS, schemas.QUERIES)
-    yield from _within(queries, asked, schemas.QUERIES, schemas.JUDGMENTS)
-    yield from _same(side, schemas.FEATURES, schemas.URLS)
-    yield from _same(side, schemas.JUDGMENTS, schemas.QUERIES)
+def _of_split(scan: Scan, split: str) -> pa.Table:
+    kept = scan.kept
+    return kept.filter(pc.equal(kept["split"], split)) if "split" in kept.column_names else kept
 
 
-def _within(some: pa.Array | None, others: pa.Array | None, config: str, other: str) -> Iterator[Problem]:
-    if some is None or others is None:
+def _compare(part: Rows, config: str, other: str) -> Iterator[Problem]:
+    """Both configs have the same keys of `other`, and equal values in the columns they share; null equals null."""
+    names = schemas.DECLARED[other].key
+    left, right = part[config], part[other]
+    keys, known = _keys(left, names), _keys(right, names)
+    if keys is None or known is None:
         return
-    lost = pc.unique(some.filter(pc.invert(pc.is_in(some, value_set=others)))).drop_null()
-    if len(lost):
-        things = "queries" if schemas.QUERIES in (config, other) else "products"
-        message = f"{len(lost):,} {things} are not in {other}, first {_tell(lost[0])}"
+    things = next((n for n, counted in schemas.COUNTED.items() if schemas.DECLARED[counted].key == names), "keys")
+    yield from _within(keys, known, things, config, other)
+    yield from _within(known, keys, things, other, config)
+    index = pc.index_in(keys, value_set=known)
+    common = pc.is_valid(index)
+    left, right, keys = left.filter(common), right.take(index.filter(common)), keys.filter(common)
+    for name in schemas.shared_columns(config, other):
+        if name in left.column_names and name in right.column_names:
+            different = ~_equal(_array(left[name]), _array(right[name]))
+            if different.any():
+                first = _shown(keys[int(np.flatnonzero(different)[0])])
+                message = f"{name} differs from {other} in {int(different.sum()):,} rows, first {first}"
+                yield Problem("inconsistent", f"data/{config}", message)
+
+
+def _within(keys: pa.Array, others: pa.Array, things: str, config: str, other: str) -> Iterator[Problem]:
+    absent = pc.unique(keys.filter(pc.invert(pc.is_in(keys, value_set=others)))).drop_null()
+    if len(absent):
+        message = f"{len(absent):,} {things} are not in {other}, first {_shown(absent[0])}"
         yield Problem("integrity", f"data/{config}", message)
 
 
-def _same(side: _Side, config: str, other: str, there: _Side | None = None) -> Iterator[Problem]:
-    """The shared columns of two configs agree where the key does; null equals null; `there` has the rows of `other`."""
-    names, columns = schemas.shared_columns(config, other), schemas.DECLARED[other].key
-    there = there or side
-    left, right = side.rows(config), there.rows(other)
-    key, known = side.key(config, columns), there.key(other, columns)
-    if left is None or right is None or key is None or known is None:
-        return
-    index = pc.index_in(key, value_set=known)
-    common = pc.is_valid(index)
-    left, right, key = left.filter(common), right.take(index.filter(common)), key.filter(common)
-    for name in names:
-        if name in left.column_names and name in right.column_names:
-            yield from _different(_flat(left[name]), _flat(right[name]), key, f"data/{config}", name, other)
-
-
-def _different(left: pa.Array, right: pa.Array, keys: pa.Array, where: str, name: str, other: str) -> Iterator[Problem]:
+def _equal(left: pa.Array, right: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """[N] bool; null equals null, NaN equals NaN."""
     same = pc.or_(pc.fill_null(pc.equal(left, right), False), pc.and_(pc.is_null(left), pc.is_null(right)))
-    found = np.flatnonzero(~np.asarray(same.to_numpy(zero_copy_only=False), dtype=bool))
-    if len(found):
-        message = f"{name} differs from {other} in {len(found):,} rows, first {_tell(keys[int(found[0])])}"
-        yield Problem("inconsistent", where, message)
+    if pa.types.is_floating(left.type):
+        same = pc.or_(same, pc.fill_null(pc.and_(pc.is_nan(left), pc.is_nan(right)), False))
+    return np.asarray(same.to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def _flat(column: Any) -> pa.Array:
+def _keys(rows: pa.Table | None, names: tuple[str, ...]) -> pa.Array | None:
+    """The key of each row as one text; None where a column of it is missing."""
+    if rows is None or not set(names) <= set(rows.column_names):
+        return None
+    parts = [_array(rows[name].cast(pa.string())) for name in names]
+    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\0")
+
+
+def _array(column: Any) -> pa.Array:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
-def _tell(key: Any) -> str:
+def _shown(key: Any) -> str:
     return str(key.as_py()).replace("\0", " ")

@@ -1,4 +1,4 @@
-"""What each endpoint of the loopback Hub answers; learnt from the genuine clients and the Hub's public API."""
+"""The answer of each endpoint of the loopback Hub, as the real clients and the public API of the Hub have it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NEEDS_WRITE = ("create", "preupload", "lfs-batch", "commit", "tag")
 
 
 class Answers:
-    """The state of a Hub, and `answer`, which changes it as clients ask."""
+    """The state of a Hub, and `answer`, which changes it as clients request."""
 
     def __init__(self, store: Store, *, xet: bool) -> None:
         self.store, self.xet = store, xet
@@ -47,13 +47,13 @@ class Answers:
         self.endpoint = self.storage = ""
 
     def make_repo(self, repo_id: str, private: bool) -> Repo:
-        """A new repository with the Hub's own first commit."""
+        """A new repository with the first commit, which the Hub makes itself."""
         repo = self.repos[repo_id] = Repo(private)
         repo.commit({".gitattributes": self.store.put(GITATTRIBUTES)}, "initial commit")
         return repo
 
     def answer(self, name: str, match: re.Match[str], call: Call) -> Answer:
-        """The answer to one request, a refusal if the token does not allow it or there is no such thing."""
+        """The answer to one request; a refusal if the token does not allow it or the target does not exist."""
         refusal = self._refusal(name, match, call)
         if refusal is not None:
             return refusal
@@ -93,7 +93,7 @@ class Answers:
         repo_id = f"{asked['organization'] or 'me'}/{asked['name']}"
         url = f"{self.endpoint}/datasets/{repo_id}"
         if asked.get("type") != "dataset":
-            return error_answer(400, "only datasets live here")
+            return error_answer(400, "only datasets are supported")
         if repo_id in self.repos:
             return json_answer({"error": "You already created this dataset repo", "url": url}, 409)
         self.make_repo(repo_id, bool(asked.get("private")) or asked.get("visibility") == "private")
@@ -138,7 +138,7 @@ class Answers:
 
     def _lfs_put(self, match: re.Match[str], call: Call) -> Answer:
         if self.store.put(call.body).sha256 != match["oid"]:
-            return error_answer(400, "the bytes do not hash to their name")
+            return error_answer(400, "the sha256 of the bytes is not their name")
         return Answer()
 
     def _xet_token(self, match: re.Match[str], call: Call) -> Answer:

@@ -1,4 +1,4 @@
-"""The HTTP side of the loopback Hub: named routes, a log of requests, answers, connections that break on purpose."""
+"""The HTTP side of the loopback Hub: named routes, a log of requests, answers, simulated broken connections."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """One line of the log; `endpoint` is the name of a route, `authorized` whether a token came with it."""
+    """One line of the log; `endpoint` is the name of a route, `authorized` whether the request had a token."""
 
     method: str
     endpoint: str
     path: str
     authorized: bool
-    received: int  # bytes of body
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Call:
-    """What a client asked."""
+    """The request of a client."""
 
     path: str
     query: Mapping[str, str]
@@ -51,7 +50,7 @@ class Call:
 
 
 class Cut(Exception):
-    """Raised by an answer to close the connection instead."""
+    """Raised in place of an answer, to close the connection."""
 
 
 def json_answer(value: object, status: int = 200) -> Answer:
@@ -59,7 +58,7 @@ def json_answer(value: object, status: int = 200) -> Answer:
 
 
 def error_answer(status: int, message: str, code: str = "") -> Answer:
-    """A refusal as the Hub words it."""
+    """A refusal in the format of the Hub."""
     answer = json_answer({"error": message}, status)
     answer.headers |= {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
     return answer
@@ -80,7 +79,7 @@ def ranged(data: bytes, call: Call, headers: dict[str, str]) -> Answer:
 
 @dataclass(frozen=True)
 class Site:
-    """What one origin serves: name → (method, path), who answers, where requests are logged.
+    """What one origin serves: name → (method, path), the function that answers, the log of requests.
 
     `half` says, once for each request, whether its connection breaks when half of the body is read.
     """
@@ -102,7 +101,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is nothing to report."""
+        """Do not report a client that closed its connection."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -120,9 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
         name, match = self._route(url.path)
         half = self.site.half(name)
         body = self._body(half)
-        self.site.log.append(Request(self.command, name, url.path, "Authorization" in self.headers, len(body)))
+        self.site.log.append(Request(self.command, name, url.path, "Authorization" in self.headers))
         if match is None:
-            self._send(error_answer(404, f"this Hub does not know {self.command} {url.path}"))
+            self._send(error_answer(404, f"unknown endpoint {self.command} {url.path}"))
             return
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         try:

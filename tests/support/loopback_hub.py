@@ -1,4 +1,4 @@
-"""A Hub on 127.0.0.1 for the genuine huggingface_hub and datasets clients: repos with history, LFS or Xet.
+"""A Hub on 127.0.0.1 for the real huggingface_hub and datasets clients: repos with history, LFS or Xet.
 
     with LoopbackHub(tmp_path / "hub") as hub:
         hub.add_repo("ORG/sqid", release_folder)
@@ -37,7 +37,7 @@ class _Fault:
 class LoopbackHub(Answers):
     """A Hub under `root` (its objects, and the clients' caches). Use as a context manager.
 
-    Large files travel over LFS, or with `xet` over the genuine Xet client and a store on disk.
+    Large files travel over LFS, or with `xet` over the real Xet client and a store on disk.
 
     Attributes: `endpoint` and `storage` (the two origins), `repos`, `requests` (the log), `hooks` (endpoint → called
     with the hub before that endpoint answers), `page_size` (entries per page of a tree),
@@ -153,7 +153,7 @@ class LoopbackHub(Answers):
 
     def _half(self, name: str) -> bool:
         fault = self._faults.get(name)
-        with self._lock:  # uploads come side by side, and each fault is for one of them
+        with self._lock:  # uploads run in parallel, and each fault is for one of them
             if name != "lfs-put" or fault is None or fault.times <= 0 or fault.kind != "cut":
                 return False
             fault.times -= 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 GITATTRIBUTES = b"*.parquet filter=lfs diff=lfs merge=lfs -text\n*.arrow filter=lfs diff=lfs merge=lfs -text\n"
-LFS_FROM_BYTES = 10_000_000  # larger files go to LFS whatever their name, as on the Hub
+LFS_FROM_BYTES = 10_000_000  # larger files are kept in LFS whatever their name, as on the Hub
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Repo:
 
 
 class Store:
-    """Contents by sha256 under `root`; what came over Xet lies in the local store of the genuine client."""
+    """Contents by sha256 under `root`; what was sent over Xet is in the local store of hf_xet."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -77,7 +77,7 @@ class Store:
 
     @property
     def xet_url(self) -> str:
-        """The address that hf_xet takes for a directory."""
+        """The address by which hf_xet uses a directory in place of a server."""
         return f"local://{self.root / 'xet'}"
 
     def put(self, data: bytes, *, lfs: bool = False) -> Blob:

@@ -1,4 +1,4 @@
-"""A small valid release, made up from a seed, written by the builder's own writers."""
+"""A small valid release, generated from a seed and written by the writers of the builder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from builder.recipe import EsciSettings, Recipe
-from builder.release import card, manifest
 from builder.release.files import write_classic_features, write_shards, write_urls
+from builder.release.stage import describe
 from sqid_lib import schemas
 
 RECIPE = Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="/made/up/shop"))
 _STATUSES = (schemas.OK, schemas.OK, schemas.OK, schemas.MISSING, "not_found", schemas.GENERIC, schemas.PLACEHOLDER)
+
+
+def recipe_with(**changes: Any) -> Recipe:
+    """RECIPE with other sections."""
+    return RECIPE.model_copy(update=changes)
 
 
 def write_release(
@@ -30,9 +35,13 @@ def write_release(
     classic: bool = True,
     recipe: Recipe = RECIPE,
 ) -> Path:
-    """Write a release of one locale to `root` and return it; `seed` decides every value."""
+    """Write a release of one locale to `root` and return it; `seed` decides every value.
+
+    Labels, gains and the locale are those of the recipe; the classic files are for locale us.
+    """
     rng = np.random.default_rng(seed)
-    main, extra = _products("B0", products, rng), _products("B1", supp, rng)
+    (locale,) = recipe.selection.locales
+    main, extra = _products("B0", products, locale, rng), _products("B1", supp, locale, rng)
     vectors = {name: rng.normal(size=(products, width)).astype(np.float32) for name in schemas.VECTOR_COLUMNS}
     status = np.array(main["image_status"])
     has_image = np.isin(status, schemas.EMBEDDED_STATUSES)
@@ -44,7 +53,7 @@ def write_release(
         "source": [("other", "negations")[i % 2] for i in range(queries)],
         "clip_text_features": _lists(rng.normal(size=(queries, width)).astype(np.float32)),
     }
-    judgments = _judgments(queries, products, per_query, rng)
+    judgments = _judgments(queries, products, per_query, recipe, rng)
     for config, split, values in (
         (schemas.URLS, "test", main),
         (schemas.FEATURES, "test", main),
@@ -53,7 +62,8 @@ def write_release(
         (schemas.JUDGMENTS, "test", judgments),
     ):
         schema = schemas.config_schema(config, width)
-        table = pa.table({name: values[name] for name in schema.names}, schema=schema)
+        rows = len(values[schemas.DECLARED[config].key[0]])
+        table = pa.table({f.name: values.get(f.name, _made_up(f, rows)) for f in schema}, schema=schema)
         write_shards(root, config, split, [table], schema, rows=table.num_rows, max_shard_bytes=max_shard_bytes)
     if classic:
         _write_classic(root, main, extra, query_columns)
@@ -62,18 +72,23 @@ def write_release(
 
 
 def seal(root: Path, recipe: Recipe = RECIPE) -> None:
-    """Write the card, the manifest and the sums for whatever files are there."""
-    card.write_card(root, recipe, revision=None)
-    manifest.write(root, recipe, revision=None)
+    """Write the card, the manifest and the checksums for the data files now in `root`."""
+    describe(root, recipe, revision=None)
 
 
-def _products(prefix: str, count: int, rng: np.random.Generator) -> dict[str, Any]:
+def _made_up(field: pa.Field, rows: int) -> list[Any]:
+    """Values of a declared column that this module does not know; the first is null."""
+    value = str if pa.types.is_string(field.type) else (lambda i: bool(i % 2)) if field.type == pa.bool_() else int
+    return [None, *(value(i) for i in range(1, rows))]
+
+
+def _products(prefix: str, count: int, locale: str, rng: np.random.Generator) -> dict[str, Any]:
     ids = [f"{prefix}{i:08d}" for i in range(count)]
     status = [_STATUSES[i % len(_STATUSES)] for i in range(count)]
     word = rng.choice(["lamp", "boots", "kettle"], size=count)
     return {
         "product_id": ids,
-        "product_locale": ["us"] * count,
+        "product_locale": [locale] * count,
         "image_url": [
             None if s == schemas.MISSING else f"https://images.example/{i}.jpg"
             for i, s in zip(ids, status, strict=True)
@@ -87,22 +102,23 @@ def _products(prefix: str, count: int, rng: np.random.Generator) -> dict[str, An
     }
 
 
-def _judgments(queries: int, products: int, per_query: int, rng: np.random.Generator) -> dict[str, Any]:
+def _judgments(queries: int, products: int, per_query: int, recipe: Recipe, rng: np.random.Generator) -> dict[str, Any]:
     rows: list[tuple[int, int]] = []
     for query in range(queries):
         chosen = rng.choice(products, size=min(per_query, products), replace=False)
         rows += [(query, int(product)) for product in sorted(chosen)]
     unjudged = sorted(set(range(products)) - {product for _, product in rows})
     rows = sorted(rows + [(product % queries, product) for product in unjudged])
-    labels = [str(label) for label in rng.choice(list(schemas.LABELS), size=len(rows))]
+    gains = recipe.selection.gains
+    labels = [str(label) for label in rng.choice(list(gains), size=len(rows))]
     return {
         "example_id": list(range(len(rows))),
         "query_id": [100 + query for query, _ in rows],
         "query": [f"query {query}" for query, _ in rows],
         "product_id": [f"B0{product:08d}" for _, product in rows],
-        "product_locale": ["us"] * len(rows),
+        "product_locale": [recipe.selection.locales[0]] * len(rows),
         "esci_label": labels,
-        "gain": [schemas.GAINS[label] for label in labels],
+        "gain": [gains[label] for label in labels],
     }
 
 

@@ -1,4 +1,4 @@
-"""push against a loopback Hub with the genuine client: faults at every endpoint, and loading back what was pushed."""
+"""push to a loopback Hub with the real client: faults at every endpoint, and loading back what was pushed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from loopback_hub import GITATTRIBUTES, READ_TOKEN, WRITE_TOKEN, LoopbackHub
 from release_fixtures import write_release
 
 from builder.hub import PushResult, calls, push
+from builder.hub.calls import Calls
 from sqid_lib import schemas
-from sqid_lib.errors import AuthError, HubError, ReleaseError, TagError, UsageError
+from sqid_lib.errors import AuthError, DiskError, HubError, ReleaseError, TagError, UsageError
 
 # huggingface_hub hands open files to its http client in a way that client deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -42,7 +43,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """A Hub over LFS for the client in this process, without real waits between attempts."""
+    """A Hub with LFS for the client in this process, without real waits between attempts."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -63,13 +64,13 @@ def commits(loopback: LoopbackHub) -> int:
     return len(loopback.repos[REPO].commits)
 
 
-# -- the good way -----------------------------------------------------------------------------------------------------
+# -- without faults ---------------------------------------------------------------------------------------------------
 
 
 def test_a_push_is_one_commit_with_every_file_and_a_tag_on_it(loopback: LoopbackHub, first: Path) -> None:
     result = send(loopback, first, "v1.0.0")
     assert loopback.files(REPO) == {".gitattributes": GITATTRIBUTES, **content(first)}
-    assert commits(loopback) == 2  # the Hub's own first one, and ours
+    assert commits(loopback) == 2  # the first one of the Hub, and ours
     assert loopback.repos[REPO].tags == {"v1.0.0": loopback.head(REPO)} == {"v1.0.0": result.commit}
     assert {change.kind for change in result.changes} == {"add"}
     assert not loopback.repos[REPO].private
@@ -101,10 +102,10 @@ def test_a_second_tag_on_the_same_content(loopback: LoopbackHub, first: Path) ->
 
 def test_the_next_release_replaces_and_removes_in_one_commit(loopback: LoopbackHub, first: Path, second: Path) -> None:
     send(loopback, first, "v1.0.0")
-    loopback.put(REPO, {"picture.png": b"mine", "LICENSE": b"text"})
+    loopback.put(REPO, {"image.png": b"mine", "LICENSE": b"text"})
     result = send(loopback, second, "v2.0.0")
     files = loopback.files(REPO)
-    assert files == {".gitattributes": GITATTRIBUTES, "picture.png": b"mine", "LICENSE": b"text", **content(second)}
+    assert files == {".gitattributes": GITATTRIBUTES, "image.png": b"mine", "LICENSE": b"text", **content(second)}
     removed = {change.path for change in result.changes if change.kind == "remove"}
     assert removed == set(content(first)) - set(content(second))
     assert schemas.PRODUCT_URLS in removed
@@ -113,7 +114,7 @@ def test_the_next_release_replaces_and_removes_in_one_commit(loopback: LoopbackH
     assert loopback.files(REPO, "v1.0.0") == {".gitattributes": GITATTRIBUTES, **content(first)}
 
 
-def test_a_stray_shard_of_a_config_is_removed_for_it_would_be_loaded(loopback: LoopbackHub, second: Path) -> None:
+def test_a_foreign_shard_of_a_config_is_removed_because_it_would_be_loaded(loopback: LoopbackHub, second: Path) -> None:
     loopback.add_repo(REPO)
     loopback.put(REPO, {"data/urls/test-00001-of-00002.parquet": b"PAR1", "data/more.txt": b"x"})
     send(loopback, second)
@@ -127,7 +128,7 @@ def test_private(loopback: LoopbackHub, second: Path) -> None:
     assert send(loopback, second, private=True).changes == ()
 
 
-def test_private_is_refused_where_the_dataset_is_public(loopback: LoopbackHub, second: Path) -> None:
+def test_private_is_refused_if_the_dataset_is_public(loopback: LoopbackHub, second: Path) -> None:
     loopback.add_repo(REPO)
     with pytest.raises(HubError, match="exists and is public"):
         send(loopback, second, private=True)
@@ -156,7 +157,7 @@ def test_dry_run_changes_nothing_and_lists_sizes(loopback: LoopbackHub, first: P
     assert "dry run" in text
 
 
-def test_a_script_in_the_repository_is_warned_of(
+def test_a_script_in_the_repository_gives_a_warning(
     loopback: LoopbackHub, second: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     loopback.add_repo(REPO)
@@ -201,11 +202,11 @@ def test_a_tag_on_another_commit_stops_before_any_upload(loopback: LoopbackHub, 
     assert loopback.head(REPO) == before
 
 
-def test_a_tag_made_by_somebody_else_meanwhile(loopback: LoopbackHub, first: Path, second: Path) -> None:
+def test_a_tag_created_by_somebody_else_during_the_push(loopback: LoopbackHub, first: Path, second: Path) -> None:
     send(loopback, first)
     old = loopback.head(REPO)
     loopback.hooks["tag"] = lambda running: running.repos[REPO].tags.update({"v2": old})
-    with pytest.raises(TagError, match="was just made on another commit"):
+    with pytest.raises(TagError, match="was just created on another commit"):
         send(loopback, second, "v2")
 
 
@@ -216,7 +217,7 @@ def test_no_token(loopback: LoopbackHub, second: Path) -> None:
 
 
 def test_a_read_only_token(loopback: LoopbackHub, second: Path) -> None:
-    with pytest.raises(AuthError, match="may only read"):
+    with pytest.raises(AuthError, match="read-only"):
         send(loopback, second, token=READ_TOKEN)
     assert [request.endpoint for request in loopback.requests] == ["whoami"]
 
@@ -237,7 +238,7 @@ def assert_untouched_or_whole(loopback: LoopbackHub, old: Path, new: Path) -> No
 
 
 def matrix(*kinds: int | str, quick: tuple[tuple[str, int | str], ...]) -> list[Any]:
-    """Every endpoint with every kind of fault; all but the quick ones take minutes together."""
+    """Every endpoint with every kind of fault; all but the quick ones together take minutes."""
     pairs = [(endpoint, kind) for kind in kinds for endpoint in ENDPOINTS]
     return [pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow) for pair in pairs]
 
@@ -254,7 +255,7 @@ STAYS: tuple[tuple[str, int | str], ...] = (
 
 
 @pytest.mark.parametrize(("endpoint", "kind"), matrix(503, "cut", quick=ONCE))
-def test_a_fault_that_goes_away_is_survived(
+def test_a_push_succeeds_after_a_passing_fault(
     loopback: LoopbackHub, first: Path, second: Path, endpoint: str, kind: int | str
 ) -> None:
     loopback.add_repo(REPO, first)
@@ -269,7 +270,7 @@ def test_a_fault_that_goes_away_is_survived(
     ("endpoint", "kind"),
     [("create", 503), ("create", "lost"), ("validate-yaml", "html"), ("commit", 429), ("commit", 409), ("tag", "lost")],
 )
-def test_other_faults_that_go_away(loopback: LoopbackHub, second: Path, endpoint: str, kind: int | str) -> None:
+def test_other_passing_faults(loopback: LoopbackHub, second: Path, endpoint: str, kind: int | str) -> None:
     loopback.fail(endpoint, kind)
     send(loopback, second, "v2")
     assert loopback.files(REPO) == {".gitattributes": GITATTRIBUTES, **content(second)}
@@ -285,7 +286,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(loopback: LoopbackHub, 
     assert result.commit == loopback.head(REPO) == loopback.repos[REPO].tags["v2"]
 
 
-def test_no_answer_is_a_timeout_and_tried_again(
+def test_no_answer_is_a_timeout_and_is_repeated(
     loopback: LoopbackHub, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "TIMEOUT_S", 1.0)
@@ -296,7 +297,7 @@ def test_no_answer_is_a_timeout_and_tried_again(
 
 
 @pytest.mark.parametrize(("endpoint", "kind"), matrix(503, 401, 403, quick=STAYS))
-def test_a_fault_that_stays_is_told_in_one_line_and_nothing_is_half_done(
+def test_a_lasting_fault_is_reported_in_one_line_and_nothing_is_half_done(
     loopback: LoopbackHub, first: Path, second: Path, endpoint: str, kind: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     loopback.add_repo(REPO, first)
@@ -318,7 +319,7 @@ def test_a_fault_that_stays_is_told_in_one_line_and_nothing_is_half_done(
     assert commits(loopback) == 3
 
 
-def test_an_interrupted_upload_goes_on_where_it_broke(loopback: LoopbackHub, first: Path) -> None:
+def test_an_interrupted_upload_continues_where_it_stopped(loopback: LoopbackHub, first: Path) -> None:
     loopback.fail("commit", 503, times=ALWAYS)
     with pytest.raises(HubError):
         send(loopback, first)
@@ -344,7 +345,7 @@ def test_somebody_else_commits_during_the_push(loopback: LoopbackHub, first: Pat
     assert loopback.repos[REPO].tags == {}
 
 
-def test_412_without_another_commit_is_told(loopback: LoopbackHub, second: Path) -> None:
+def test_412_without_another_commit_is_reported(loopback: LoopbackHub, second: Path) -> None:
     loopback.fail("commit", 412, times=ALWAYS)
     with pytest.raises(HubError, match="somebody else"):
         send(loopback, second)
@@ -359,7 +360,7 @@ def test_what_the_hub_holds_is_compared_afterwards(loopback: LoopbackHub, second
             running.repos[REPO].commits[oid] = running.repos[REPO].commits[running.head(REPO)]
 
     loopback.hooks["tree"] = damage
-    with pytest.raises(HubError, match=r"holds something else.*data/urls"):
+    with pytest.raises(HubError, match=r"holds other files than were sent.*data/urls"):
         send(loopback, second, "v1")
     assert loopback.repos[REPO].tags == {}
 
@@ -372,13 +373,20 @@ def test_small_files_are_read_back_byte_by_byte(loopback: LoopbackHub, second: P
         send(loopback, second)
 
 
-def test_the_hub_asks_to_wait(loopback: LoopbackHub, second: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_respected(loopback: LoopbackHub, second: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     loopback.retry_after = "7"
     loopback.fail("commit", 429)
     send(loopback, second)
     assert waits == [7.0]
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(
+    loopback: LoopbackHub, second: Path, tmp_path: Path
+) -> None:
+    with Calls(REPO, WRITE_TOKEN, loopback.endpoint) as running, pytest.raises(DiskError, match=r"gone\.txt"):
+        running.run("reading", (tmp_path / "gone.txt").read_bytes)
 
 
 # -- loading back -----------------------------------------------------------------------------------------------------
@@ -401,7 +409,7 @@ print(vectors.dtype, vectors.shape)
 
 
 def plain(columns: str) -> str:
-    """What generations of Arrow and datasets call the numbers of a list is not ours."""
+    """Versions of Arrow and datasets name the numbers of a list differently."""
     return columns.replace("<item:", "<element:").replace(" item:", " element:")
 
 

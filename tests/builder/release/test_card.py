@@ -1,4 +1,4 @@
-"""The card: YAML that both generations of datasets read alike, tables from the data, claims that follow the recipe."""
+"""The card: YAML that all generations of datasets read alike, tables from the data, claims that follow the recipe."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard
-from release_fixtures import RECIPE, write_release
+from release_fixtures import RECIPE, recipe_with, seal, write_release
 
 from builder.recipe import ArtifactsSettings, EncoderSettings
 from builder.release import card
-from builder.release.card import read_metadata, write_benchmarks, write_card
+from builder.release.card import read_metadata
 from builder.release.card_tables import table
-from builder.release.statistics import gather
-from builder.validate import validate
+from builder.release.stage import describe
+from builder.release.statistics import gather_statistics
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
+from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.files import shard_name
 from sqid_lib.joined.selection import Selection
 
@@ -45,7 +45,7 @@ def test_dataset_info_is_read_as_the_declared_features(good: Path) -> None:
         config = entry["config_name"]
         assert info.features == schemas.config_features(config, 8)
         split = schemas.SUPP_SPLIT if config == schemas.SUPP else "test"
-        assert info.splits[split].num_examples == gather(good).rows(config)
+        assert info.splits[split].num_examples == gather_statistics(good).rows(config)
         files = (good / "data" / config).glob("*.parquet")
         assert info.download_size == sum(path.stat().st_size for path in files)
 
@@ -76,7 +76,7 @@ def test_the_yaml_has_what_the_hub_knows(good: Path) -> None:
 
 def test_the_same_inputs_give_the_same_bytes(release: Path) -> None:
     before = text(release)
-    write_card(release, RECIPE, revision=None)
+    seal(release)
     assert text(release) == before
 
 
@@ -97,24 +97,24 @@ def test_columns_and_statuses_are_those_of_the_data(good: Path) -> None:
     for config in schemas.CONFIGS:
         for name in schemas.config_schema(config).names:
             assert f"| `{name}` | " in body
-    for status in gather(good).statuses[schemas.URLS]:
+    for status in gather_statistics(good).statuses[schemas.URLS]:
         assert f"| `{status}` | {schemas.IMAGE_STATUS[status]} | " in body
     assert "`timeout`" not in body
     assert "float32[8]" in body
     assert "768" not in body
 
 
-def test_nothing_official_is_claimed_of_another_cut(good: Path) -> None:
+def test_nothing_official_is_claimed_of_another_selection(good: Path) -> None:
     body = text(good)
     assert body.count("This is `tiny`, not the published SQID") == 1
-    assert "another cut than the published SQID" in body
+    assert "another selection than that of the published SQID" in body
     assert "These are the counts of the published SQID" not in body
     assert body.split("---\n")[2].split("\n\n")[0].strip() == "# tiny"
 
 
 def test_the_model_is_the_recipes(release: Path) -> None:
-    recipe = RECIPE.model_copy(update={"encoder": EncoderSettings(model="/somewhere/local/tiny-clip")})
-    write_card(release, recipe, revision="abcdef123")
+    recipe = recipe_with(encoder=EncoderSettings(model="/somewhere/local/tiny-clip"))
+    describe(release, recipe, revision="abcdef123")
     body = text(release)
     assert "openai/clip" not in body
     assert "/somewhere" not in body
@@ -122,8 +122,8 @@ def test_the_model_is_the_recipes(release: Path) -> None:
 
 
 def test_the_published_recipe_is_named_and_counted(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schemas, "PUBLISHED_COUNTS", gather(release).counts)
-    write_card(release, RECIPE.model_copy(update={"name": "sqid"}), revision=None)
+    monkeypatch.setattr(schemas, "PUBLISHED_COUNTS", gather_statistics(release).counts)
+    seal(release, recipe_with(name="sqid"))
     body = text(release)
     assert "# SQID: Shopping Queries Image Dataset" in body
     assert "not the published SQID" not in body
@@ -133,53 +133,61 @@ def test_the_published_recipe_is_named_and_counted(release: Path, monkeypatch: p
 
 def test_locales_artifacts_and_supplementary_vectors_show(release: Path) -> None:
     selection = Selection(locales=("us", "jp"), embed_supp=True, version="large")
-    write_card(
-        release,
-        RECIPE.model_copy(update={"selection": selection, "artifacts": ArtifactsSettings(path="/x")}),
-        revision=None,
-    )
+    seal(release, recipe_with(selection=selection, artifacts=ArtifactsSettings(path="/x")))
     body = text(release)
-    assert "taken over from existing SQID files" in body
+    assert "taken from existing SQID files" in body
     assert "`large_version == 1`" in body
     assert "no embeddings." not in body
     assert read_metadata(release)["language"] == ["en", "ja"]
     assert read_metadata(release)["multilinguality"] == "multilingual"
 
 
-RANKING = (
-    {"method": "clip_text | title", "ndcg": 0.81071, "ndcg_low": 0.8, "ndcg_high": 0.82, "gains": "esci"},
-    {"method": "random", "ndcg": 0.7483},
+GRADES = {"perfect": 2.0, "fair | so so": 0.5, "bad": 0.0}
+
+
+def test_own_labels_and_gains_show(tmp_path: Path) -> None:
+    recipe = recipe_with(selection=Selection(labels=tuple(GRADES.items())))
+    body = text(write_release(tmp_path / "r", recipe=recipe))
+    assert "| `esci_label` | string | perfect, fair \\| so so, bad |" in body
+    assert "| `gain` | float32 | perfect 2.0, fair \\| so so 0.5, bad 0.0 |" in body
+    assert "labelled each result as `perfect`, `fair | so so` or `bad`" in body
+    assert re.search(r"\| label perfect \| [1-9]\d* \| \d+\.\d\d% \|", body)
+    assert not [meaning for meaning in schemas.LABELS.values() if meaning in body]
+    assert "ESCI's own weight" not in body
+
+
+def test_esci_labels_with_other_gains_keep_their_meaning(tmp_path: Path) -> None:
+    gains = tuple(schemas.GAINS_ESCI_REPO_SWAPPED.items())
+    body = text(write_release(tmp_path / "r", recipe=recipe_with(selection=Selection(labels=gains))))
+    assert "| label S: Substitute |" in body
+    assert "| `gain` | float32 | E 1.0, S 0.01, C 0.1, I 0.0 |" in body
+    assert "ESCI's own weight" not in body
+
+
+def test_esci_labels_show_as_esci_states_them(good: Path) -> None:
+    body = text(good)
+    assert "labelled each result as Exact, Substitute, Complement or Irrelevant" in body
+    assert "`gain` is ESCI's own weight of each label: E 1.0, S 0.1, C 0.01, I 0.0." in body
+    assert "| `esci_label` | string | E exact, S substitute, C complement, I irrelevant |" in body
+    assert "| `gain` | float32 | E 1.0, S 0.1, C 0.01, I 0.0 |" in body
+
+
+@pytest.mark.parametrize(
+    ("locales", "language", "multilinguality"),
+    [
+        (("us",), ["en"], "monolingual"),
+        (("us", "es", "jp"), ["en", "es", "ja"], "multilingual"),
+        (("de",), None, None),
+        (("us", "de"), ["en"], None),
+        (("us", "es", "de"), ["en", "es"], "multilingual"),
+    ],
 )
-
-
-def test_benchmarks_only_where_measured(release: Path) -> None:
-    assert "Benchmarks" not in text(release)
-    write_card(release, RECIPE, revision=None, benchmarks=RANKING)
-    body = text(release)
-    assert "| clip_text \\| title | 0.8107 | 0.8000 to 0.8200 |" in body
-    assert "| random | 0.7483 | not measured |" in body
-
-
-def test_benchmarks_are_added_to_a_finished_release(release: Path) -> None:
-    write_benchmarks(release, RANKING)
-    assert "| random | 0.7483 | not measured |" in text(release)
-    assert validate(release) == []
-    write_benchmarks(release, RANKING[:1])
-    assert "| random |" not in text(release)
-    assert validate(release) == []
-    write_benchmarks(release, ())
-    assert "Benchmarks" not in text(release)
-    assert validate(release) == []
-
-
-def test_benchmarks_of_another_convention_are_refused(release: Path) -> None:
-    before = text(release)
-    with pytest.raises(UsageError, match="published convention"):
-        write_benchmarks(release, [{**RANKING[0], "gains": "esci-repo-swapped"}])
-    (release / schemas.CARD).write_text("---\na: 1\n---\n")
-    with pytest.raises(CorruptFileError, match="no place"):
-        write_benchmarks(release, RANKING)
-    assert before != text(release)
+def test_only_known_languages_are_named(
+    good: Path, locales: tuple[str, ...], language: list[str] | None, multilinguality: str | None
+) -> None:
+    recipe = recipe_with(selection=Selection(locales=locales))
+    metadata = card.metadata(gather_statistics(good), recipe).to_dict()
+    assert (metadata.get("language"), metadata.get("multilinguality")) == (language, multilinguality)
 
 
 def test_the_snippet_names_a_file_that_exists(good: Path) -> None:
@@ -193,33 +201,32 @@ def test_a_table() -> None:
     )
 
 
-def test_a_config_without_files_is_told(release: Path) -> None:
+def test_a_config_without_files_is_reported(release: Path) -> None:
     shutil.rmtree(release / "data" / "supp")
     before = text(release)
     with pytest.raises(MissingFileError, match="supp"):
-        write_card(release, RECIPE, revision=None)
+        seal(release)
     assert text(release) == before
 
 
-def test_a_truncated_parquet_is_told(release: Path) -> None:
+def test_a_truncated_parquet_is_reported(release: Path) -> None:
     path = release / shard_name(schemas.URLS, "test", 0, 1)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CorruptFileError, match="test-00000-of-00001"):
-        write_card(release, RECIPE, revision=None)
+        seal(release)
 
 
 @pytest.mark.parametrize("content", ["", "# no yaml", "---\na: [\n---\n", "---\n- 1\n---\n", "---\na: 1\n"])
-def test_a_card_of_another_shape_is_told(release: Path, content: str) -> None:
+def test_a_card_of_another_shape_is_reported(release: Path, content: str) -> None:
     (release / schemas.CARD).write_text(content)
     with pytest.raises(CorruptFileError):
         read_metadata(release)
 
 
-def test_no_card_is_told(tmp_path: Path) -> None:
+def test_no_card_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         read_metadata(tmp_path)
 
 
 def test_size_categories_follow_the_largest_config(good: Path) -> None:
-    facts = gather(good)
-    assert card.metadata(facts, RECIPE).size_categories == ["n<1K"]
+    assert card.metadata(gather_statistics(good), RECIPE).size_categories == ["n<1K"]

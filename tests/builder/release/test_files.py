@@ -1,4 +1,4 @@
-"""The writers of a release: names, bytes, layout, failures, and every reader a person may use."""
+"""The writers of a release: names, bytes, layout, failures, and the readers in common use."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_another_number_of_rows_leaves_nothing(tmp_path: Path) -> None:
     assert digests(tmp_path) == {}
 
 
-def test_a_failure_in_the_middle_leaves_the_release_before(tmp_path: Path) -> None:
+def test_a_failure_in_the_middle_keeps_the_earlier_release(tmp_path: Path) -> None:
     write(tmp_path, queries(100))
     before = digests(tmp_path)
 
@@ -189,7 +189,7 @@ def test_classic_features_are_variable_lists_with_nulls(tmp_path: Path) -> None:
     assert back["clip_text_features"].to_pylist() == table["clip_text_features"].to_pylist()
 
 
-def test_a_broken_classic_write_leaves_the_file_before(tmp_path: Path) -> None:
+def test_a_failed_classic_write_keeps_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "q.parquet"
     path.write_bytes(b"before")
     with pytest.raises(SchemaError):

@@ -1,4 +1,4 @@
-"""manifest.json and SHA256SUMS: what they say, what they keep to themselves, and how they are read back."""
+"""manifest.json and SHA256SUMS: what they state, what they leave out, and how they are read back."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from release_fixtures import RECIPE, write_release
+from release_fixtures import RECIPE, recipe_with, seal, write_release
 
 from builder.recipe import EncoderSettings, EsciSettings, FetchSettings, PagesSettings, ResolveSettings
 from builder.release import manifest
+from builder.release.statistics import gather_statistics
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
+from sqid_lib.joined.selection import Selection
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +49,14 @@ def test_every_file_with_its_sha256_bytes_and_rows(good: Path) -> None:
 
 
 def test_written_is_read_back(release: Path) -> None:
-    written = manifest.write(release, RECIPE, revision="0123456789abcdef")
+    written = manifest.write(release, RECIPE, gather_statistics(release), revision="0123456789abcdef")
     assert manifest.read(release) == written
     assert written.revision == "0123456789abcdef"
 
 
 def test_the_same_files_give_the_same_bytes(release: Path) -> None:
     before = [(release / name).read_bytes() for name in (schemas.MANIFEST, schemas.SHA256SUMS)]
-    manifest.write(release, RECIPE, revision=None)
+    manifest.write(release, RECIPE, gather_statistics(release), revision=None)
     assert [(release / name).read_bytes() for name in (schemas.MANIFEST, schemas.SHA256SUMS)] == before
 
 
@@ -72,21 +74,17 @@ def test_sums_list_everything_but_themselves(good: Path) -> None:
     assert set(manifest.read_sums(good)) == {*manifest.read(good).files, schemas.MANIFEST}
 
 
-def test_nothing_of_a_machine_or_a_person_is_kept(release: Path) -> None:
-    recipe = RECIPE.model_copy(
-        update={
-            "esci": EsciSettings(path="/home/somebody/private/esci"),
-            "encoder": EncoderSettings(model="/home/somebody/models/tiny-clip", device="cuda:3"),
-            "resolve": ResolveSettings(
-                tables=("C:\\Users\\somebody\\urls.csv", "https://user:secret@host.example/t.csv?signature=abc"),
-                pages=PagesSettings(permission=True, contact="somebody@mail.example"),
-            ),
-            "fetch": FetchSettings(
-                mirrors={"https://m.example/": "http://127.0.0.1:8123/"}, allow_hosts=("127.0.0.1:8123",)
-            ),
-        }
+def test_nothing_private_to_a_machine_or_a_person_is_kept(release: Path) -> None:
+    recipe = recipe_with(
+        esci=EsciSettings(path="/home/somebody/private/esci"),
+        encoder=EncoderSettings(model="/home/somebody/models/tiny-clip", device="cuda:3"),
+        resolve=ResolveSettings(
+            tables=("C:\\Users\\somebody\\urls.csv", "https://user:secret@host.example/t.csv?signature=abc"),
+            pages=PagesSettings(permission=True, contact="somebody@mail.example"),
+        ),
+        fetch=FetchSettings(mirrors={"https://m.example/": "http://127.0.0.1:8123/"}, allow_hosts=("127.0.0.1:8123",)),
     )
-    manifest.write(release, recipe, revision=None)
+    seal(release, recipe)
     text = (release / schemas.MANIFEST).read_text()
     for secret in ("somebody", "secret", "signature", "127.0.0.1", "8123", "cuda", "private"):
         assert secret not in text
@@ -127,16 +125,26 @@ def corrupt(release: Path, change: Any) -> None:
         lambda m: m["files"].update({"/etc/passwd": {"bytes": 1, "sha256": "0", "rows": None}}),
         lambda m: m["files"].update({"a\x00b": {"bytes": 1, "sha256": "0", "rows": None}}),
         lambda m: m["files"].update({"x": {"bytes": "1", "sha256": "0", "rows": None}}),
+        lambda m: m.update(recipe=[]),
+        lambda m: m["recipe"].update(selection=1),
+        lambda m: m["recipe"]["selection"].update(locales="us"),
+        lambda m: m["recipe"]["selection"].update(locales=[1]),
+        lambda m: m["recipe"]["selection"].update(labels=["E"]),
+        lambda m: m["recipe"]["selection"].update(labels={"E": "1"}),
+        lambda m: m["recipe"]["selection"].update(labels={"E": True}),
+        lambda m: m["recipe"]["selection"].update(labels={"E": -1}),
+        lambda m: m["recipe"]["selection"].update(labels={"E": float("nan")}),
+        lambda m: m["recipe"]["selection"].update(labels={"E": 10**400}),
     ],
 )
-def test_a_manifest_of_another_shape_is_told(release: Path, change: Any) -> None:
+def test_a_manifest_of_another_shape_is_reported(release: Path, change: Any) -> None:
     corrupt(release, change)
     with pytest.raises(CorruptFileError, match=r"manifest\.json: not a manifest of a release"):
         manifest.read(release)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}'])
-def test_a_manifest_of_any_bytes_is_told(release: Path, data: bytes) -> None:
+def test_a_manifest_of_any_bytes_is_reported(release: Path, data: bytes) -> None:
     (release / schemas.MANIFEST).write_bytes(data)
     with pytest.raises(CorruptFileError):
         manifest.read(release)
@@ -145,25 +153,36 @@ def test_a_manifest_of_any_bytes_is_told(release: Path, data: bytes) -> None:
 @pytest.mark.parametrize(
     "line", ["hello", "0" * 63 + "  a", "0" * 64 + " a", "0" * 64 + "  ../a", "0" * 64 + "  /a", "G" * 64 + "  a"]
 )
-def test_a_bad_line_of_sums_is_told_with_its_number(release: Path, line: str) -> None:
+def test_a_bad_line_of_sums_is_reported_with_its_number(release: Path, line: str) -> None:
     (release / schemas.SHA256SUMS).write_text(f"{'0' * 64}  b\n{line}\n")
     with pytest.raises(CorruptFileError, match="SHA256SUMS:2: bad line"):
         manifest.read_sums(release)
 
 
-def test_a_name_listed_twice_is_told(release: Path) -> None:
+def test_a_name_listed_twice_is_reported(release: Path) -> None:
     (release / schemas.SHA256SUMS).write_text(f"{'0' * 64}  b\n" * 2)
     with pytest.raises(CorruptFileError, match="SHA256SUMS:2"):
         manifest.read_sums(release)
 
 
-def test_missing_files_are_told(tmp_path: Path) -> None:
+def test_missing_files_are_reported(tmp_path: Path) -> None:
     for read in (manifest.read, manifest.read_sums):
         with pytest.raises(MissingFileError, match="Is this a release"):
             read(tmp_path)
 
 
+def test_gains_and_locales_are_those_of_the_recipe_or_the_published_ones(release: Path) -> None:
+    assert manifest.read(release).gains == schemas.GAINS
+    labels = (("device", 2.0), ("good", 1.0), ("no", 0.0))  # a setting named device is private, a label is not
+    seal(release, recipe_with(selection=Selection(locales=("de", "us"), labels=labels)))
+    assert json.loads((release / schemas.MANIFEST).read_text())["recipe"]["selection"]["labels"] == dict(labels)
+    assert list(manifest.read(release).gains.items()) == list(labels)
+    assert manifest.read(release).locales == ("de", "us")
+    corrupt(release, lambda m: m["recipe"].pop("selection"))
+    assert (manifest.read(release).gains, manifest.read(release).locales) == (schemas.GAINS, ("us",))
+
+
 def test_a_config_without_files_cannot_be_listed(tmp_path: Path) -> None:
-    with pytest.raises((MissingFileError, CorruptFileError)):
-        manifest.write(tmp_path, RECIPE, revision=None)
+    with pytest.raises(MissingFileError):
+        seal(tmp_path)
     assert list(tmp_path.iterdir()) == []

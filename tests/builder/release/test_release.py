@@ -1,4 +1,4 @@
-"""Stage release and the pipeline: WORK/sqid, from artifacts; what it holds, when it is rebuilt, what it refuses."""
+"""Stage release and the pipeline: the content of WORK/sqid, when it is built again, what is refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_file_of_the_design_is_there_and_valid(tmp_path: Path, esci: Path,
         assert schema.equals(schemas.config_schema(config, WIDTH)) and not schema.metadata
 
 
-def test_the_classic_files_say_again_what_was_published(tmp_path: Path, esci: Path, artifacts: Path) -> None:
+def test_the_classic_files_are_the_published_ones(tmp_path: Path, esci: Path, artifacts: Path) -> None:
     release = build(tmp_path)
     for name in (schemas.PRODUCT_FEATURES, schemas.QUERY_FEATURES):
         old, new = pq.read_table(artifacts / name), pq.read_table(release / name)
@@ -154,13 +154,13 @@ def test_a_foreign_file_in_the_release_is_not_deleted(tmp_path: Path, esci: Path
 
 def test_a_failing_release_leaves_the_earlier_one(tmp_path: Path, esci: Path, artifacts: Path) -> None:
     before = contents(build(tmp_path))
-    (artifacts / schemas.QUERY_FEATURES).write_bytes(b"PAR1 stump")
+    (artifacts / schemas.QUERY_FEATURES).write_bytes(b"PAR1 truncated")
     with pytest.raises(SqidError, match="truncated"):
         build(tmp_path)
     assert contents(tmp_path / "work" / "sqid") == before
 
 
-def test_stages_that_make_no_sense_are_refused(tmp_path: Path, esci: Path, artifacts: Path) -> None:
+def test_stages_that_do_not_apply_are_refused(tmp_path: Path, esci: Path, artifacts: Path) -> None:
     with pytest.raises(UsageError, match="unknown stage"):
         build(tmp_path, only="polish")
     with pytest.raises(UsageError, match="unknown engine"):

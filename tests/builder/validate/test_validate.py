@@ -16,17 +16,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from release_fixtures import RECIPE, seal, write_release
+from release_fixtures import RECIPE, recipe_with, seal, write_release
 
 from builder.recipe import ExpectSettings, ReleaseSettings
 from builder.release import manifest
 from builder.release.files import write_classic_features, write_shards, write_urls
+from builder.release.statistics import Statistics, gather_statistics
 from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.files import shard_name
+from sqid_lib.joined.selection import Selection
 
 WIDTH = 8
-NO_CLASSIC = RECIPE.model_copy(update={"release": ReleaseSettings(classic_files=False)})
+NO_CLASSIC = recipe_with(release=ReleaseSettings(classic_files=False))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_an_empty_directory_lists_everything_that_is_missing(tmp_path: Path) -> 
     assert {f"data/{config}" for config in schemas.CONFIGS} < wheres
 
 
-# -- corruptions of the data: the card, the manifest and the sums are written again, so that only the data is wrong ---
+# -- corruptions of the data: card, manifest and checksums are written again, so that only the data is wrong -------
 
 Edit = Callable[[pa.Table], pa.Table]
 
@@ -154,7 +156,7 @@ DATA: dict[str, tuple[str, Edit, str]] = {
     "a product of another locale": (schemas.JUDGMENTS, setting("product_locale", 0, "jp"), "integrity"),
     "a query that is not there": (schemas.JUDGMENTS, setting("query_id", 0, 7), "integrity"),
     "a product without features": (schemas.FEATURES, lambda t: t.slice(1), "integrity"),
-    "a product nobody judged": (
+    "a product that is not judged": (
         schemas.JUDGMENTS,
         lambda t: t.filter(pc.not_equal(t["product_id"], "B000000003")),
         "integrity",
@@ -165,14 +167,16 @@ DATA: dict[str, tuple[str, Edit, str]] = {
     "ok without an image": (schemas.FEATURES, setting("has_image", 0, False), "status-image"),
     "a failed download with an image": (schemas.FEATURES, setting("has_image", 4, True), "status-image"),
     "an unknown status": (schemas.URLS, setting("image_status", 4, "gone"), "image-status"),
-    "missing, and an url": (schemas.URLS, setting("image_url", 3, "https://images.example/3.jpg"), "status-url"),
-    "ok, and no url": (schemas.URLS, setting("image_url", 0, None), "status-url"),
+    "missing, and a URL": (schemas.URLS, setting("image_url", 3, "https://images.example/3.jpg"), "status-url"),
+    "ok, and no URL": (schemas.URLS, setting("image_url", 0, None), "status-url"),
     "a label of its own": (schemas.JUDGMENTS, setting("esci_label", 0, "X"), "label"),
     "a gain of its own": (schemas.JUDGMENTS, setting("gain", 0, 0.5), "gain"),
     "another title": (schemas.FEATURES, setting("product_title", 0, "something else"), "inconsistent"),
+    "another status": (schemas.FEATURES, setting("image_status", 5, schemas.OK), "inconsistent"),
+    "a null title": (schemas.FEATURES, setting("product_title", 0, None), "inconsistent"),
     "another query text": (schemas.JUDGMENTS, setting("query", 0, "something else"), "inconsistent"),
     "a vector unlike the classic one": (schemas.QUERIES, setting("clip_text_features", 0, vector(0.25)), "classic"),
-    "an url unlike the classic one": (
+    "a URL unlike the classic one": (
         schemas.SUPP,
         setting("image_url", 0, "https://images.example/else.jpg"),
         "classic",
@@ -190,7 +194,7 @@ def test_a_corruption_of_the_data_is_named(release: Path, name: str) -> None:
     assert any(config in problem.where or config in problem.message for problem in found if problem.code == code)
 
 
-# -- corruptions of files and of what is said of them -----------------------------------------------------------------
+# -- corruptions of files, and of what card and manifest state ---------------------------------------------------------
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
@@ -200,9 +204,9 @@ def rewrite(path: Path, change: Callable[[str], str]) -> None:
     path.write_text(after, encoding="utf-8")
 
 
-def resum(release: Path) -> None:
-    """The card as it is now, under a manifest and sums that agree with it."""
-    manifest.write(release, RECIPE, revision=None)
+def resum(release: Path, statistics: Statistics | None = None) -> None:
+    """Write a manifest and checksums that agree with the card and the other files as they are now."""
+    manifest.write(release, RECIPE, statistics or gather_statistics(release), revision=None)
 
 
 def card(release: Path, old: str, new: str) -> None:
@@ -235,9 +239,9 @@ def add_python(release: Path) -> None:
 
 
 def rename_shard(release: Path, new: str) -> None:
-    path = shard(release, schemas.URLS)
+    path, statistics = shard(release, schemas.URLS), gather_statistics(release)
     path.rename(path.with_name(new))
-    resum(release)
+    resum(release, statistics)
 
 
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -249,28 +253,23 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a web page for a parquet": (lambda r: shard(r, schemas.SUPP).write_text("<html>"), "unreadable"),
     "a shard removed": (lambda r: shard(r, schemas.JUDGMENTS).unlink(), "missing-file"),
     "a listed file removed": (lambda r: (r / schemas.QUERY_FEATURES).unlink(), "missing-file"),
-    "a file nobody listed": (lambda r: (r / "notes.txt").write_text("x"), "unlisted-file"),
-    "a left-over of a broken write": (
+    "a file that is not listed": (lambda r: (r / "notes.txt").write_text("x"), "unlisted-file"),
+    "a leftover of an interrupted write": (
         lambda r: (r / "data" / "urls" / ".test-00000.part").write_text(""),
         "unlisted-file",
     ),
     "a shard number too high": (lambda r: rename_shard(r, "test-00001-of-00001.parquet"), "shard-numbering"),
     "a shard of two": (lambda r: rename_shard(r, "test-00000-of-00002.parquet"), "shard-numbering"),
-    "a shard named freely": (lambda r: rename_shard(r, "data.parquet"), "shard-name"),
-    "a config nobody declared": (lambda r: shutil.copytree(r / "data/urls", r / "data/more"), "unknown-config"),
-    "no sums": (lambda r: (r / schemas.SHA256SUMS).unlink(), "missing-file"),
-    "sums that are none": (lambda r: (r / schemas.SHA256SUMS).write_text("hello\n"), "sums"),
-    "sums that leave the release": (lambda r: (r / schemas.SHA256SUMS).write_text(f"{'0' * 64}  ../x\n"), "sums"),
+    "a shard of another name": (lambda r: rename_shard(r, "data.parquet"), "shard-name"),
+    "a config that is not declared": (lambda r: shutil.copytree(r / "data/urls", r / "data/more"), "unknown-config"),
+    "no checksums": (lambda r: (r / schemas.SHA256SUMS).unlink(), "missing-file"),
+    "checksums of another shape": (lambda r: (r / schemas.SHA256SUMS).write_text("hello\n"), "sums"),
+    "checksums that leave the release": (lambda r: (r / schemas.SHA256SUMS).write_text(f"{'0' * 64}  ../x\n"), "sums"),
     "a manifest that is no JSON": (lambda r: (r / schemas.MANIFEST).write_text("{"), "manifest"),
     "a manifest without a key": (lambda r: edit_manifest(r, lambda m: m.pop("counts")), "manifest"),
     "a count of the manifest": (lambda r: edit_manifest(r, lambda m: m["counts"].update(products=41)), "count"),
     "a width of the manifest": (lambda r: edit_manifest(r, lambda m: m.update(width=768)), "width"),
-    "an expected count": (
-        lambda r: manifest.write(
-            r, RECIPE.model_copy(update={"expect": ExpectSettings(products=164_900)}), revision=None
-        ),
-        "count",
-    ),
+    "an expected count": (lambda r: seal(r, recipe_with(expect=ExpectSettings(products=164_900))), "count"),
     "no card": (lambda r: (r / schemas.CARD).unlink(), "missing-file"),
     "a card without YAML": (lambda r: (r / schemas.CARD).write_text("# hello\n"), "card"),
     "a card with broken YAML": (lambda r: card(r, "configs:", "configs: ["), "card"),
@@ -304,6 +303,51 @@ def test_a_corruption_of_the_files_is_named(release: Path, name: str) -> None:
     corrupt, code = FILES[name]
     corrupt(release)
     assert code in codes(release), validate(release)
+
+
+LABELS = {"good": 2.0, "fair": 1.0, "bad": 0.0}
+OWN_LABELS = recipe_with(selection=Selection(labels=tuple(LABELS.items())))
+
+
+@pytest.fixture(scope="module")
+def own_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("own") / "tiny", recipe=OWN_LABELS)
+
+
+def test_own_labels_are_valid_where_the_recipe_states_them(own_labels: Path, tmp_path: Path) -> None:
+    assert validate(own_labels) == []
+    release = Path(shutil.copytree(own_labels, tmp_path / "tiny"))
+    rows = pq.read_metadata(shard(release, schemas.JUDGMENTS)).num_rows
+    edit_manifest(release, lambda m: m["recipe"]["selection"].pop("labels"))  # now ESCI's hold
+    found = [problem for problem in validate(release) if problem.code == "label"]
+    assert len(found) == 1
+    assert f"one of E, S, C, I: {rows} rows" in found[0].message
+
+
+def test_a_label_outside_the_table_and_a_label_with_two_gains(own_labels: Path, tmp_path: Path) -> None:
+    release = Path(shutil.copytree(own_labels, tmp_path / "tiny"))
+    table = pq.read_table(shard(release, schemas.JUDGMENTS))
+    good = table["esci_label"].to_pylist().index("good")
+    pq.write_table(setting("gain", good, 1.0)(table), shard(release, schemas.JUDGMENTS))
+    seal(release, OWN_LABELS)
+    (problem,) = validate(release)
+    assert problem.code == "gain" and "good 2.0, fair 1.0, bad 0.0" in problem.message and "1 row" in problem.message
+    pq.write_table(setting("esci_label", good, "E")(table), shard(release, schemas.JUDGMENTS))
+    seal(release, OWN_LABELS)
+    (problem,) = validate(release)
+    assert problem.code == "label" and "good, fair, bad" in problem.message
+
+
+def test_a_language_is_required_only_where_it_is_known(tmp_path: Path) -> None:
+    german = recipe_with(selection=Selection(locales=("de",)))
+    assert validate(write_release(tmp_path / "de", recipe=german, classic=False)) == []
+    release = write_release(tmp_path / "us", classic=False)
+    path = release / schemas.CARD
+    rewrite(path, lambda text: text.replace("language:\n- en\n", "", 1))
+    manifest.write(release, NO_CLASSIC, gather_statistics(release), revision=None)
+    assert [str(problem) for problem in validate(release)] == [
+        f"{schemas.CARD}: language is missing from its YAML block [card]"
+    ]
 
 
 def test_tables_of_another_version_may_be_worded_otherwise(release: Path) -> None:
@@ -396,7 +440,7 @@ def add_train_split(release: Path) -> None:
     for name in ("product_id", "product_title", "image_url", "image_status"):
         column = features.column_names.index(name)
         features = features.set_column(column, features.field(name), tables[schemas.SUPP][name])
-    write(schemas.FEATURES, "supp", features)
+    write(schemas.FEATURES, schemas.SUPP_VECTORS_SPLIT, features)
     seal(release, NO_CLASSIC)
 
 
@@ -419,8 +463,20 @@ def test_each_split_needs_its_own_products(tmp_path: Path) -> None:
     assert all("B000000000" in problem.message for problem in found)
 
 
+def test_supplementary_products_with_vectors_are_those_of_supp(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "r", classic=False)
+    add_train_split(release)
+    path = release / shard_name(schemas.FEATURES, schemas.SUPP_VECTORS_SPLIT, 0, 1)
+    pq.write_table(setting("product_title", 1, "something else")(pq.read_table(path)).slice(1), path)
+    seal(release, NO_CLASSIC)
+    assert [(p.code, p.where, p.message) for p in validate(release)] == [
+        ("integrity", "data/supp", "1 products are not in product_features, first B100000000 us"),
+        ("inconsistent", "data/product_features", "product_title differs from supp in 1 rows, first B100000001 us"),
+    ]
+
+
 def test_locales_in_the_classic_files(release: Path) -> None:
-    """The same id under two locales: the published files get a product_locale column."""
+    """The same id in two locales: the published files get a product_locale column."""
     for config in (schemas.URLS, schemas.FEATURES, schemas.JUDGMENTS):
         table = pq.read_table(shard(release, config))
         both = pa.concat_tables([table, setting_all(table, "product_locale", "jp")])

@@ -1,0 +1,109 @@
+"""The SQID side of a release: image URLs, statuses and vectors, made by earlier stages or read from existing files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sqid_lib import schemas, sources
+from sqid_lib.errors import MissingFileError
+from sqid_lib.files import File
+from sqid_lib.joined import joins
+from sqid_lib.joined.vector_lookup import VectorLookup
+from sqid_lib.tables.keys import key_strings
+from sqid_lib.tables.reader import read_parquet
+
+if TYPE_CHECKING:
+    from builder.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Image URLs and vectors of a release.
+
+    Attributes:
+        urls, supp_urls: tables of `joins.IMAGE_URLS_SCHEMA`, of the judged and of the supplementary products.
+        products, queries: their vectors.
+        revision: resolved commit of the model, if known.
+    """
+
+    urls: pa.Table
+    supp_urls: pa.Table
+    products: VectorLookup
+    queries: VectorLookup
+    revision: str | None
+
+    def close(self) -> None:
+        """Close the files of the vectors."""
+        self.products.close()
+        self.queries.close()
+
+
+def artifact_files(recipe: Recipe) -> dict[str, tuple[sources.File, ...]]:
+    """The SQID files that [artifacts] names, by table; raises as `sources.find`."""
+    assert recipe.artifacts
+    tables = ("product_urls", "product_status", "product_features", "query_features", "supp_urls", "supp_status")
+    return {table: sources.find(recipe.artifacts.path, table) for table in tables}
+
+
+def existing_artifacts(recipe: Recipe, work: Path) -> Artifacts:
+    """Those of a recipe with [artifacts]; remote files are downloaded."""
+    files = {table: [sources.download(file) for file in found] for table, found in artifact_files(recipe).items()}
+
+    def read_urls(part: str) -> pa.Table:
+        urls, statuses = files[f"{part}_urls"], files[f"{part}_status"]
+        return joins.read_image_urls(urls, statuses=statuses if statuses != urls else ())
+
+    scratch = work / ".scratch"
+    return Artifacts(
+        urls=read_urls("product"),
+        supp_urls=read_urls("supp"),
+        products=joins.open_product_vectors(files["product_features"], scratch),
+        queries=joins.open_query_vectors(files["query_features"], scratch),
+        revision=None,
+    )
+
+
+def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
+    """Those that the stages resolve, fetch and embed left in WORK.
+
+    Raises:
+        MissingFileError: stage resolve or embed has not run.
+    """
+    resolved = read_parquet(str(work / "resolve" / "urls.parquet"), schemas.RESOLVED_SCHEMA)
+    embedded = {name: sorted((work / "embed").glob(f"{name}-*.parquet")) for name in ("products", "supp", "queries")}
+    record = work / "embed" / "encoder.json"
+    if not (embedded["products"] and embedded["queries"] and record.exists()):
+        raise MissingFileError("stage embed has not run", where=work / "embed", fix="Run it first: --only embed.")
+    parts = {schemas.MAIN: embedded["products"]}
+    if recipe.selection.embed_supp:
+        parts[schemas.SUPPLEMENTARY] = embedded["supp"]
+    urls = {}
+    for part in (schemas.MAIN, schemas.SUPPLEMENTARY):
+        rows = resolved.filter(pc.equal(resolved.column("part"), part))
+        urls[part] = rows.select(joins.IMAGE_URLS_SCHEMA.names).cast(joins.IMAGE_URLS_SCHEMA).combine_chunks()
+    for part, paths in parts.items():
+        urls[part] = _with_final_status(urls[part], paths)
+    product_files = [File(str(path)) for paths in parts.values() for path in paths]
+    return Artifacts(
+        urls=urls[schemas.MAIN],
+        supp_urls=urls[schemas.SUPPLEMENTARY],
+        products=joins.open_product_vectors(product_files, work / ".scratch"),
+        queries=joins.open_query_vectors([File(str(path)) for path in embedded["queries"]], work / ".scratch"),
+        revision=json.loads(record.read_text())["revision"],
+    )
+
+
+def _with_final_status(urls: pa.Table, paths: Iterable[Path]) -> pa.Table:
+    """`urls` with the status that embed ended with, which says how fetching or decoding failed."""
+    schema = pa.schema([(n, pa.string()) for n in (*schemas.PRODUCT_KEY, "image_status")])
+    final = pa.concat_tables([schema.empty_table(), *(read_parquet(str(path), schema) for path in paths)])
+    rows = pc.index_in(key_strings(urls), value_set=key_strings(final))
+    status = pc.coalesce(final.column("image_status").take(rows), urls.column("image_status"))
+    return urls.set_column(urls.column_names.index("image_status"), "image_status", status)
