@@ -99,6 +99,23 @@ def test_several_locales_and_splits(tmp_path: Path, esci: Path, artifacts: Path,
     assert (release / schemas.PRODUCT_URLS).read_text().startswith("product_id,product_locale,image_url\n")
 
 
+def test_own_labels_and_another_locale(tmp_path: Path, artifacts: Path, cache: str) -> None:
+    labels = dict(zip(schemas.LABELS, ("perfect", "good", "fair", "bad"), strict=True))
+    rows = [{**row, "esci_label": labels[row["esci_label"]]} for row in tiny_esci.examples()]
+    german = [{**row, "product_locale": "de"} for row in rows if row["product_locale"] == "us"]
+    products = [{**row, "product_locale": "de"} for row in tiny_esci.products() if row["product_locale"] == "us"]
+    write_esci(tmp_path / "esci", examples=german, products=products)
+    table = "[selection.labels]\nperfect = 3\ngood = 1.5\nfair = 0.5\nbad = 0\n"
+    release = build(tmp_path, FROM_ARTIFACTS + f'[selection]\nlocales = ["de"]\n{table}')  # the build validates it
+    judged = datasets.load_dataset(str(release), "judgments", split="test", cache_dir=cache).to_list()
+    gains = {"perfect": 3.0, "good": 1.5, "fair": 0.5, "bad": 0.0}
+    assert len(judged) == 72 and all(row["gain"] == gains[row["esci_label"]] for row in judged)
+    card = (release / schemas.CARD).read_text()
+    assert "| `gain` | float32 | perfect 3.0, good 1.5, fair 0.5, bad 0.0 |" in card
+    assert "language:" not in card and "multilinguality:" not in card
+    assert (release / schemas.PRODUCT_URLS).read_text().startswith("product_id,product_locale,image_url\n")
+
+
 def test_an_empty_config_is_there_and_can_be_streamed(tmp_path: Path, esci: Path, artifacts: Path, cache: str) -> None:
     release = build(tmp_path, FROM_ARTIFACTS + '[selection]\nsplits = ["train", "test"]\n')
     assert pq.read_table(release / shard_name("supp", "train", 0, 1)).num_rows == 0
