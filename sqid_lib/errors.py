@@ -33,7 +33,9 @@ SqidError
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable, Mapping
 
 # user names and passwords in URLs, values of parameters that sign a request, tokens of the Hub
 _SECRETS = (
@@ -223,3 +225,13 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's message, at most 200 characters."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str | None:
+    """A question that names the known word nearest to `word`, for the fix of an error; None where none is near.
+
+    Args:
+        shown: how the words of `known` are written in the question, where they differ.
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return f"Did you mean {shown[near[0]] if shown else near[0]}?" if near else None

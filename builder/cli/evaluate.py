@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from builder.cli.terminal import write_data
 from sqid_lib.evaluation.comparison import METRICS_ENGINES, RETRIEVAL_METRICS, compare, retrieve
 from sqid_lib.evaluation.judged import MISSING
 from sqid_lib.evaluation.labels import GAINS
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, described
-from sqid_lib.evaluation.metrics import DEFAULT_METRICS
+from sqid_lib.evaluation.metrics import DEFAULT_METRICS, METRICS
 from sqid_lib.evaluation.report import Comparison
 from sqid_lib.evaluation.retrieval import BACKENDS
 from sqid_lib.evaluation.summary import SLICES
@@ -27,7 +29,7 @@ EXAMPLE = """examples:
   sqid evaluate WORK/sqid --retrieve --top 100 --export runs/
 """
 _GAINS = {"esci": "esci", "esci-repo": "esci-repo-swapped"} | {gains: gains for gains in GAINS}
-_SHARED = ("missing", "baseline", "slices", "folds", "resamples", "seed")
+_SHARED = ("missing", "baseline", "folds", "resamples", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,11 +74,13 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         "label, repeated for several, default those with the highest gain"
     )
     add("--relevant", action="append", metavar="LABELS", help=relevant)
-    metrics = f"ndcg, ndcg@K, p@K, mrr, mrr@K, recall@K; default: {DEFAULT_METRICS}"
+    metrics = f"{METRICS}; default: {DEFAULT_METRICS}"
     add("--metrics", nargs="+", metavar="METRIC", help=metrics)
     add("--baseline", metavar="METHOD", help="method that the others are compared with; default: the first")
-    slices = "also by query source, share of products with an image, list length"
-    add("--slices", nargs="+", choices=SLICES, default=[], help=slices)
+    slices = (
+        f"also by part of the queries: {', '.join(SLICES)} (query source, share of products with an image, list length)"
+    )
+    add("--slices", nargs="+", metavar="SLICE", default=[], help=slices)
     add("--folds", type=int, default=5, help="folds of queries for fusion weights (default 5)")
     add("--resamples", type=int, default=2_000, help="bootstrap resamples (default 2000)")
     add("--seed", type=int, default=0, help="of random draws, folds and resamples (default 0)")
@@ -88,8 +92,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the table on stdout; returns 0. Failures are raised as SqidError."""
     store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir)
     comparison = _compare(store, args)
-    text = comparison.to_json() if args.json else comparison.to_csv().rstrip("\n") if args.csv else str(comparison)
-    sys.stdout.write(text + "\n")
+    if args.json:
+        write_data(comparison.to_json() + "\n")
+    elif args.csv:
+        write_data(comparison.to_csv())
+    else:
+        sys.stdout.write(f"{comparison}\n")
     written = []
     if args.per_query:
         write_text(Path(args.per_query), comparison.per_query_csv())
@@ -103,15 +111,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(store: EmbeddingStore, args: argparse.Namespace) -> Comparison:
-    named = [method for word in args.methods or [] for method in word.split(",") if method]
+    named = _words(args.methods)
     named += [f"run:{path}" for path in args.runs] + [f"features:{path}" for path in args.features]
     shared: dict[str, Any] = {
         "methods": named or None,
         "gains": _GAINS.get(args.gains),
         "relevant": args.relevant and (args.relevant[0] if len(args.relevant) == 1 else args.relevant),
+        "slices": _words(args.slices),
         **{name: getattr(args, name) for name in _SHARED},
     }
     if args.retrieve:
         metrics = args.metrics or RETRIEVAL_METRICS
         return retrieve(store, **shared, metrics=metrics, top=args.top, backend=args.backend)
     return compare(store, **shared, metrics=args.metrics or DEFAULT_METRICS, metrics_engine=args.metrics_engine)
+
+
+def _words(values: Sequence[str] | None) -> list[str]:
+    """The values of an option that takes several, separated by spaces or commas."""
+    return [word for value in values or () for word in value.split(",") if word]

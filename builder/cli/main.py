@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Protocol
 
 from builder.cli import build, evaluate, push, recipe, validate
+from builder.cli.terminal import prepare_output
 from sqid_lib.errors import DiskError, SqidError, UsageError
 
 _PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "torch", "transformers")
@@ -39,6 +40,7 @@ COMMANDS: Mapping[str, Command] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 for success, 1 for a failure reported in one line on stderr, 2 for wrong usage."""
+    prepare_output()
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.version:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from sqid_lib.evaluation.arrays import Bools, Float32s, Floats, Ints
-from sqid_lib.evaluation.cosine import Search, judged_cosine, unit
+from sqid_lib.evaluation.cosine import judged_cosine, unit
 from sqid_lib.evaluation.fusion import parse_weight
 from sqid_lib.evaluation.judged import Store
 from sqid_lib.evaluation.scorer import Scorer
+from sqid_lib.evaluation.search import Search
 
 TEXT, IMAGE = "clip_text", "clip_image"
 
@@ -22,6 +23,7 @@ def image_scores(scorer: Scorer, _argument: str) -> Floats:
     """Cosine of query and product image, float64 [J]; without an image 0, or the rescaled text score if asked for."""
     scores = judged_cosine(scorer.lists, scorer.store.query_features, scorer.store.image_features)
     has_image = np.asarray(scorer.store.has_image)[scorer.lists.product]
+    _note_no_image(scorer, has_image)
     if scorer.missing != "text" or has_image.all() or not has_image.any():
         return np.where(has_image, scores, 0.0)
     return np.where(has_image, scores, rescaled(scorer.scores(TEXT), scores, has_image))
@@ -49,17 +51,25 @@ def text_searches(scorer: Scorer, _argument: str) -> list[Search]:
 
 def image_searches(scorer: Scorer, _argument: str) -> list[Search]:
     """One search by image vectors."""
+    _note_no_image(scorer, scorer.store.has_image)
     return [_search(scorer.store, scorer.lists.query_index, 0.0)]
 
 
 def fusion_searches(scorer: Scorer, weight: str) -> list[Search]:
     """One search for each weight: the given one, or those chosen on the judged lists of other queries."""
     rows = scorer.lists.query_index
+    _note_no_image(scorer, scorer.store.has_image)
     if weight:
         return [_search(scorer.store, rows, parse_weight(weight, f"fusion:{weight}"))]
     scorer.scores("fusion")
     weights = scorer.sweeps["fusion"].by_query
     return [_search(scorer.store, rows[weights == w], float(w)) for w in np.unique(weights)]
+
+
+def _note_no_image(scorer: Scorer, has_image: Bools) -> None:
+    note = f"{IMAGE}: no product has an image vector, all of them score 0; so do the image parts of fusions"
+    if not np.any(has_image) and note not in scorer.notes:
+        scorer.notes.append(note)
 
 
 def _search(store: Store, rows: Ints, weight: float) -> Search:

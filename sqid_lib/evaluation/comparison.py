@@ -17,7 +17,7 @@ from sqid_lib.evaluation.judged import JudgedLists, Store, judged_lists
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, METHODS, PUBLISHED_NDCG, is_method
 from sqid_lib.evaluation.report import Comparison
 from sqid_lib.evaluation.scorer import Scorer
-from sqid_lib.evaluation.summary import Summary
+from sqid_lib.evaluation.summary import Summary, check_slices, slice_notes
 
 RETRIEVAL_METHODS = ("clip_text", "clip_image", "fusion")
 RETRIEVAL_METRICS = "ndcg ndcg@10 mrr recall@10 recall@100"
@@ -54,9 +54,10 @@ def compare(
             ("drop").
         relevant: labels that count as relevant for the binary measures. With ESCI's gains "E" (None), "ES" or "ESC";
             with the release's gains a label or a list of labels, None means those with the highest gain.
-        metrics: such as "ndcg ndcg@10 p@1 mrr recall@10"; nDCG of the whole list always comes first.
+        metrics: such as "ndcg ndcg@10 p@1 mrr recall@10 ap"; nDCG of the whole list always comes first.
         baseline: the method that the others are compared with; None means the first.
-        slices: any of "source", "images" (share of the list with an image) and "length" (of the list).
+        slices: any of "source", "images" (share of the list with an image) and "length" (of the list). The slices of
+            one kind do not overlap and hold every query; slices without a query are named in a note.
         folds: of queries, for choosing fusion weights.
         resamples: of the bootstrap; the randomisation test uses five times as many. Its p-value is for one comparison:
             correct it if you compare many methods.
@@ -64,13 +65,13 @@ def compare(
         metrics_engine: "fast", or "ir-measures" for trec_eval itself.
 
     Raises:
-        UsageError: an unknown method or option.
+        UsageError: an unknown method, metric, slice or option; nothing has been ranked then.
         EvaluationError: data or scores that cannot be used.
         MissingExtraError: a method or the metrics engine needs a package that is not installed.
     """
     if metrics_engine not in METRICS_ENGINES:
         raise UsageError("unknown metrics engine", expected=" or ".join(METRICS_ENGINES), got=repr(metrics_engine))
-    wanted = _headline_first(metrics)
+    wanted, kinds = _headline_first(metrics), check_slices(slices)
     lists = judged_lists(store, gains, missing, relevant)
     given = {name: _given_scores(name, values, lists, store) for name, values in (scores or {}).items()}
     names = list(dict.fromkeys([*(DEFAULT_METHODS if methods is None and not given else methods or ()), *given]))
@@ -89,7 +90,7 @@ def compare(
     rankings = {name: runs.judged_ranking(lists, values) for name, values in ranked.items()}
     summary = Summary(wanted, per_query, baseline or names[0], resamples, seed)
     official = lists.labels.gains == "esci" and missing == "zero" and _is_official(store, lists)
-    return _conclude(scorer, summary, rankings, ranked, slices, {}, official)
+    return _conclude(scorer, summary, rankings, ranked, kinds, {}, official)
 
 
 def retrieve(
@@ -112,7 +113,8 @@ def retrieve(
 
     Args:
         methods: those that can search (see `sqid_lib.evaluation`); a fusion without a weight uses the weights chosen on
-            the judged lists. None means clip_text, clip_image and fusion.
+            the judged lists, rrf fuses the best `top` of each of its methods (100 if that is more), and bm25 retrieves
+            the products whose title has a word of the query. None means clip_text, clip_image and fusion.
         top: how many products a ranking keeps.
         backend: "auto", "torch", "numpy" or "faiss".
         missing: "zero" or "drop".
@@ -121,7 +123,7 @@ def retrieve(
     """
     if missing == "text":
         raise UsageError("retrieval has no text score for a missing image", expected="missing zero or drop", got="text")
-    wanted = _headline_first(metrics)
+    wanted, kinds = _headline_first(metrics), check_slices(slices)
     deepest = max(metric.cutoff or 1 for metric in wanted)
     if top < deepest:
         raise UsageError("a metric needs longer rankings", where="top", expected=f">= {deepest}", got=top)
@@ -138,7 +140,7 @@ def retrieve(
         for name, found in rankings.items()
     }
     summary = Summary(wanted, per_query, baseline or names[0], resamples, seed)
-    return _conclude(scorer, summary, rankings, {}, slices, {"top": top}, official=False)
+    return _conclude(scorer, summary, rankings, {}, kinds, {"top": top}, official=False)
 
 
 def _headline_first(metrics: str | Sequence[str]) -> list[measures.Metric]:
@@ -201,7 +203,7 @@ def _conclude(
         lists=lists,
         slices=[row | context for row in summary.slices(store, lists, slices)],
         sweeps=scorer.sweeps,
-        notes=_notes(scorer, context, official),
+        notes=_notes(scorer, context, official) + slice_notes(store, lists, slices),
     )
 
 

@@ -1,9 +1,6 @@
-"""Cosine similarity: of judged pairs, and as a search over the whole catalogue."""
+"""Cosine similarity of judged pairs, and vectors of length 1."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,27 +10,15 @@ from sqid_lib.evaluation.judged import JudgedLists
 _BLOCK = 8_192  # pairs at once
 
 
-@dataclass(frozen=True)
-class Search:
-    """Queries of the whole catalogue; the score is a dot product.
-
-    Attributes:
-        rows: int64 [n], the queries as rows of the store.
-        queries: float32 [n, D] of unit length.
-        products: product rows [m] of the store → their vectors, float32 [m, D].
-    """
-
-    rows: Ints
-    queries: Float32s
-    products: Callable[[Ints], Float32s]
-
-
 def unit(vectors: Matrix) -> Float32s:
     """The vectors scaled to length 1, float32; zero vectors stay zero."""
     vectors = np.asarray(vectors, np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    largest = np.maximum(vectors.max(axis=1, keepdims=True), -vectors.min(axis=1, keepdims=True))
+    largest[largest == 0] = 1
+    scaled = vectors / largest  # squares of very large or small numbers do not fit float32
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
     norms[norms == 0] = 1
-    unit_vectors: Float32s = vectors / norms
+    unit_vectors: Float32s = scaled / norms
     return unit_vectors
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sqid_lib.errors import EvaluationError, UsageError
-from sqid_lib.evaluation.arrays import Floats
+from sqid_lib.evaluation.arrays import Floats, Ints
 from sqid_lib.evaluation.judged import JudgedLists
 from sqid_lib.evaluation.metrics import NDCG, per_query
 
@@ -63,6 +63,7 @@ def standardised(scores: Floats) -> Floats:
     retrieved = ~np.isneginf(scores)
     if not retrieved.any():
         return scores
+    scores = scores / max(1.0, float(np.abs(scores[retrieved]).max()))  # squares of very large numbers overflow
     spread = float(scores[retrieved].std())
     return (scores - float(scores[retrieved].mean())) / (spread if spread > 0 else 1.0)
 
@@ -100,5 +101,10 @@ def reciprocal_ranks(lists: JudgedLists, *rankings: Floats) -> Floats:
     total = np.zeros(len(lists.row))
     for scores in rankings:
         order = lists.order(scores)
-        total[order] += np.where(np.isneginf(scores[order]), 0.0, 1.0 / (_RRF_K + 1.0 + lists.position))
+        total[order] += np.where(np.isneginf(scores[order]), 0.0, reciprocal_rank(lists.position))
     return np.where(total > 0, total, -np.inf)
+
+
+def reciprocal_rank(rank: Ints) -> Floats:
+    """1/(60 + rank) for ranks from 1; `rank` counts from 0."""
+    return np.asarray(1.0 / (_RRF_K + 1.0 + rank), np.float64)

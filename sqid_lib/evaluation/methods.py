@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sqid_lib.evaluation import clip, features, runs, sentence_models
+from sqid_lib.evaluation import bm25, clip, features, runs, sentence_models
 from sqid_lib.evaluation.arrays import Floats
 from sqid_lib.evaluation.fusion import reciprocal_ranks
 from sqid_lib.evaluation.scorer import FUSION_FORM, Method, Scorer
+from sqid_lib.evaluation.search import RankFusion
+
+_RRF_METHODS = (clip.TEXT, clip.IMAGE)
 
 
 def _random_draw(scorer: Scorer, _argument: str) -> Floats:
@@ -21,18 +24,32 @@ def _random_draw(scorer: Scorer, _argument: str) -> Floats:
 
 
 def _reciprocal_rank_fusion(scorer: Scorer, _argument: str) -> Floats:
-    return reciprocal_ranks(scorer.lists, scorer.scores(clip.TEXT), scorer.scores(clip.IMAGE))
+    return reciprocal_ranks(scorer.lists, *map(scorer.scores, _RRF_METHODS))
+
+
+def _rank_fusion(_scorer: Scorer, _argument: str) -> RankFusion:
+    return RankFusion(_RRF_METHODS)
 
 
 def _run_scores(scorer: Scorer, path: str) -> Floats:
-    return runs.judged_scores(Path(path), scorer.store, scorer.lists)
+    scores, notes = runs.judged_scores(Path(path), scorer.store, scorer.lists)
+    scorer.notes += [f"run:{path}: {note}" for note in notes]
+    return scores
 
 
 def _run_ranking(scorer: Scorer, path: str) -> runs.Ranking:
-    return runs.read_run(Path(path), scorer.store)
+    found, notes = runs.read_run(Path(path), scorer.store)
+    scorer.notes += [f"run:{path}: {note}" for note in notes]
+    return found
 
 
 _TABLE = (
+    Method(
+        name="bm25",
+        summary="BM25 of the query in the product titles, with the whole catalogue as corpus",
+        judged=bm25.judged,
+        searches=bm25.searches,
+    ),
     Method(
         name="random",
         summary="expected value of a random order, in closed form",
@@ -72,6 +89,7 @@ _TABLE = (
         name="rrf",
         summary="reciprocal rank fusion of clip_text and clip_image",
         judged=_reciprocal_rank_fusion,
+        searches=_rank_fusion,
     ),
     Method(
         name="sbert",

@@ -12,23 +12,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sqid_lib.errors import EvaluationError, UsageError, missing_extra
-from sqid_lib.evaluation.arrays import Floats, Ints
+from sqid_lib.errors import EvaluationError, UsageError, did_you_mean, missing_extra
+from sqid_lib.evaluation.arrays import Bools, Floats, Ints
 from sqid_lib.evaluation.judged import JudgedLists
 
-_NAMES = {"ndcg": ("ndcg", "nDCG"), "p": ("precision", "P"), "mrr": ("mrr", "MRR"), "recall": ("recall", "R")}
+# kind → name in JSON, name in tables, name in ir-measures
+_NAMES = {
+    "ndcg": ("ndcg", "nDCG", "nDCG"),
+    "p": ("precision", "P", "P"),
+    "mrr": ("mrr", "MRR", "RR"),
+    "recall": ("recall", "R", "R"),
+    "ap": ("ap", "AP", "AP"),
+}
+METRICS = "ndcg, ndcg@K, p@K, mrr, mrr@K, recall@K, ap or ap@K"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure: `kind` is ndcg, p, mrr or recall; `cutoff` None means the whole list."""
+    """One measure: `kind` is ndcg, p, mrr, recall or ap (average precision, of which the mean is MAP).
+
+    `cutoff` None means the whole list.
+    """
 
     kind: str
     cutoff: int | None = None
 
     @property
     def key(self) -> str:
-        """The name in JSON, CSV and rows: ndcg, ndcg_at_10, precision_at_1, mrr, recall_at_10."""
+        """The name in JSON, CSV and rows: ndcg, ndcg_at_10, precision_at_1, mrr, recall_at_10, ap."""
         name = _NAMES[self.kind][0]
         return name if self.cutoff is None else f"{name}_at_{self.cutoff}"
 
@@ -48,14 +59,16 @@ DEFAULT_METRICS = "ndcg ndcg@10 p@1 mrr recall@10"
 
 
 def parse_metrics(text: str | Sequence[str]) -> list[Metric]:
-    """Read "ndcg ndcg@10 p@1 mrr recall@10" (spaces or commas); raises UsageError."""
+    """Read "ndcg ndcg@10 p@1 mrr recall@10 ap" (spaces or commas); raises UsageError."""
     words = re.split(r"[,\s]+", (text if isinstance(text, str) else " ".join(text)).strip())
     metrics = []
     for word in words:
-        match = re.fullmatch(r"(ndcg|p|mrr|recall)(?:@([1-9]\d{0,5}))?", word.lower())
-        if not match or (match[2] is None and match[1] in ("p", "recall")):
-            raise UsageError("unknown metric", expected="ndcg, ndcg@K, p@K, mrr, mrr@K or recall@K", got=repr(word))
-        metrics.append(Metric(match[1], int(match[2]) if match[2] else None))
+        kind, at, cutoff = word.lower().partition("@")
+        whole = not at and kind not in ("p", "recall")
+        if kind not in _NAMES or not (whole or re.fullmatch(r"[1-9][0-9]{0,5}", cutoff)):
+            fix = did_you_mean(kind, _NAMES) if kind not in _NAMES else None
+            raise UsageError("unknown metric", expected=METRICS, got=repr(word), fix=fix)
+        metrics.append(Metric(kind, int(cutoff) if at else None))
     return list(dict.fromkeys(metrics))
 
 
@@ -96,10 +109,20 @@ def _measure(lists: JudgedLists, metric: Metric, rank: Floats) -> Floats:
     hit = lists.relevant & inside
     if metric.kind == "mrr":
         return np.maximum.reduceat(np.where(hit, 1.0 / (rank + 1.0), 0.0), lists.starts)
-    hits = lists.sums(hit.astype(np.float64))
     if metric.kind == "p":
-        return hits / depth
-    return _ratio(hits, lists.sums(lists.relevant.astype(np.float64)))
+        return lists.sums(hit.astype(np.float64)) / depth
+    found = _precisions(lists, rank, hit) if metric.kind == "ap" else hit.astype(np.float64)
+    return _ratio(lists.sums(found), lists.sums(lists.relevant.astype(np.float64)))
+
+
+def _precisions(lists: JudgedLists, rank: Floats, hit: Bools) -> Floats:
+    """float64 [J]: for the products of `hit`, the share of them among all products down to their rank; else 0."""
+    hits = np.flatnonzero(hit)
+    hits = hits[np.lexsort((rank[hits], lists.query[hits]))]
+    query = lists.query[hits]
+    precisions = np.zeros(len(rank))
+    precisions[hits] = (1.0 + np.arange(len(hits)) - np.searchsorted(query, query)) / (rank[hits] + 1.0)
+    return precisions
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
@@ -110,7 +133,9 @@ def expected_random(lists: JudgedLists, metrics: Sequence[Metric]) -> Floats:
     """The expected value of each measure under a uniformly random ranking, in closed form: float64 [Q, M].
 
     At each rank every product has probability 1/n, so E[DCG] is the mean gain times the sum of the discounts; the
-    first of R relevant products among n has rank i with probability R/(n-i+1) · Π_{j<i} (n-R-j+1)/(n-j+1).
+    first of R relevant products among n has rank i with probability R/(n-i+1) · Π_{j<i} (n-R-j+1)/(n-j+1). Two given
+    ranks both hold relevant products with probability R(R-1)/n(n-1), so with H the sum of 1/i over the ranks i down to
+    depth d, E[AP] = H/n + (d-H)(R-1)/n(n-1).
     """
     n = lists.lengths.astype(np.float64)
     found = lists.sums(lists.relevant.astype(np.float64))
@@ -126,6 +151,10 @@ def expected_random(lists: JudgedLists, metrics: Sequence[Metric]) -> Floats:
             columns.append(found / n * depth / float(metric.cutoff or 1))
         elif metric.kind == "recall":
             columns.append(np.where(found > 0, depth / n, 0.0))
+        elif metric.kind == "ap":
+            harmonic = lists.sums(inside / (lists.position + 1.0))
+            two = _ratio((depth - harmonic) * (found - 1), n * (n - 1))
+            columns.append(np.where(found > 0, harmonic / n + two, 0.0))
         else:
             lists_of_one = zip(lists.lengths, found, depth, strict=True)
             columns.append(np.array([_expected_reciprocal_rank(int(a), int(b), int(c)) for a, b, c in lists_of_one]))
@@ -197,7 +226,7 @@ def _ir_name(metric: Metric, threshold: int, whole: int) -> str:
     if metric.kind == "ndcg":
         # trec_eval's nDCG without a cutoff takes time that grows with the square of the largest gain
         return f"nDCG@{metric.cutoff or whole}"
-    name = {"p": "P", "mrr": "RR", "recall": "R"}[metric.kind]
+    name = _NAMES[metric.kind][2]
     if metric.kind == "mrr" and metric.cutoff is not None:
         raise UsageError("trec_eval has no mrr@K", expected="mrr", got=f"mrr@{metric.cutoff}")
     return f"{name}(rel={threshold})" + ("" if metric.cutoff is None else f"@{metric.cutoff}")

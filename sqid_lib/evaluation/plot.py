@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,8 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Swe
     """
     if path.suffix.lower() not in _FORMATS:
         raise UsageError("unknown image format", where=str(path), expected=" or ".join(_FORMATS), got=path.suffix)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "eval", "to draw the table") from None
     columns = 2 if sweeps else 1
-    figure = Figure(figsize=(6.4 * columns, max(3.2, 1.4 + 0.4 * len(rows))), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure((6.4 * columns, max(3.2, 1.4 + 0.4 * len(rows))))
     axes = figure.subplots(1, columns, squeeze=False)[0]
     _draw_methods(axes[0], rows)
     if sweeps:
@@ -40,12 +35,34 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Swe
     return path
 
 
+def _figure(size: tuple[float, float]) -> Any:
+    """An empty figure that draws without a window."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing_extra("matplotlib", "eval", "to draw the table") from None
+    except ValueError:
+        # MPLBACKEND, such as that of a notebook's shell, names a backend that is not installed; none is needed here
+        if os.environ.pop("MPLBACKEND", None) is None:
+            raise
+        return _figure(size)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib draws it: no formula between dollar signs."""
+    return name.replace("$", r"\$")
+
+
 def _draw_methods(axes: Any, table: Sequence[Mapping[str, Any]]) -> None:
     rows = table[::-1]
     middle = [row["ndcg"] for row in rows]
     spread = [[row["ndcg"] - row["ndcg_low"] for row in rows], [row["ndcg_high"] - row["ndcg"] for row in rows]]
     axes.errorbar(middle, range(len(rows)), xerr=spread, fmt="o", capsize=3, color="#1f5a8c")
-    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axes.set_yticks(range(len(rows)), [_plain(row["method"]) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     for height, row in enumerate(rows):
         axes.annotate(f"{row['ndcg']:.4f}", (row["ndcg"], height), (0, 6), textcoords="offset points", ha="center")
@@ -59,13 +76,12 @@ def _draw_methods(axes: Any, table: Sequence[Mapping[str, Any]]) -> None:
 def _draw_sweeps(axes: Any, sweeps: Mapping[str, Sweep]) -> None:
     for number, (method, sweep) in enumerate(sweeps.items()):
         color = f"C{number}"
-        axes.plot(sweep.weights, sweep.ndcg, "-", color=color, marker=".", label=method)
+        axes.plot(sweep.weights, sweep.ndcg, "-", color=color, marker=".", label=_plain(method))
         for weight in sorted(set(sweep.chosen)):
             label = "chosen on the other folds" if number == 0 and weight == min(sweep.chosen) else None
             axes.axvline(weight, color=color, linestyle=":", alpha=0.7, label=label)
-        axes.set_xlabel(
-            f"weight of {sweep.first} (the rest is {sweep.second})" if number == 0 else "weight of the first"
-        )
+        names = _plain(f"weight of {sweep.first} (the rest is {sweep.second})")
+        axes.set_xlabel(names if number == 0 else "weight of the first")
     axes.set_ylabel("nDCG, all queries")
     axes.set_title("fusion weight")
     axes.grid(alpha=0.3)

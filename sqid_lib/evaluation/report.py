@@ -1,21 +1,25 @@
-"""The result of a comparison, as a table, JSON and CSV; plots and exports are in `plot` and `runs`."""
+"""The result of a comparison, as text, HTML, JSON, CSV and a data frame; `plot` and `exports` write files."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqid_lib.evaluation import plot, runs
+from sqid_lib.evaluation import exports, plot, runs
 from sqid_lib.evaluation.arrays import Floats, Ints
 from sqid_lib.evaluation.fusion import Sweep
 from sqid_lib.evaluation.judged import JudgedLists, Store
 from sqid_lib.evaluation.labels import title_suffix
 from sqid_lib.evaluation.metrics import Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,15 +55,25 @@ class Comparison:
 
     def __str__(self) -> str:
         """Aligned text: the methods, the slices, the notes."""
-        parts = ["\n".join(self._table(self.rows))]
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in self.slices:
-            groups.setdefault((row["slice_by"], row["slice"]), []).append(row)
-        for (by, name), rows in groups.items():
-            parts.append("\n".join([f"{by}: {name} ({rows[0]['queries']:,} queries)", *self._table(rows)]))
+        parts = ["\n".join(_aligned(self._header(), self._cells(self.rows)))]
+        for title, rows in self._slice_tables():
+            parts.append("\n".join([title, *_aligned(self._header(), self._cells(rows))]))
         return "\n\n".join([*parts, "\n".join(self.notes)])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks: tables and a list of notes."""
+        parts = [_html_table("", self._header(), self._cells(self.rows))]
+        parts += [_html_table(title, self._header(), self._cells(rows)) for title, rows in self._slice_tables()]
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return "".join([*parts, f"<ul>{notes}</ul>"])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each method in the order of the table, with the columns of `to_json`; slices are in `slices`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
 
     def to_json(self) -> str:
         """A list of objects, one for each method in the order of the table; its slices under "slices"."""
@@ -100,35 +114,47 @@ class Comparison:
         """Write qrels.trec, METHOD.run for every ranking, and beir/ (corpus.jsonl, queries.jsonl, qrels/test.tsv).
 
         Raises:
-            EvaluationError: two methods would have the same file, or gains cannot be written as whole numbers.
+            EvaluationError: two methods would have the same file, a product has an empty id, or gains cannot be written
+            as whole numbers.
         """
-        return runs.export(Path(directory), self.store, self.lists, self.rankings)
+        return exports.export(Path(directory), self.store, self.lists, self.rankings)
 
-    def _table(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    def _header(self) -> list[str]:
         first, *others = [metric.title for metric in self.metrics]
-        first += title_suffix(self.rows[0]["gains"])
-        header = ["method", first, "95 % interval", *others]
+        header = ["method", first + title_suffix(self.rows[0]["gains"]), "95 % interval", *others]
         if len(self.rows) > 1:
-            header += [f"Δ {self.rows[0]['baseline']}", "p"]
-        header += ["published"] if any("published" in row for row in self.rows) else []
-        return _aligned(header, [self._cells(row) for row in rows])
+            header += [f"vs {self.rows[0]['baseline']}", "p"]
+        return header + (["published"] if any("published" in row for row in self.rows) else [])
 
-    def _cells(self, row: Mapping[str, Any]) -> list[str]:
+    def _cells(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        """A cell for each column of `_header`, for every row."""
         first, *others = [metric.key for metric in self.metrics]
-        cells = [row["method"], f"{row[first]:.4f}", f"{row[f'{first}_low']:.4f}–{row[f'{first}_high']:.4f}"]
-        cells += [f"{row[key]:.4f}" for key in others]
-        if len(self.rows) > 1:
-            cells += [f"{row['delta']:+.4f}", _p_value(row["p_value"])] if "delta" in row else ["", ""]
-        published = row.get("published")
-        return cells + ([f"{published:.4f}" if published else ""] if "published" in row else [])
+        columns = len(self._header())
+        cells = []
+        for row in rows:
+            line = [row["method"], f"{row[first]:.4f}", f"{row[f'{first}_low']:.4f}-{row[f'{first}_high']:.4f}"]
+            line += [f"{row[key]:.4f}" for key in others]
+            if len(self.rows) > 1:
+                line += [f"{row['delta']:+.4f}", _p_value(row["p_value"])] if "delta" in row else ["", ""]
+            if published := row.get("published"):
+                line.append(f"{published:.4f}")
+            cells.append(line + [""] * (columns - len(line)))
+        return cells
+
+    def _slice_tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The title and the rows of each slice."""
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in self.slices:
+            groups.setdefault((row["slice_by"], row["slice"]), []).append(row)
+        return [(f"{by}: {name} ({rows[0]['queries']:,} queries)", rows) for (by, name), rows in groups.items()]
 
 
 def _p_value(p: float) -> str:
     return f"{p:.4f}" if p >= 0.00005 else "<0.0001"
 
 
-def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
-    rows = [header, *(row + [""] * (len(header) - len(row)) for row in rows)]
+def _aligned(header: list[str], cells: list[list[str]]) -> list[str]:
+    rows = [header, *cells]
     widths = [max(len(row[c]) for row in rows) for c in range(len(header))]
     return [
         "  ".join(
@@ -136,6 +162,16 @@ def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _html_table(title: str, header: list[str], cells: list[list[str]]) -> str:
+    head, *body = (
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        for tag, row in (("th", header), *(("td", row) for row in cells))
+    )
+    caption = f"<caption>{html.escape(title)}</caption>" if title else ""
+    rows = "".join(f"<tr>{row}</tr>" for row in body)
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

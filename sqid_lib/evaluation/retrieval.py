@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -10,12 +10,14 @@ from tqdm import tqdm
 from sqid_lib.errors import UsageError, missing_extra
 from sqid_lib.evaluation import runs
 from sqid_lib.evaluation.arrays import Float32s, Floats, Ints
-from sqid_lib.evaluation.cosine import Search
+from sqid_lib.evaluation.fusion import reciprocal_rank
 from sqid_lib.evaluation.judged import product_order
 from sqid_lib.evaluation.scorer import Method, Scorer, find_method
+from sqid_lib.evaluation.search import RankFusion, Scan, Search
 
 Top = Callable[[Float32s, Float32s, int], tuple[Float32s, Ints]]
 BACKENDS = ("auto", "torch", "numpy", "faiss")
+RRF_DEPTH = 100  # of the rankings that are fused, at least
 _PRODUCTS, _QUERIES = 16_384, 1_024  # rows scored at once: 64 MiB of scores
 _PAIRS = 8_192  # pairs scored again at once
 _SPARE = 28  # products beyond `top` that are scored again
@@ -45,16 +47,51 @@ def rank_all(scorer: Scorer, name: str, top: int, find: Top) -> runs.Ranking:
     assert method.searches is not None
     found = method.searches(scorer, argument)
     if isinstance(found, runs.Ranking):
-        kept = found.rank < top
-        return runs.Ranking(found.query[kept], found.product[kept], found.score[kept])
+        return _best(found, top)
+    if isinstance(found, RankFusion):
+        depth = max(top, RRF_DEPTH)
+        scorer.notes.append(f"{name}: fuses the best {depth} products of {' and of '.join(found.methods)}")
+        return _best(fuse_ranks(scorer, [rank_all(scorer, other, depth, find) for other in found.methods]), top)
     candidates = np.argsort(product_order(scorer.store))
     if scorer.missing == "drop":
         candidates = candidates[np.asarray(scorer.store.has_image)[candidates]]
+    if isinstance(found, Scan):
+        return scan_top(scorer, found, candidates, top, name)
     top = min(top, len(candidates))
     parts = []
     for search in found:
         query, index, score = search_top(search, candidates, top, find, name)
         parts.append((search.rows[query], candidates[index], score))
+    query, product, score = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return runs.ranking(scorer.store, query, product, score)
+
+
+def _best(found: runs.Ranking, top: int) -> runs.Ranking:
+    kept = found.rank < top
+    return runs.Ranking(found.query[kept], found.product[kept], found.score[kept])
+
+
+def fuse_ranks(scorer: Scorer, rankings: Sequence[runs.Ranking]) -> runs.Ranking:
+    """Reciprocal rank fusion: the sum of 1/(60 + rank) over the rankings; a product missing in one adds nothing."""
+    products = scorer.store.products.num_rows
+    pairs = np.concatenate([found.query * products + found.product for found in rankings])
+    pairs, place = np.unique(pairs, return_inverse=True)
+    addends = np.concatenate([reciprocal_rank(found.rank) for found in rankings])
+    scores = np.bincount(place, addends, len(pairs)).astype(np.float64)
+    query, product = np.divmod(pairs, products)
+    return runs.ranking(scorer.store, query, product, scores)
+
+
+def scan_top(scorer: Scorer, scan: Scan, candidates: Ints, top: int, name: str = "") -> runs.Ranking:
+    """The best `top` of `candidates` for each query; ties keep the order of `candidates`."""
+    parts = []
+    for row in tqdm(scan.rows.tolist(), desc=f"Searching {name}", unit="query", disable=None):
+        scores = scan.scores(row)[candidates]
+        index = np.flatnonzero(~np.isneginf(scores))
+        if len(index) > top:
+            index = index[scores[index] >= np.partition(scores[index], -top)[-top]]
+        index = index[np.argsort(-scores[index], kind="stable")[:top]]
+        parts.append((np.full(len(index), row), candidates[index], scores[index]))
     query, product, score = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return runs.ranking(scorer.store, query, product, score)
 

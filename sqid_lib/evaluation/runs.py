@@ -1,29 +1,34 @@
-"""TREC run files, qrels and BEIR folders: read and written for other tools.
+"""Rankings, and TREC run files as the input of methods; files for other tools are written by `exports`.
 
 A query is named by its query_id; a product by its product_id, or by "locale:product_id" where the id occurs under
-several locales of the store (when reading, the long form is always understood). In qrels gains are whole numbers, as
-trec_eval needs them: hundredths, or a smaller unit if needed. Scores are written as whole numbers that fall with the
-rank: trec_eval breaks ties by descending id, and this leaves no ties.
+several locales of the store (when reading, the long form is always understood). White space and % in an id are written
+as in URLs, "A B" as "A%20B", for columns are separated by white space; ids are read in either form.
 """
 
 from __future__ import annotations
 
-import json
+import gzip
+import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError
 from sqid_lib.evaluation.arrays import Floats, Ints
+from sqid_lib.evaluation.fusion import is_number
 from sqid_lib.evaluation.judged import JudgedLists, Store, judged_lists, product_order
-from sqid_lib.evaluation.metrics import whole_gains
-from sqid_lib.files import replacing
 
 RUN_LINE = "query_id Q0 product_id rank score tag"
+_GZIP = b"\x1f\x8b"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_UNSAFE = re.compile(r"[\s%\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -73,167 +78,165 @@ def find_judged(store: Store, lists: JudgedLists, found: Ranking) -> tuple[Ints,
     return judged, judgment[judged]
 
 
-def product_names(store: Store) -> list[str]:
-    """The document id of each product of the store."""
+def document_ids(store: Store) -> list[str]:
+    """The name of each product in run files, qrels and BEIR folders."""
     ids, locales = store.products["product_id"].to_pylist(), store.products["product_locale"].to_pylist()
     count: dict[str, int] = {}
     for name in ids:
         count[name] = count.get(name, 0) + 1
-    return [name if count[name] == 1 else f"{locale}:{name}" for locale, name in zip(locales, ids, strict=True)]
+    names = (name if count[name] == 1 else f"{locale}:{name}" for locale, name in zip(locales, ids, strict=True))
+    return [_UNSAFE.sub(lambda character: quote(character[0], safe=""), name) for name in names]
 
 
 def product_rows(store: Store) -> dict[str, int]:
     """Row of a product by "locale:product_id", and by product_id where that is unique."""
-    keys = zip(store.products["product_locale"].to_pylist(), store.products["product_id"].to_pylist(), strict=True)
-    rows = {f"{locale}:{name}": row for row, (locale, name) in enumerate(keys)}
-    return rows | {name: row for row, name in enumerate(product_names(store))}
+    ids, locales = store.products["product_id"].to_pylist(), store.products["product_locale"].to_pylist()
+    by_id: dict[str, int] = {}
+    shared: set[str] = set()
+    for row, name in enumerate(ids):
+        if by_id.setdefault(name, row) != row:
+            shared.add(name)
+    rows = {f"{locale}:{name}": row for row, (locale, name) in enumerate(zip(locales, ids, strict=True))}
+    return rows | {name: row for name, row in by_id.items() if name not in shared}
 
 
-def read_run(path: Path, store: Store) -> Ranking:
+# -- reading a run file ---------------------------------------------------------------------------------------------
+
+
+class _Line(NamedTuple):
+    query: str
+    product: str
+    rank: str
+    score: str
+
+
+def read_run(path: Path, store: Store) -> tuple[Ranking, list[str]]:
     """Read a TREC run file: lines `query_id Q0 product_id rank score tag`; the rank is ignored, as in trec_eval.
+
+    The file may be compressed with gzip, start with a byte-order mark and with a line of column names, have its columns
+    separated by tabs (they may hold spaces then), and lack Q0 or the tag. Lines of queries and products that the store
+    does not have are left out.
+
+    Returns:
+        The ranking, and notes of what was left out.
 
     Raises:
         MissingFileError, EmptyFileError: no such file, or no line in it.
-        EvaluationError: a malformed line, an id that is not in the store, a score that is not a finite number, or a
-            product twice for one query; the message names the line.
+        EvaluationError: a malformed line, a score that is not a finite number, a product twice for one query, or no
+            line with a query and a product of the store; the message names the line.
     """
     if not path.is_file():
         raise MissingFileError("no such run file", where=path)
     queries = {str(query_id): row for row, query_id in enumerate(store.queries["query_id"].to_pylist())}
-    products, seen = product_rows(store), set[tuple[int, int]]()
-    pairs: list[tuple[int, int]] = []
-    scores: list[float] = []
-    for where, fields in _lines(path):
-        pair = _known(queries, fields[0], "query", where), _known(products, fields[2], "product", where)
-        if pair in seen:
-            raise EvaluationError("a product occurs twice for one query", where=where, got=f"{fields[0]} {fields[2]}")
-        seen.add(pair)
-        pairs.append(pair)
-        scores.append(_score(fields[4], where))
+    products = product_rows(store) | {name: row for row, name in enumerate(document_ids(store))}
+    pairs: dict[tuple[int, int], float] = {}
+    unknown: list[tuple[str, str, str]] = []  # place, kind and name
+    for number, (where, line) in enumerate(_lines(path)):
+        if number == 0 and not (is_number(line.rank) or is_number(line.score) or line.query in queries):
+            continue  # names of columns
+        score = _score(line.score, where)
+        if line.query not in queries or line.product not in products:
+            kind, name = ("query", line.query) if line.query not in queries else ("product", line.product)
+            unknown.append((where, kind, name))
+            continue
+        pair = queries[line.query], products[line.product]
+        if pair in pairs:
+            got = f"{line.query} {line.product}"
+            raise EvaluationError("a product occurs twice for one query", where=where, got=got)
+        pairs[pair] = score
     if not pairs:
-        raise EmptyFileError("the run file has no lines", where=path, expected=RUN_LINE)
-    query, product = np.array(pairs, np.int64).T
-    return ranking(store, query, product, np.array(scores))
+        raise _nothing_left(path, unknown)
+    notes = []
+    if unknown:
+        where, kind, name = unknown[0]
+        count = f"{len(unknown):,} of {len(unknown) + len(pairs):,} lines"
+        notes.append(f"{count} name a query or product that the dataset lacks; first {where}: {kind} {name!r}")
+    query, product = np.array(list(pairs), np.int64).T
+    return ranking(store, query, product, np.array(list(pairs.values()))), notes
 
 
-def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _nothing_left(path: Path, unknown: list[tuple[str, str, str]]) -> EmptyFileError | EvaluationError:
+    if not unknown:
+        return EmptyFileError("the run file has no lines", where=path, expected=RUN_LINE)
+    where, kind, name = unknown[0]
+    fix = "No line of the file has a query and a product of the dataset."
+    return EvaluationError(
+        f"unknown {kind}", where=where, expected=f"a {kind}_id of the dataset", got=repr(name), fix=fix
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, _Line]]:
+    """(place, columns) of every line that is not blank."""
     number = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                fields = line.split()
-                if fields and len(fields) != 6:
+        with _open_text(path) as file:
+            for number, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                where = f"{path}:{number}"
+                line = _parse(text)
+                if line is None:
                     raise EvaluationError(
-                        "not a line of a run file",
-                        where=f"{path}:{number}",
-                        expected=RUN_LINE,
-                        got=repr(line.strip()[:80]),
+                        "not a line of a run file", where=where, expected=RUN_LINE, got=repr(text.strip()[:80])
                     )
-                if fields:
-                    yield f"{path}:{number}", fields
-    except UnicodeDecodeError as error:
+                yield where, line
+    except UnicodeError as error:
         raise EvaluationError("not text in UTF-8", where=f"{path}, after line {number}", expected=RUN_LINE) from error
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise EvaluationError("the gzip file is damaged", where=f"{path}, after line {number}", got=error) from error
 
 
-def _known(rows: Mapping[str, int], name: str, kind: str, where: str) -> int:
-    if name not in rows:
-        raise EvaluationError(f"unknown {kind}", where=where, expected=f"a {kind}_id of the dataset", got=repr(name))
-    return rows[name]
+def _open_text(path: Path) -> io.TextIOWrapper:
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP
+    stream = gzip.open(path) if compressed else path.open("rb")  # noqa: SIM115 - the wrapper closes it
+    encoding = "utf-16" if stream.peek(2)[:2] in _UTF_16 else "utf-8-sig"
+    return io.TextIOWrapper(stream, encoding)
+
+
+def _parse(text: str) -> _Line | None:
+    fields = text.strip("\r\n").split("\t") if text.count("\t") in (4, 5) else text.split()
+    fields = [field.strip() for field in fields]
+    if len(fields) == 6 or (len(fields) == 5 and fields[1] == "Q0" and is_number(fields[4])):  # without a tag
+        return _Line(fields[0], *fields[2:5])
+    if len(fields) == 5 and fields[1] != "Q0":  # without Q0
+        return _Line(*fields[:4])
+    return None
 
 
 def _score(text: str, where: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
+    score = float(text) if is_number(text) else math.nan
     if not math.isfinite(score):
         raise EvaluationError("scores must be finite", where=where, expected="a number", got=repr(text))
     return score
 
 
-def judged_scores(path: Path, store: Store, lists: JudgedLists) -> Floats:
-    """Scores of the judged pairs from a run file, float64 [J]; -inf for those the run does not retrieve.
+def judged_scores(path: Path, store: Store, lists: JudgedLists) -> tuple[Floats, list[str]]:
+    """Scores of the judged pairs from a run file, and notes of what was left out.
+
+    Pairs that are not judged are left out before ranks are counted, as by `trec_eval -J`.
+
+    Returns:
+        float64 [J]; -inf for pairs that the run does not retrieve. The notes.
 
     Raises:
-        EvaluationError: as `read_run`, or a pair is not judged.
+        EvaluationError: as `read_run`, or no pair is judged.
     """
-    found = read_run(path, store)
+    found, notes = read_run(path, store)
     known, _ = find_judged(store, judged_lists(store), found)  # `lists` may have dropped some
-    if len(known) < len(found.query):
-        other = int(np.setdiff1d(np.arange(len(found.query)), known)[0])
-        query_id = store.queries["query_id"][int(found.query[other])]
-        product_id = store.products["product_id"][int(found.product[other])]
+    others = len(found.query) - len(known)
+    if not len(known):
+        query_id = store.queries["query_id"][int(found.query[0])]
+        product_id = store.products["product_id"][int(found.product[0])]
         raise EvaluationError(
-            "the run ranks pairs that are not judged",
+            "the pairs of the run are not judged",
             where=path,
-            got=f"{len(found.query) - len(known):,} pairs, first query_id {query_id}, product_id {product_id}",
+            got=f"{others:,} pairs, first query_id {query_id}, product_id {product_id}",
             fix="Measure it as retrieval over all products: --retrieve.",
         )
+    if others:
+        notes.append(f"{others:,} of {len(found.query):,} pairs are not judged and left out, as by trec_eval -J")
     index, judgment = find_judged(store, lists, found)
     scores = np.full(len(lists.row), -np.inf)
     scores[judgment] = found.score[index]
-    return scores
-
-
-# -- writing ----------------------------------------------------------------------------------------------------------
-
-
-def write_qrels(path: Path, store: Store, lists: JudgedLists) -> Path:
-    """Write lines `query_id 0 product_id gain`; gains are whole numbers (`metrics.whole_gains`)."""
-    return _write(path, (f"{q} 0 {p} {gain}" for q, p, gain in _qrels(store, lists)))
-
-
-def write_run(path: Path, store: Store, found: Ranking, tag: str) -> Path:
-    """Write lines `query_id Q0 product_id rank score tag`, best first, ranks from 1, score = length - rank + 1."""
-    names, query_ids = product_names(store), store.queries["query_id"].to_pylist()
-    listed = np.searchsorted(found.query, found.query, side="right") - np.searchsorted(found.query, found.query)
-    tag = re.sub(r"\s+", "_", tag)
-    rows = zip(found.query.tolist(), found.product.tolist(), found.rank.tolist(), listed.tolist(), strict=True)
-    return _write(path, (f"{query_ids[q]} Q0 {names[p]} {rank + 1} {n - rank} {tag}" for q, p, rank, n in rows))
-
-
-def write_beir(directory: Path, store: Store, lists: JudgedLists) -> Path:
-    """Write corpus.jsonl (every product; its title as text), queries.jsonl and qrels/test.tsv, for BEIR and mteb."""
-    titles = store.products["product_title"].to_pylist()
-    corpus = zip(product_names(store), titles, strict=True)
-    _write(directory / "corpus.jsonl", (_json({"_id": i, "title": "", "text": t or ""}) for i, t in corpus))
-    queries = store.queries.select(["query_id", "query"]).take(lists.query_index).to_pylist()
-    _write(directory / "queries.jsonl", (_json({"_id": str(q["query_id"]), "text": q["query"] or ""}) for q in queries))
-    header = "query-id\tcorpus-id\tscore"
-    rows = [f"{q}\t{p}\t{gain}" for q, p, gain in _qrels(store, lists)]
-    _write(directory / "qrels" / "test.tsv", iter([header, *rows]))
-    return directory
-
-
-def _qrels(store: Store, lists: JudgedLists) -> Iterator[tuple[int, str, int]]:
-    names, query_ids = product_names(store), store.queries["query_id"].to_pylist()
-    rows = zip(
-        lists.query_index[lists.query].tolist(), lists.product.tolist(), whole_gains(lists).tolist(), strict=True
-    )
-    return ((query_ids[q], names[p], gain) for q, p, gain in rows)
-
-
-def _json(row: Mapping[str, str]) -> str:
-    return json.dumps(row, ensure_ascii=False)
-
-
-def _write(path: Path, lines: Iterator[str]) -> Path:
-    with replacing(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    return path
-
-
-def export(directory: Path, store: Store, lists: JudgedLists, rankings: Mapping[str, Ranking]) -> Path:
-    """Write qrels.trec, METHOD.run for every ranking (characters other than letters, digits and _.+- become _), beir/.
-
-    Raises:
-        EvaluationError: two methods would have the same file, or gains cannot be written as whole numbers.
-    """
-    names = {method: re.sub(r"[^\w.+-]+", "_", method).lstrip(".") for method in rankings}
-    if len(set(names.values())) < len(names):
-        raise EvaluationError("two methods would have the same run file", where=directory, got=sorted(names))
-    write_qrels(directory / "qrels.trec", store, lists)
-    for method, found in rankings.items():
-        write_run(directory / f"{names[method]}.run", store, found, method)
-    write_beir(directory / "beir", store, lists)
-    return directory
+    return scores, notes

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from sqid_lib.errors import EvaluationError, UsageError
+from sqid_lib.errors import EvaluationError, UsageError, did_you_mean
 from sqid_lib.evaluation import fusion
 from sqid_lib.evaluation.arrays import Floats
-from sqid_lib.evaluation.cosine import Search
 from sqid_lib.evaluation.judged import JudgedLists, Store
 from sqid_lib.evaluation.runs import Ranking
+from sqid_lib.evaluation.search import RankFusion, Scan, Search
 
 FUSION_FORM = "A+B[:WEIGHT]"
 
@@ -28,8 +27,9 @@ class Method:
         summary: one line, for help and README.
         judged: (scorer, argument) → scores of the judged pairs, float64 [J], -inf where a product is not retrieved.
             None: the method has no scores, and its measures are those expected of a random order.
-        searches: (scorer, argument) → searches that together hold every judged query once, or a finished ranking of
-            the whole catalogue. None: the method ranks judged lists only.
+        searches: (scorer, argument) → how every judged query is ranked against the whole catalogue: searches by
+            vectors that together hold each query once, a scan, the fusion of other methods' rankings, or a finished
+            ranking. None: the method ranks judged lists only.
         argument: "" (the method takes none), "optional" or "required".
         metavar: the argument's name in help, such as MODEL.
         cosines: whether the scores are cosines; fusions add cosines as they are and standardise other scores.
@@ -39,7 +39,7 @@ class Method:
     name: str
     summary: str
     judged: Callable[[Scorer, str], Floats] | None
-    searches: Callable[[Scorer, str], list[Search] | Ranking] | None = None
+    searches: Callable[[Scorer, str], list[Search] | Scan | RankFusion | Ranking] | None = None
     argument: Literal["", "optional", "required"] = ""
     metavar: str = ""
     cosines: bool = False
@@ -68,12 +68,12 @@ def find_method(
         return methods[head], argument
     heads = [part.partition(":")[0] for part in name.split("+")]
     unknown = [part for part in heads if part not in methods] or [head]
-    near = [match for part in unknown for match in difflib.get_close_matches(part, methods, n=1, cutoff=0.7)]
+    forms = {key: method.form for key, method in methods.items()}
     raise UsageError(
         problem,
-        expected=", ".join([*(method.form for method in methods.values()), *also]),
+        expected=", ".join([*forms.values(), *also]),
         got=repr(name),
-        fix=f"Did you mean {methods[near[0]].form}?" if near else None,
+        fix=next(filter(None, (did_you_mean(part, methods, forms) for part in unknown)), None),
     )
 
 

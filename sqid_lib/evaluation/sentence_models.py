@@ -9,9 +9,10 @@ import numpy as np
 
 from sqid_lib.errors import EvaluationError, first_line, missing_extra
 from sqid_lib.evaluation.arrays import Floats, Ints, Matrix
-from sqid_lib.evaluation.cosine import Search, cosine, unit
+from sqid_lib.evaluation.cosine import cosine, unit
 from sqid_lib.evaluation.judged import Store
 from sqid_lib.evaluation.scorer import Scorer
+from sqid_lib.evaluation.search import Search
 
 SBERT = "sentence-transformers/all-MiniLM-L12-v2"
 CROSS_ENCODER = "cross-encoder/ms-marco-MiniLM-L-12-v2"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sqid_lib.errors import UsageError
+from sqid_lib.errors import UsageError, did_you_mean
 from sqid_lib.evaluation import statistics
 from sqid_lib.evaluation.arrays import Bools, Floats
 from sqid_lib.evaluation.judged import JudgedLists, Store
@@ -59,31 +59,47 @@ class Summary:
         return rows
 
     def slices(self, store: Store, lists: JudgedLists, kinds: Sequence[str]) -> list[dict[str, Any]]:
-        """Rows for every slice of every kind, with slice_by and slice."""
+        """Rows for every slice of every kind that has a query, with slice_by and slice."""
         return [
             {"slice_by": by, "slice": name, **row}
             for by in kinds
             for name, chosen in slice_queries(store, lists, by).items()
+            if chosen.any()
             for row in self.rows(chosen)
         ]
 
 
-def slice_queries(store: Store, lists: JudgedLists, by: str) -> dict[str, Bools]:
-    """Slice → its queries, bool [Q], by "source", "images" (share with an image) or "length"; no slice is empty.
+def check_slices(kinds: Sequence[str]) -> list[str]:
+    """The kinds, each once; raises UsageError for an unknown one."""
+    for by in kinds:
+        if by not in SLICES:
+            raise UsageError("unknown slice", expected=" or ".join(SLICES), got=repr(by), fix=did_you_mean(by, SLICES))
+    return list(dict.fromkeys(kinds))
 
-    Raises:
-        UsageError: another kind of slice.
+
+def slice_notes(store: Store, lists: JudgedLists, kinds: Sequence[str]) -> list[str]:
+    """Which slices have no query, and that slices of several kinds overlap."""
+    notes = []
+    for by in kinds:
+        if empty := [name for name, chosen in slice_queries(store, lists, by).items() if not chosen.any()]:
+            notes.append(f"slices by {by}: no query in {', '.join(empty)}")
+    if len(kinds) > 1:
+        notes.append(f"slices by {' and by '.join(kinds)} overlap: those of each kind hold every query once")
+    return notes
+
+
+def slice_queries(store: Store, lists: JudgedLists, by: str) -> dict[str, Bools]:
+    """Slice → its queries, bool [Q]; every query is in one slice, and a slice may be empty.
+
+    Args:
+        by: one of `SLICES`: "source", "images" (share of the list with an image) or "length" (of the list).
     """
     if by == "source":
         sources = np.array([s or "unknown" for s in store.queries["source"].to_pylist()])[lists.query_index]
         return {str(name): sources == name for name in np.unique(sources)}
     if by == "images":
         share = lists.sums(np.asarray(store.has_image)[lists.product].astype(np.float64)) / lists.lengths
-        bins = {"under 50 %": share < 0.5, "50 % to 90 %": (share >= 0.5) & (share < 0.9)}
-        bins |= {"90 % and more": (share >= 0.9) & (share < 1), "100 %": share == 1}
-    elif by == "length":
-        n = lists.lengths
-        bins = {"1–10": n <= 10, "11–20": (n > 10) & (n <= 20), "21–40": (n > 20) & (n <= 40), "over 40": n > 40}
-    else:
-        raise UsageError("unknown slice", expected=" or ".join(SLICES), got=repr(by))
-    return {name: chosen for name, chosen in bins.items() if chosen.any()}
+        bins = {"under 50 %": share < 0.5, "50 % to under 90 %": (share >= 0.5) & (share < 0.9)}
+        return bins | {"90 % to under 100 %": (share >= 0.9) & (share < 1), "100 %": share == 1}
+    n = lists.lengths
+    return {"1-10": n <= 10, "11-20": (n > 10) & (n <= 20), "21-40": (n > 20) & (n <= 40), "over 40": n > 40}

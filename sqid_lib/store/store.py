@@ -109,7 +109,7 @@ class EmbeddingStore:
 
     def __repr__(self) -> str:
         counts = f"{len(self.products):,} products, {len(self.queries):,} queries, {len(self.judgments):,} judgments"
-        return f"EmbeddingStore({counts}, {self.width} × {self.text_features.dtype}, {str(self.path)!r})"
+        return f"EmbeddingStore({counts}, {self.width} x {self.text_features.dtype}, {str(self.path)!r})"
 
     def product_index(self, product_id: str, product_locale: str = schemas.CLASSIC_LOCALE) -> int:
         """Row of a product; KeyError if it is not in the store."""

@@ -13,9 +13,10 @@ from builder.cli import main
 from sqid_lib import evaluation
 from sqid_lib.errors import UsageError
 from sqid_lib.evaluation.arrays import Floats
-from sqid_lib.evaluation.cosine import Search, unit
+from sqid_lib.evaluation.cosine import unit
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, METHODS, described, is_method
 from sqid_lib.evaluation.scorer import Method, Scorer
+from sqid_lib.evaluation.search import Search
 
 README = Path(__file__).parents[3] / "README.md"
 
