@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(f"{comparison}\n")
     written = []
     if args.per_query:
-        write_text(Path(args.per_query), comparison.per_query_csv())
+        values = comparison.per_query_csv().encode("utf-8", "backslashreplace")  # a path may not be UTF-8
+        write_text(Path(args.per_query), values.decode("utf-8"))
         written.append(args.per_query)
     if args.export:
         written.append(str(comparison.export(args.export)))

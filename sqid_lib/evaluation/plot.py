@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +39,36 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Swe
 
 def _figure(size: tuple[float, float]) -> Any:
     """An empty figure that draws without a window."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "eval", "to draw the table") from None
-    except ValueError:
-        # MPLBACKEND, such as that of a notebook's shell, names a backend that is not installed; none is needed here
-        if os.environ.pop("MPLBACKEND", None) is None:
-            raise
-        return _figure(size)
+    with _without_backend():
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise missing_extra("matplotlib", "eval", "to draw the table") from None
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
+@contextmanager
+def _without_backend() -> Iterator[None]:
+    """Import matplotlib although MPLBACKEND, as in a notebook's shell, names a backend that is not installed."""
+    wanted = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if wanted is not None:
+            os.environ["MPLBACKEND"] = wanted
+    if wanted:
+        import matplotlib
+
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = wanted
+
+
 def _plain(name: str) -> str:
-    """A name as matplotlib draws it: no formula between dollar signs."""
-    return name.replace("$", r"\$")
+    """A name as matplotlib can draw it: no formula between dollar signs, no bytes of a path that is not UTF-8."""
+    return name.replace("$", r"\$").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _draw_methods(axes: Any, table: Sequence[Mapping[str, Any]]) -> None:

@@ -84,14 +84,18 @@ def fuse_ranks(scorer: Scorer, rankings: Sequence[runs.Ranking]) -> runs.Ranking
 
 def scan_top(scorer: Scorer, scan: Scan, candidates: Ints, top: int, name: str = "") -> runs.Ranking:
     """The best `top` of `candidates` for each query; ties keep the order of `candidates`."""
+    position = np.full(scorer.store.products.num_rows, -1)
+    position[candidates] = np.arange(len(candidates))
     parts = []
     for row in tqdm(scan.rows.tolist(), desc=f"Searching {name}", unit="query", disable=None):
-        scores = scan.scores(row)[candidates]
-        index = np.flatnonzero(~np.isneginf(scores))
-        if len(index) > top:
-            index = index[scores[index] >= np.partition(scores[index], -top)[-top]]
-        index = index[np.argsort(-scores[index], kind="stable")[:top]]
-        parts.append((np.full(len(index), row), candidates[index], scores[index]))
+        scores = scan.scores(row)
+        product = np.flatnonzero((scores > -np.inf) & (position >= 0))
+        scores = scores[product]
+        if len(product) > top:
+            kept = scores >= np.partition(scores, -top)[-top]
+            product, scores = product[kept], scores[kept]
+        best = np.lexsort((position[product], -scores))[:top]
+        parts.append((np.full(len(best), row), product[best], scores[best]))
     query, product, score = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return runs.ranking(scorer.store, query, product, score)
 

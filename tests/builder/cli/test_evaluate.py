@@ -117,18 +117,49 @@ def test_retrieve(evaluate: Run) -> None:
     assert {row["top"] for row in rows} == {20}
 
 
+def test_bm25_and_rank_fusion(evaluate: Run, tmp_path: Path) -> None:
+    status, out, err = evaluate("--methods", "bm25,rrf", "--metrics", "ap", "--json")
+    assert status == 0
+    assert [row["method"] for row in json.loads(out)] == ["bm25", "rrf"]
+    assert "ap" in json.loads(out)[0]
+    assert err == ""
+    status, out, _ = evaluate("--retrieve", "--methods", "bm25", "rrf", "--csv", "--export", str(tmp_path / "runs"))
+    assert status == 0
+    assert [row["method"] for row in csv.DictReader(io.StringIO(out))] == ["bm25", "rrf"]
+    assert (tmp_path / "runs" / "bm25.run").exists()
+
+
+def test_slices_by_spaces_or_commas(evaluate: Run) -> None:
+    status, out, _ = evaluate("--methods", "clip_text", "--slices", "source,length", "images")
+    assert status == 0
+    titles = [line.split(":")[0] for line in out.splitlines() if line.endswith(" queries)")]
+    assert list(dict.fromkeys(titles)) == ["source", "length", "images"]
+    assert "slices by length: no query in 1-10, 21-40, over 40" in out.splitlines()
+
+
+def test_what_a_run_file_lacks_is_a_note(evaluate: Run, tmp_path: Path) -> None:
+    assert evaluate("--methods", "clip_text", "--export", str(tmp_path / "runs"))[0] == 0
+    lines = (tmp_path / "runs" / "clip_text.run").read_text().splitlines()
+    run = tmp_path / "mine.run"
+    run.write_text("\n".join([*lines, "999999999 Q0 X 1 1 x"]))
+    status, out, _ = evaluate("--run", str(run))
+    assert status == 0
+    assert f"run:{run}: 1 of {len(lines) + 1} lines name a query or product that the dataset lacks" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         (["--methods", "nope"], 2, "unknown method"),
         (["--methods", "clip_txt"], 2, "Did you mean clip_text?"),
         (["--relevant", "I"], 2, "unknown relevant"),
-        (["--metrics", "map"], 2, "unknown metric"),
+        (["--metrics", "map"], 2, "Did you mean ap?"),
+        (["--slices", "sorce"], 2, "Did you mean source?"),
         (["--baseline", "sbert"], 2, "baseline is not among"),
         (["--plot", "table.exe"], 2, "unknown image format"),
         (["--run", "/nowhere.run"], 1, "no such run file"),
         (["--features", "/nowhere.parquet"], 1, "no such features"),
-        (["--retrieve", "--methods", "rrf"], 2, "cannot search"),
+        (["--retrieve", "--methods", "random"], 2, "cannot search"),
         (["--retrieve", "--top", "3"], 2, "longer rankings"),
     ],
 )

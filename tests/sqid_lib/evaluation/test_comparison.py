@@ -25,7 +25,7 @@ from sqid_lib.evaluation.statistics import bootstrap_means, interval, paired_p_v
 from sqid_lib.evaluation.summary import slice_queries
 from sqid_lib.store import EmbeddingStore
 
-ALL = parse_metrics("ndcg ndcg@3 ndcg@10 p@1 p@5 mrr recall@2 recall@10")
+ALL = parse_metrics("ndcg ndcg@3 ndcg@10 p@1 p@5 mrr recall@2 recall@10 ap ap@1 ap@3")
 
 
 def judge(store: Any, scores: list[float], metrics: str = "ndcg", **options: Any) -> list[float]:
@@ -50,6 +50,23 @@ def test_binary_measures_by_hand() -> None:
     values = judge(store, [2, 1, 4, 3], "p@1 p@3 mrr recall@3")
     assert values[1:] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 2])
     assert judge(store, [2, 1, 4, 3], "p@1 mrr", relevant="ES")[1:] == [1, 1]
+
+
+def test_average_precision_by_hand() -> None:
+    store = memory_store([[(0, "E"), (1, "I"), (2, "E"), (3, "S"), (4, "E")], [(0, "I"), (1, "S")]], 5)
+    scores = [1.0, 3.0, 5.0, 4.0, 2.0, 2.0, 1.0]  # order of the first list: E S I E E
+    result = evaluation.compare(store, scores={"given": scores}, metrics="ap ap@4 ap@1", resamples=100)
+    ap = (1 / 1 + 2 / 4 + 3 / 5) / 3
+    assert result.per_query["given"][0, 1:].tolist() == pytest.approx([ap, (1 / 1 + 2 / 4) / 3, 1 / 3], abs=1e-15)
+    assert result.per_query["given"][1, 1:].tolist() == [0, 0, 0]
+    assert result.rows[0]["ap"] == pytest.approx(ap / 2)
+    assert "ap_at_4" in result.rows[0]
+    assert "AP@4" in str(result)
+
+
+def test_average_precision_counts_only_what_is_retrieved() -> None:
+    store = memory_store([[(0, "E"), (1, "E"), (2, "I")]], 3)
+    assert judge(store, [-math.inf, 1, 2], "ap")[1] == pytest.approx(1 / 2 / 2)
 
 
 def test_ties_go_to_the_smaller_product_id_whatever_the_order_of_rows() -> None:
@@ -97,7 +114,7 @@ def test_fast_path_equals_trec_eval(seed: int, coarse: bool, missing: float) -> 
 def test_expected_random_is_the_mean_over_all_orders(labels: list[str], cutoff: int) -> None:
     store = memory_store([list(enumerate(labels))], len(labels))
     lists = judged_lists(store)
-    metrics = parse_metrics(f"ndcg ndcg@{cutoff} p@{cutoff} mrr mrr@{cutoff} recall@{cutoff}")
+    metrics = parse_metrics(f"ndcg ndcg@{cutoff} p@{cutoff} mrr mrr@{cutoff} recall@{cutoff} ap ap@{cutoff}")
     orders = [np.array(order, float) for order in itertools.permutations(range(len(labels)))]
     brute = np.mean([per_query(lists, order, metrics) for order in orders], axis=0)
     np.testing.assert_allclose(expected_random(lists, metrics), brute, rtol=0, atol=1e-12)
@@ -116,10 +133,19 @@ def test_trec_eval_refuses_relevance_it_cannot_express() -> None:
         evaluation.compare(store, ["clip_text"], gains="esci-repo-swapped", relevant="ES", metrics_engine="ir-measures")
 
 
-@pytest.mark.parametrize("text", ["map", "p", "recall", "ndcg@0", "ndcg@-1", "ndcg@1.5", "", "p@1 nope"])
+@pytest.mark.parametrize("text", ["map", "p", "recall", "ndcg@0", "ndcg@-1", "ndcg@1.5", "ndcg@", "", "p@1 nope"])
 def test_unknown_metrics_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="unknown metric"):
         parse_metrics(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("map", "ap"), ("ndgc@10", "ndcg"), ("recal@10", "recall"), ("nope", None), ("p", None)]
+)
+def test_unknown_metrics_name_the_nearest(text: str, meant: str | None) -> None:
+    with pytest.raises(UsageError) as failure:
+        parse_metrics(text)
+    assert failure.value.fix == (meant and f"Did you mean {meant}?")
 
 
 # -- methods --------------------------------------------------------------------------------------------------------
@@ -140,6 +166,17 @@ def test_missing_image_scores_zero_even_if_a_vector_is_there() -> None:
     store = memory_store([[(0, "E"), (1, "S")]], 2)
     store.has_image[0] = False
     assert evaluation.compare(store, ["clip_image"], resamples=100).scores["clip_image"][0] == 0
+
+
+def test_a_release_without_images_is_named_in_a_note() -> None:
+    store = random_store(6, without_image=tuple(range(40)))
+    note = "clip_image: no product has an image vector, all of them score 0; so do the image parts of fusions"
+    result = evaluation.compare(store, ["clip_image", "fusion:0.5", "rrf", "clip_image+clip_text:0.5"], resamples=100)
+    assert result.notes.count(note) == 1
+    assert set(result.scores["clip_image"]) == {0}
+    assert evaluation.retrieve(store, ["clip_image", "fusion", "rrf"], resamples=100).notes.count(note) == 1
+    assert note not in evaluation.compare(store, ["clip_text"], resamples=100).notes
+    assert note not in evaluation.compare(random_store(6, without_image=(1,)), resamples=100).notes
 
 
 def test_missing_text_uses_the_text_score_on_the_scale_of_images() -> None:
@@ -218,6 +255,13 @@ def test_the_chosen_weights_are_in_the_rows() -> None:
     assert len(result.rows[1]["weights"]) == 3
     line = list(csv.DictReader(io.StringIO(result.to_csv())))[1]
     assert [float(weight) for weight in line["weights"].split()] == result.rows[1]["weights"]
+
+
+def test_very_large_scores_can_be_added() -> None:
+    store = memory_store([[(0, "E"), (1, "S"), (2, "I")], [(0, "E")]], 3)
+    mine = [1e308, -1e308, 0, 5]
+    result = evaluation.compare(store, ["mine+clip_text:1"], scores={"mine": mine}, resamples=100)
+    assert result.rankings["mine+clip_text:1"].product.tolist() == [0, 2, 1, 0]
 
 
 def test_reciprocal_rank_fusion_by_hand() -> None:
@@ -332,25 +376,6 @@ def test_half_precision_and_classic_files(tmp_path: Path) -> None:
         evaluation.compare(EmbeddingStore.open(release, cache_dir=tmp_path / "cache"))
 
 
-def test_table_is_aligned() -> None:
-    table = str(evaluation.compare(random_store(14), resamples=100)).split("\n\n")[0].splitlines()
-    assert table[0].split()[:2] == ["method", "nDCG"]
-    end = table[0].index("nDCG") + 4
-    assert all(line[end - 6 : end].count(".") == 1 for line in table[1:])
-
-
-def test_plot_writes_an_image(tmp_path: Path) -> None:
-    from PIL import Image
-
-    result = evaluation.compare(random_store(15), resamples=100)
-    with Image.open(result.plot(tmp_path / "new" / "table.png")) as image:
-        image.load()
-        assert len(image.getcolors(10**6) or []) > 10
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["table.png"]
-    with pytest.raises(UsageError, match="unknown image format"):
-        result.plot(tmp_path / "table.exe")
-
-
 # -- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -368,7 +393,8 @@ def test_plot_writes_an_image(tmp_path: Path) -> None:
         ({"gains": "other"}, "unknown gains"),
         ({"missing": "guess"}, "unknown missing"),
         ({"relevant": "I"}, "unknown relevant"),
-        ({"slices": ["brand"]}, "unknown slice"),
+        ({"slices": ["brand"]}, r"unknown slice; expected source or images or length, got 'brand'$"),
+        ({"slices": ["sorce"]}, r"unknown slice.*Did you mean source\?"),
         ({"metrics_engine": "java"}, "unknown metrics engine"),
         ({"resamples": 1}, "resamples: number too small.*>= 100"),
         ({"folds": 1}, "folds: number too small"),
@@ -381,6 +407,17 @@ def test_wrong_usage(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as failure:
         evaluation.compare(random_store(16), **options)
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("options", [{"slices": ["sorce"]}, {"metrics": "map"}])
+def test_options_are_checked_before_anything_is_ranked(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = random_store(16)
+    monkeypatch.setattr(store, "text_features", None)
+    for judge_with in (evaluation.compare, evaluation.retrieve):
+        with pytest.raises(UsageError):
+            judge_with(store, ["clip_text"], **options)
 
 
 def test_scores_may_not_have_the_name_of_a_method() -> None:
@@ -418,8 +455,33 @@ def test_slice_bounds_cover_every_list() -> None:
     store = memory_store([[(p, "E") for p in range(n)] for n in (1, 10, 11, 20, 21, 40, 41)], 41)
     slices = slice_queries(store, judged_lists(store), "length")
     assert {name: int(chosen.sum()) for name, chosen in slices.items()} == {
-        "1–10": 2,
-        "11–20": 2,
-        "21–40": 2,
+        "1-10": 2,
+        "11-20": 2,
+        "21-40": 2,
         "over 40": 1,
     }
+
+
+def test_slices_by_share_of_images() -> None:
+    lists = [[(p, "E") for p in range(10 - n, 20 - n)] for n in (0, 1, 5, 6)]  # products 10 and more have an image
+    store = memory_store(lists, 20, without_image=tuple(range(10)))
+    slices = slice_queries(store, judged_lists(store), "images")
+    assert {name: np.flatnonzero(chosen).tolist() for name, chosen in slices.items()} == {
+        "under 50 %": [3],
+        "50 % to under 90 %": [2],
+        "90 % to under 100 %": [1],
+        "100 %": [0],
+    }
+
+
+def test_empty_and_overlapping_slices_are_named_in_notes() -> None:
+    store = memory_store([[(0, "E"), (1, "S")], [(0, "I")]], 2)
+    result = evaluation.compare(store, ["clip_text"], slices=("length", "images", "length"), resamples=100)
+    assert result.notes[-3:] == [
+        "slices by length: no query in 11-20, 21-40, over 40",
+        "slices by images: no query in under 50 %, 50 % to under 90 %, 90 % to under 100 %",
+        "slices by length and by images overlap: those of each kind hold every query once",
+    ]
+    assert [(row["slice_by"], row["slice"]) for row in result.slices] == [("length", "1-10"), ("images", "100 %")]
+    one = evaluation.compare(store, ["clip_text"], slices=("source",), resamples=100)
+    assert not [note for note in one.notes if "slices" in note]

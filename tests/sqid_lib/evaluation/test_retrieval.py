@@ -110,6 +110,49 @@ def test_fusion_searches_with_the_weights_chosen_on_other_queries() -> None:
         np.testing.assert_array_equal(result.per_query["fusion"][chosen], fixed.per_query[f"fusion:{weight}"][chosen])
 
 
+@pytest.mark.parametrize("top", [5, 100])
+def test_rank_fusion_of_the_best_of_both_rankings(monkeypatch: pytest.MonkeyPatch, top: int) -> None:
+    monkeypatch.setattr(retrieval, "RRF_DEPTH", 20)
+    store = random_store(8, queries=9, products=60, without_image=tuple(range(0, 60, 7)))
+    result = evaluation.retrieve(store, ["rrf"], top=top, metrics="ndcg", resamples=100)
+    found, depth = result.rankings["rrf"], max(top, 20)
+    for q in range(9):
+        scores = np.zeros(60)
+        for weight in (1, 0):
+            best = np.argsort(-brute_force(store, weight)[q], kind="stable")[:depth]
+            scores[best] += 1 / (60 + np.arange(1, len(best) + 1))
+        expected = np.argsort(-scores, kind="stable")[: min(top, int((scores > 0).sum()))]
+        assert found.product[found.query == q].tolist() == expected.tolist()
+        np.testing.assert_allclose(found.score[found.query == q], scores[expected], rtol=1e-12)
+    assert f"rrf: fuses the best {depth} products of clip_text and of clip_image" in result.notes
+
+
+def test_the_depth_of_rank_fusion_is_at_least_100() -> None:
+    store = random_store(8, queries=4, products=300)
+    short, long = (evaluation.retrieve(store, ["rrf"], top=top, metrics="ndcg", resamples=100) for top in (7, 100))
+    assert short.rankings["rrf"].product.tolist() == [
+        int(p) for p, rank in zip(long.rankings["rrf"].product, long.rankings["rrf"].rank, strict=True) if rank < 7
+    ]
+
+
+def test_average_precision_over_the_catalogue() -> None:
+    store = memory_store([[(2, "E"), (0, "E"), (3, "E")]], 4, width=2)
+    store.query_features[:] = [[1, 0]]
+    store.text_features[:] = [[0.2, 1], [1, 0], [1, 0.5], [-1, 0]]  # order: 1 (not judged), 2, 0, 3
+    row = evaluation.retrieve(store, ["clip_text"], metrics="ap ap@2", resamples=100).rows[0]
+    assert row["ap"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)
+    assert row["ap_at_2"] == pytest.approx(1 / 2 / 3)
+
+
+def test_very_large_and_small_vectors_are_searched() -> None:
+    store = random_store(9, products=30)
+    plain = evaluation.retrieve(store, ["clip_text"], resamples=100)
+    store.text_features *= np.float32(1e25)
+    store.query_features *= np.float32(1e-25)
+    scaled = evaluation.retrieve(store, ["clip_text"], resamples=100)
+    np.testing.assert_array_equal(plain.rankings["clip_text"].product, scaled.rankings["clip_text"].product)
+
+
 def test_dropped_products_are_not_retrieved() -> None:
     store = random_store(5, queries=10, products=60, without_image=tuple(range(0, 60, 2)))
     result = evaluation.retrieve(store, ["clip_text"], missing="drop", top=100, resamples=100)
@@ -120,7 +163,9 @@ def test_dropped_products_are_not_retrieved() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ["rrf"]}, "cannot search all products"),
+        ({"methods": ["random_draw"]}, "cannot search all products"),
+        ({"methods": ["clip_txt"]}, r"Did you mean clip_text\?"),
+        ({"slices": ["lenght"]}, r"unknown slice.*Did you mean length\?"),
         ({"methods": ["random"]}, "cannot search all products"),
         ({"methods": ["cross-encoder"]}, "cannot search all products"),
         ({"methods": ["fusion:2"]}, "bad fusion weight"),

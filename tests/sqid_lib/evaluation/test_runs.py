@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,91 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from evaluation_fixtures import MemoryStore, memory_store, random_store, trec_values
+from evaluation_fixtures import MemoryStore, memory_store, random_store
 
 from sqid_lib import evaluation, schemas
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError, SqidError
-
-METRICS = "ndcg ndcg@3 ndcg@10 p@1 p@5 mrr recall@2 recall@10"
-MEASURES = ["nDCG", "nDCG@3", "nDCG@10", "P(rel=100)@1", "P(rel=100)@5", "RR(rel=100)", "R(rel=100)@2", "R(rel=100)@10"]
-
-
-@pytest.mark.parametrize("locales", [("us",), ("es", "us")])
-def test_every_metric_equals_trec_eval_on_the_exported_files(tmp_path: Path, locales: tuple[str, ...]) -> None:
-    store = random_store(1, queries=25, without_image=tuple(range(0, 40, 2)), locales=locales, shuffle=True)
-    result = evaluation.compare(
-        store, ["clip_text", "clip_image", "fusion", "rrf", "random_draw"], metrics=METRICS, resamples=100
-    )
-    result.export(tmp_path)
-    for method, ours in result.per_query.items():
-        outside = trec_values(tmp_path / "qrels.trec", tmp_path / f"{method}.run", MEASURES)
-        assert sorted(outside) == sorted(result.query_ids)
-        for query_id, values in zip(result.query_ids, ours, strict=True):
-            np.testing.assert_allclose(values, outside[query_id], rtol=0, atol=1e-6)
-
-
-def test_retrieval_equals_trec_eval_on_the_exported_files(tmp_path: Path) -> None:
-    store = random_store(2, queries=25, products=300, without_image=tuple(range(0, 300, 7)))
-    result = evaluation.retrieve(store, metrics=METRICS, top=40, resamples=100)
-    result.export(tmp_path)
-    for method, ours in result.per_query.items():
-        outside = trec_values(tmp_path / "qrels.trec", tmp_path / f"{method}.run", MEASURES)
-        for query_id, values in zip(result.query_ids, ours, strict=True):
-            np.testing.assert_allclose(values, outside[query_id], rtol=0, atol=1e-6)
-
-
-def test_an_exported_run_comes_back_as_the_same_ranking(tmp_path: Path) -> None:
-    store = random_store(3, queries=20, locales=("es", "us"))
-    result = evaluation.compare(store, ["clip_text", "fusion:0.3"], resamples=100)
-    result.export(tmp_path)
-    files = [f"run:{tmp_path / name}.run" for name in ("clip_text", "fusion_0.3")]
-    back = evaluation.compare(store, files, resamples=100)
-    for method, file in zip(result.per_query, files, strict=True):
-        np.testing.assert_array_equal(result.per_query[method], back.per_query[file])
-
-
-def test_shared_ids_are_written_with_their_locale(tmp_path: Path) -> None:
-    store = memory_store([[(0, "E"), (1, "S"), (2, "C")]], 3, locales=("es", "us"))  # P000 twice, P001 once
-    evaluation.compare(store, ["clip_text"], resamples=100).export(tmp_path)
-    lines = (tmp_path / "qrels.trec").read_text().splitlines()
-    assert lines == ["10 0 es:P000 100", "10 0 us:P000 10", "10 0 P001 1"]
-
-
-def test_run_lines_and_qrels_are_those_of_trec(tmp_path: Path) -> None:
-    store = memory_store([[(0, "E"), (1, "I")]], 2)
-    result = evaluation.compare(store, ["clip_text"], scores={"my method": [0.1, 0.9]}, resamples=100)
-    result.export(tmp_path)
-    assert (tmp_path / "my_method.run").read_text() == "10 Q0 P001 1 2 my_method\n10 Q0 P000 2 1 my_method\n"
-    assert (tmp_path / "qrels.trec").read_text() == "10 0 P000 100\n10 0 P001 0\n"
-
-
-def test_two_methods_never_share_a_run_file(tmp_path: Path) -> None:
-    store = memory_store([[(0, "E"), (1, "I")]], 2)
-    result = evaluation.compare(store, scores={"a b": [0, 1], "a/b": [0, 1]}, resamples=100)
-    with pytest.raises(EvaluationError, match="have the same run file"):
-        result.export(tmp_path)
-
-
-def test_beir_folder(tmp_path: Path) -> None:
-    store = random_store(4, queries=9)
-    title = store.products.schema.get_field_index("product_title")
-    store.products = store.products.set_column(title, "product_title", [[None, "téa\n2"] + ["x"] * 38])
-    result = evaluation.compare(store, ["clip_text"], resamples=100)
-    result.export(tmp_path)
-    corpus = [json.loads(line) for line in (tmp_path / "beir" / "corpus.jsonl").read_text().splitlines()]
-    assert [doc["_id"] for doc in corpus] == store.products["product_id"].to_pylist()
-    assert [doc["text"] for doc in corpus[:3]] == ["", "téa\n2", "x"]
-    queries = [json.loads(line) for line in (tmp_path / "beir" / "queries.jsonl").read_text().splitlines()]
-    assert {int(q["_id"]) for q in queries} == set(result.query_ids.tolist())
-    header, *rows = (tmp_path / "beir" / "qrels" / "test.tsv").read_text().splitlines()
-    assert header.split("\t") == ["query-id", "corpus-id", "score"]
-    qrels: dict[str, dict[str, int]] = {}
-    for row in rows:
-        query, product, gain = row.split("\t")
-        qrels.setdefault(query, {})[product] = int(gain)
-    assert sum(map(len, qrels.values())) == store.judgments.num_rows
-    assert {gain for gains in qrels.values() for gain in gains.values()} <= {100, 10, 1, 0}
-
 
 # -- run files of users ---------------------------------------------------------------------------------------------
 
@@ -133,6 +52,80 @@ def test_a_run_can_be_fused(tmp_path: Path) -> None:
     assert next(iter(fused.rankings.values())).product.tolist() == [2, 1, 0]
 
 
+LINES = "10 Q0 P000 1 0.5 x\n10 Q0 P001 2 0.75 x\n20 Q0 P001 1 -3 x\n"
+TABS = LINES.replace(" ", "\t")
+HEADER = "query_id Q0 product_id rank score tag\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINES.encode(),
+        TABS.encode(),
+        TABS.replace("\tx\n", "\tmy own run\r\n").encode(),
+        b"\xef\xbb\xbf" + LINES.encode(),
+        LINES.encode("utf-16"),
+        (HEADER + LINES).encode(),
+        b"\xef\xbb\xbf\n" + (HEADER + LINES).replace(" ", "\t").encode(),
+        LINES.replace("Q0 ", "").encode(),
+        TABS.replace("Q0\t", "").replace("x\n", "my run\n").encode(),
+        ("qid docno rank score run\n" + LINES.replace("Q0 ", "")).encode(),
+        LINES.replace(" x\n", "\n").encode(),
+        gzip.compress(LINES.encode()),
+        gzip.compress(b"\xef\xbb\xbf" + (HEADER + TABS).encode()),
+    ],
+)
+def test_run_files_as_people_write_them(tmp_path: Path, content: bytes) -> None:
+    store = memory_store([[(0, "E"), (1, "S")], [(0, "E"), (1, "S")]], 2)
+    run = run_of(tmp_path, content)
+    found = evaluation.compare(store, [run], resamples=100)
+    assert found.rankings[run].query.tolist() == [0, 0, 1]
+    assert found.rankings[run].product.tolist() == [1, 0, 1]
+    assert found.rankings[run].score.tolist() == [0.75, 0.5, -3]
+    assert evaluation.retrieve(store, [run], resamples=100).rankings[run].score.tolist() == [0.75, 0.5, -3]
+
+
+def test_ids_with_spaces_are_read_between_tabs_and_as_in_urls(tmp_path: Path) -> None:
+    store = memory_store([[(0, "E"), (1, "S"), (2, "C")]], 3)
+    store.products = store.products.set_column(0, "product_id", [["A B", "100%", "C"]])
+    tabs = run_of(tmp_path, "10\tQ0\tC\t1\t3\tx\n10\tA B\t2\t2\tx\n10\t100%\t3\t1\tx\n")
+    assert evaluation.compare(store, [tabs], resamples=100).rankings[tabs].product.tolist() == [2, 0, 1]
+    encoded = run_of(tmp_path, "10 Q0 C 1 3 x\n10 Q0 A%20B 2 2 x\n10 Q0 us:100% 3 1 x\n")
+    assert evaluation.compare(store, [encoded], resamples=100).rankings[encoded].product.tolist() == [2, 0, 1]
+
+
+def test_pairs_that_are_not_judged_are_left_out_as_by_trec_eval_j(tmp_path: Path) -> None:
+    store = memory_store([[(0, "E"), (1, "S")], [(2, "E")]], 4)
+    run = run_of(tmp_path, "10 Q0 P002 1 4 x\n10 Q0 P001 2 3 x\n10 Q0 P003 3 2 x\n10 Q0 P000 4 1 x\n20 Q0 P000 1 1 x\n")
+    result = evaluation.compare(store, [run], metrics="mrr p@1", resamples=100)
+    assert result.rankings[run].product.tolist() == [1, 0]
+    assert result.per_query[run][:, 1].tolist() == [1 / 2, 0]  # P000 is second among the judged
+    assert f"{run}: 3 of 5 pairs are not judged and left out, as by trec_eval -J" in result.notes
+    retrieved = evaluation.retrieve(store, [run], metrics="mrr p@1", resamples=100)
+    assert retrieved.per_query[run][:, 1].tolist() == [1 / 4, 0]  # there they have a rank and gain 0
+    assert not [note for note in retrieved.notes if "judged and left out" in note]
+
+
+def test_unknown_queries_and_products_are_counted(tmp_path: Path) -> None:
+    store = memory_store([[(0, "E"), (1, "S")]], 2)
+    run = run_of(tmp_path, "10 Q0 P001 1 2 x\n77 Q0 P000 1 1 x\n10 Q0 ZZZ 1 1 x\n10 Q0 P000 2 1 x\n")
+    for judge in (evaluation.compare, evaluation.retrieve):
+        result = judge(store, [run], resamples=100)
+        assert result.rankings[run].product.tolist() == [1, 0]
+        path = run.removeprefix("run:")
+        note = f"{run}: 2 of 4 lines name a query or product that the dataset lacks; first {path}:2: query '77'"
+        assert note in result.notes
+
+
+def test_damaged_gzip_files_give_one_line(tmp_path: Path) -> None:
+    store = memory_store([[(0, "E"), (1, "S")]], 2)
+    whole = gzip.compress("".join(f"10 Q0 P{n} 1 1 x\n" for n in range(999)).encode())
+    for content in (whole[:-20], whole[:40] + bytes(40) + whole[80:], b"\x1f\x8b"):
+        with pytest.raises(EvaluationError, match=r"user.run, after line \d+: the gzip file is damaged") as failure:
+            evaluation.compare(store, [run_of(tmp_path, content)])
+        assert "\n" not in str(failure.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -147,11 +140,16 @@ def test_a_run_can_be_fused(tmp_path: Path) -> None:
         ("10 Q0 P002 1 1 x\n", r"not judged.*1 pairs, first query_id 10, product_id P002.*--retrieve"),
         (b"10 Q0 P000 1 1 x\n\xff\xfe\n", r"user.run, after line \d: not text in UTF-8"),
         (b"\x00" * 50, r"user.run:1: not a line of a run"),
+        ("10 Q0 P000 one high x\n", r"user.run:1: scores must be finite.*'high'"),  # no header: 10 is a query
+        (HEADER * 2, r"user.run:2: scores must be finite.*'score'"),
+        (HEADER, r"no lines"),
+        ("11 Q0 P000 1 1 x\n10 Q0 P999 1 1 x\n", r"user.run:1: unknown query.*'11'. No line of the file has"),
+        (b"\xff\xfe1\x00\x00\xd8\n\x00", r"user.run, after line 0: not text in UTF-8"),
     ],
 )
 def test_bad_runs_name_the_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     store = memory_store([[(0, "E"), (1, "S")]], 3)
-    with pytest.raises(EvaluationError, match=message) as failure:
+    with pytest.raises((EvaluationError, EmptyFileError), match=message) as failure:
         evaluation.compare(store, [run_of(tmp_path, text)])
     assert "\n" not in str(failure.value)
 
@@ -219,6 +217,84 @@ def test_a_column_is_named_where_there_are_several(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image, other)
 
 
+def test_a_file_whose_name_holds_a_number_sign(tmp_path: Path) -> None:
+    store = random_store(6)
+    ids = store.products["product_id"].to_pylist()
+    method = write_features(tmp_path / "a#1" / "f#vector.parquet", ids, list(store.text_features))
+    text, whole, column = evaluation.compare(store, ["clip_text", method, f"{method}#vector"]).scores.values()
+    np.testing.assert_array_equal(text, whole)
+    np.testing.assert_array_equal(text, column)
+    other = write_features(tmp_path / "f", ids, list(store.image_features))
+    image, whole, column = evaluation.compare(store, ["clip_image", other, f"{other}#vector"]).scores.values()
+    np.testing.assert_array_equal(image, whole)
+    np.testing.assert_array_equal(image, column)
+    (tmp_path / "f#vector").write_bytes((tmp_path / "a#1" / "f#vector.parquet").read_bytes())
+    (same,) = evaluation.compare(store, [f"{other}#vector"]).scores.values()  # a file of the whole name comes first
+    np.testing.assert_array_equal(text, same)
+    with pytest.raises(MissingFileError, match=r"nope#x: no such features file"):
+        evaluation.compare(store, [f"features:{tmp_path}/nope#x#column"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ids"),
+    [
+        (pa.list_(pa.int8()), pa.array(["P000", "P001", "X"])),
+        (pa.large_list(pa.float64()), pa.array(["P000", "P001", "X"]).dictionary_encode()),
+        (pa.list_(pa.float16(), 6), pa.array([b"P000", b"P001", b"X"])),
+    ],
+)
+def test_types_of_vectors_and_ids(tmp_path: Path, dtype: pa.DataType, ids: pa.Array) -> None:
+    store = memory_store([[(0, "E"), (1, "S")]], 3)
+    vectors = np.arange(18).reshape(3, 6) - 8
+    rows = pa.array(list(vectors.astype(np.float16 if pa.types.is_fixed_size_list(dtype) else np.int8)), dtype)
+    pq.write_table(pa.table({"product_id": ids, "vector": rows}), tmp_path / "f.parquet")
+    (scores,) = evaluation.compare(store, [f"features:{tmp_path}/f.parquet"], resamples=100).scores.values()
+    query = store.query_features[0].astype(float)
+    expected = [v @ query / np.linalg.norm(v) / np.linalg.norm(query) for v in vectors[:2].astype(float)]
+    np.testing.assert_allclose(scores, expected)
+
+
+def test_numbers_as_ids(tmp_path: Path) -> None:
+    store = memory_store([[(0, "E"), (1, "S")], [(1, "E")]], 2)
+    store.products = store.products.set_column(0, "product_id", [["123", "124"]])
+    write_features(tmp_path / schemas.PRODUCT_FEATURES, [123, 124], [[1, 0], [0, 1]])
+    write_features(tmp_path / schemas.QUERY_FEATURES, [20.0, 10.0], [[1, 0], [0.6, 0.8]], key="query_id")
+    (scores,) = evaluation.compare(store, [f"features:{tmp_path}"], resamples=100).scores.values()
+    np.testing.assert_allclose(scores, [0.6, 0.8, 0], rtol=1e-6)
+
+
+def _first_shorter(store: MemoryStore, path: Path) -> str:
+    return write_features(path, ["P001", "P000"], [[1] * 5, [1] * 6])
+
+
+def _empty(store: MemoryStore, path: Path) -> str:
+    return write_features(path, pa.array([], pa.string()), [])
+
+
+def _no_bytes(store: MemoryStore, path: Path) -> str:
+    path.write_bytes(b"")
+    return f"features:{path}"
+
+
+def _one_nan(store: MemoryStore, path: Path) -> str:
+    return write_features(path, ["P001", "P000"], [[1] * 6, [1] * 5 + [np.nan]])
+
+
+def _texts(store: MemoryStore, path: Path) -> str:
+    pq.write_table(pa.table({"product_id": ["P000"], "vector": [["1"] * 6]}), path)
+    return f"features:{path}"
+
+
+def _bad_ids(store: MemoryStore, path: Path) -> str:
+    return write_features(path, [{"a": 1}], [[1] * 6])
+
+
+def _bad_query_id(store: MemoryStore, path: Path) -> str:
+    write_features(path / schemas.PRODUCT_FEATURES, ["P000"], [[1, 0]])
+    write_features(path / schemas.QUERY_FEATURES, ["\N{SUPERSCRIPT TWO}", "20"], [[1, 1]] * 2, key="query_id")
+    return f"features:{path}"
+
+
 def _wrong_width(store: MemoryStore, path: Path) -> str:
     return write_features(path, ["P000"], [[1, 2, 3]])
 
@@ -272,6 +348,13 @@ def _missing_query(store: MemoryStore, path: Path) -> str:
     [
         (_wrong_width, "f.parquet: vector: the vectors have another width.*expected 6, got 3"),
         (_ragged, "vectors differ in width"),
+        (_first_shorter, r"vectors differ in width; expected 6, got"),
+        (_empty, "f.parquet: vector: no row has a vector"),
+        (_no_bytes, "f.parquet: the file is empty"),
+        (_one_nan, r"vector: .*(not finite; got row 1|NaN beside numbers)"),
+        (_texts, r"cannot choose the column of vectors; expected one column of lists of numbers, got \[\]"),
+        (_bad_ids, "the ids cannot be read as text"),
+        (_bad_query_id, "a query has no vector; expected query_id 10"),
         (_not_finite, "not finite"),
         (_twice, "product_id occurs twice"),
         (_no_product, "no product_id of the dataset"),
