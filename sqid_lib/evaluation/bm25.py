@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from sqid_lib.errors import missing_extra
 from sqid_lib.evaluation.arrays import Floats
-from sqid_lib.evaluation.judged import Store
 from sqid_lib.evaluation.scorer import Scorer
 from sqid_lib.evaluation.search import Scan
 
@@ -53,7 +52,7 @@ def words(text: str) -> Iterator[str]:
 
 def judged(scorer: Scorer, _argument: str) -> Floats:
     """Score of every judged pair, float64 [J]; 0 where the title has no word of the query, and for no title."""
-    index, lists = _Index(scorer.store), scorer.lists
+    index, lists = _Index(scorer), scorer.lists
     scores = np.empty(len(lists.row))
     bounds = zip(lists.query_index.tolist(), lists.starts.tolist(), lists.lengths.tolist(), strict=True)
     for row, start, length in tqdm(bounds, desc="BM25", total=len(lists.starts), unit="query", disable=None):
@@ -64,7 +63,7 @@ def judged(scorer: Scorer, _argument: str) -> Floats:
 
 def searches(scorer: Scorer, _argument: str) -> Scan:
     """All products whose title has a word of the query; the others are not retrieved."""
-    index = _Index(scorer.store)
+    index = _Index(scorer)
 
     def found(row: int) -> Floats:
         scores = index.scores(row)
@@ -76,11 +75,12 @@ def searches(scorer: Scorer, _argument: str) -> Scan:
 class _Index:
     """The titles of all products of a store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         try:
             import bm25s
         except ImportError:
             raise missing_extra("bm25s", "eval", "to rank with bm25") from None
+        store = scorer.store
         self._queries: list[str | None] = store.queries["query"].to_pylist()
         self._vocabulary: dict[str, int] = {}
         titles: list[str | None] = store.products["product_title"].to_pylist()
@@ -93,6 +93,8 @@ class _Index:
         self._bm25 = bm25s.BM25(k1=K1, b=B, method="lucene", dtype="float64")
         if self._vocabulary:
             self._bm25.index((numbered, self._vocabulary), create_empty_token=False, show_progress=sys.stderr.isatty())
+        else:
+            scorer.notes.append("bm25: no product has a title with a word, all of them score 0")
 
     def scores(self, row: int) -> Floats:
         """Scores of all products for a query, float64 [P]."""

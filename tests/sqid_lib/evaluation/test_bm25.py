@@ -113,7 +113,9 @@ def test_missing_and_empty_texts_score_0() -> None:
     assert scores.tolist() == [0, 0, pytest.approx(scores[2]), 0, 0, 0]
     assert scores[2] > 0
     nothing = with_texts(store, [None, "", "--"], ["red", None, "", "shoe"])
-    assert set(evaluation.compare(nothing, ["bm25"], resamples=100).scores["bm25"]) == {0}
+    result = evaluation.compare(nothing, ["bm25"], resamples=100)
+    assert set(result.scores["bm25"]) == {0}
+    assert "bm25: no product has a title with a word, all of them score 0" in result.notes
     assert len(evaluation.retrieve(nothing, ["bm25"], resamples=100).rankings["bm25"].product) == 0
 
 

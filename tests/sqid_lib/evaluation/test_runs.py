@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from evaluation_fixtures import MemoryStore, memory_store, random_store
+from evaluation_fixtures import MemoryStore, memory_store, random_store, trec_values
 
 from sqid_lib import evaluation, schemas
 from sqid_lib.errors import EmptyFileError, EvaluationError, MissingFileError, SqidError
@@ -101,6 +101,11 @@ def test_pairs_that_are_not_judged_are_left_out_as_by_trec_eval_j(tmp_path: Path
     assert result.rankings[run].product.tolist() == [1, 0]
     assert result.per_query[run][:, 1].tolist() == [1 / 2, 0]  # P000 is second among the judged
     assert f"{run}: 3 of 5 pairs are not judged and left out, as by trec_eval -J" in result.notes
+    result.export(tmp_path / "runs")
+    measures = ["RR(rel=100,judged_only=True)", "nDCG(judged_only=True)"]
+    theirs = trec_values(tmp_path / "runs" / "qrels.trec", tmp_path / "user.run", measures)
+    for query, values in zip((10, 20), result.per_query[run][:, [1, 0]].tolist(), strict=True):
+        assert theirs[query] == pytest.approx(values, abs=1e-12)
     retrieved = evaluation.retrieve(store, [run], metrics="mrr p@1", resamples=100)
     assert retrieved.per_query[run][:, 1].tolist() == [1 / 4, 0]  # there they have a rank and gain 0
     assert not [note for note in retrieved.notes if "judged and left out" in note]
