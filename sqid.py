@@ -1,8 +1,8 @@
 """Loader and loading script of SQID, the Shopping Queries Image Dataset: ESCI joined with image URLs and embeddings.
 
 `sqid.load("product_features", split="test")` gives the joined rows of the published files, or of your own; in datasets
-3.x this same file is a loading script: `load_dataset("sqid.py", "urls", trust_remote_code=True)`. Its types, for editors
-and type checkers, are in sqid-stubs.
+3.x this same file is a loading script: `load_dataset("sqid.py", "urls", trust_remote_code=True)`. Its types, for
+editors and type checkers, are in sqid-stubs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
     """What to load.
 
     Attributes:
-        esci: folder, https:// or hf:// URL of the three official ESCI files; default: the official repository.
+        esci: directory, https:// or hf:// URL of the three official ESCI files; default: the official repository.
         artifacts: the same for the SQID files or a release; default: the published Hub dataset.
         esci_version: "small" or "large"; `version="large"` means the same.
         esci_split: ESCI split, or a list of them; each becomes a split of the dataset.
@@ -73,7 +73,7 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
     artifacts_locale: str = schemas.CLASSIC_LOCALE
 
     def create_config_id(self, config_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> str:
-        """As in datasets, but options appear only as a hash: the id names a folder, and a URL may hold a password."""
+        """As in datasets, but options appear only as a hash: the id names a file, and a URL may hold a password."""
         hidden = {name: [value] for name, value in config_kwargs.items()}  # datasets writes short options as they are
         return str(super().create_config_id(hidden, *args, **kwargs))
 
@@ -263,13 +263,13 @@ def load(
         config: urls, product_features, query_features, supp or judgments.
         split: "test", "train", "train+test", "test[:10%]"; None for a dict of the splits, by default of "test" alone.
             supp has the one split "train".
-        esci: folder, https:// URL, ORG/NAME or hf://datasets/ORG/NAME[@REVISION] of the official ESCI files.
+        esci: directory, https:// URL, ORG/NAME or hf://datasets/ORG/NAME[@REVISION] of the official ESCI files.
         artifacts: the same for the four SQID files or a release. Products and queries that they lack come back as
             missing: image_status "missing", has_image false, zero vectors.
         version: "small" or "large".
         locale: "us", "es", "jp" or a list of them.
         streaming: rows are made while they are read, and nothing is prepared on disk.
-        cache_dir: folder of prepared rows and downloads; default: that of datasets.
+        cache_dir: directory of prepared rows and downloads; default: that of datasets.
         num_proc: number of processes that prepare the rows.
         download_mode: as in `datasets.load_dataset`.
         options: further fields of `SqidConfig`.

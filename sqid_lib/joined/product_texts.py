@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from sqid_lib import schemas
 from sqid_lib.errors import EmptyFileError, IntegrityError
 from sqid_lib.files import File
+from sqid_lib.tables.columns import filterable
 from sqid_lib.tables.keys import duplicates, trimmed
 from sqid_lib.tables.reader import conform, open_parquet, reporting
 
@@ -131,7 +132,7 @@ def _gather_texts(file: File, positions: np.ndarray, start: int, stop: int, sche
                 mask = chosen[row : row + batch.num_rows]
                 row += batch.num_rows
                 if mask.any():
-                    table = pa.Table.from_batches([batch.filter(pa.array(mask))])
+                    table = filterable(batch).filter(pa.array(mask))
                     kept.extend(conform(table, field, file.url).column(0).chunks)
                 if row >= stop:  # no chosen row follows: the rest may be of other locales
                     break

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from sqid_lib import schemas
 from sqid_lib.errors import EmptyFileError, LabelError, SchemaError, UsageError
 from sqid_lib.files import File
+from sqid_lib.tables.columns import filterable
 from sqid_lib.tables.keys import check_unique, trimmed
 from sqid_lib.tables.reader import conform, open_parquet, read_table, reporting
 
@@ -93,7 +94,7 @@ def read_examples(file: File, selection: Selection, columns: Sequence[str]) -> p
         if not parquet.metadata.num_rows:
             raise EmptyFileError("the examples file has no rows", where=where, fix="Fetch it again.")
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=wanted.names):
-            table = _coded(pa.Table.from_batches([batch]), where)
+            table = _coded(filterable(batch), where)
             _check_labels(table, selection.gains, where)
             found.update(str(locale) for locale in pc.unique(table.column("product_locale")).to_pylist())
             _check_no_nulls(table, [flag, "product_locale", "split"], where)

@@ -88,7 +88,7 @@ def listing(address: Address) -> dict[str, File]:
     """All files below an address by their name relative to it; over http, those that the manifest of a release lists.
 
     Raises:
-        MissingFileError: no such folder, dataset or revision, or over http no manifest.
+        MissingFileError: no such directory, dataset or revision, or over http no manifest.
         DownloadError: the server or the Hub cannot be reached.
     """
     if address.kind == HUB:
@@ -103,7 +103,7 @@ def listing(address: Address) -> dict[str, File]:
 
 def _find(address: Address, patterns: Sequence[str], cache_dir: str | os.PathLike[str] | None) -> tuple[File, ...]:
     if address.kind == LOCAL:
-        local.check_folder(Path(address.path))
+        local.check_directory(Path(address.path))
         return local.find(Path(address.path), patterns)
     memory = _Memory(address, patterns, cache_dir)
     if offline():
@@ -127,7 +127,7 @@ def _find_over_http(base: str, patterns: Sequence[str]) -> dict[str, File]:
     for pattern in patterns[:_OVER_HTTP]:
         if "*" not in pattern:
             candidates = [pattern]
-        else:  # http cannot list a folder: the manifest of a release does
+        else:  # http cannot list a directory: the manifest of a release does
             names = http.listing(base) if names is None else names
             candidates = sorted(fnmatch.filter(names, pattern))
         found = {name: file for name in candidates if (file := http.look(url_of(base, name)))}

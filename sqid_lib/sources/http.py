@@ -109,7 +109,7 @@ def download(file: File, target: Path) -> None:
 
     Raises:
         DownloadError, MissingFileError: the server refuses or cannot be reached.
-        DiskError: the disk is full, or the folder cannot be written.
+        DiskError: the disk is full, or the directory cannot be written.
     """
     part = target.with_name(target.name + ".part")
     try:
@@ -219,9 +219,9 @@ class _Ranges(io.RawIOBase):
 
 
 def below(base: str, name: str) -> str:
-    """URL of a file below the URL of a folder, which may have a query, such as a signature."""
-    folder, mark, query = base.partition("?")
-    return f"{folder}/{name}{mark}{query}"
+    """URL of a file below the URL of a directory, which may have a query, such as a signature."""
+    directory, mark, query = base.partition("?")
+    return f"{directory}/{name}{mark}{query}"
 
 
 def listing(base: str) -> dict[str, File]:

@@ -28,14 +28,14 @@ def listing(address: Address) -> dict[str, File]:
 
 
 def _reaching(call: Callable[[], T], address: Address) -> T:
-    """`downloading`; the error for ORG/NAME also says that there is no folder of that name."""
+    """`downloading`; the error for ORG/NAME also says that there is no directory of that name."""
     try:
         return downloading(call, str(address))
     except SourceError as error:
         if address.short and isinstance(error, MissingFileError):
-            error.what = f"no such folder ({address.repo}), and no such dataset or revision on the Hub"
+            error.what = f"no such directory ({address.repo}), and no such dataset or revision on the Hub"
         elif address.short:
-            error.fix = f"There is no folder {address.repo}, so the Hub was asked. {error.fix or ''}"
+            error.fix = f"There is no directory {address.repo}, so the Hub was asked. {error.fix or ''}"
         raise
 
 
@@ -90,7 +90,7 @@ def download(file: File, cache_dir: Path | None = None, *, force: bool = False, 
 
 
 def snapshot(address: Address, patterns: list[str], cache_dir: Path | None) -> Path:
-    """Local folder with the files below an address whose names match, all at one commit.
+    """Local directory with the files below an address whose names match, all at one commit.
 
     A commit that is in the cache is used without asking the Hub.
 

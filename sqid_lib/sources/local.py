@@ -1,4 +1,4 @@
-"""Files of local folders."""
+"""Files of local directories."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sqid_lib.errors import MissingFileError
 from sqid_lib.files import File
 
 
-def find(folder: Path, patterns: Sequence[str]) -> tuple[File, ...]:
+def find(directory: Path, patterns: Sequence[str]) -> tuple[File, ...]:
     """The files that match the first pattern that any file matches, sorted by name; none if no pattern has any.
 
     Hidden files, such as the `._name` that macOS leaves beside a file, are left out.
     """
     for pattern in patterns:
-        paths = sorted(p for p in folder.glob(pattern) if not p.name.startswith(".") and p.is_file())
+        paths = sorted(p for p in directory.glob(pattern) if not p.name.startswith(".") and p.is_file())
         if paths:
             return tuple(File(str(path.resolve()), version(path)) for path in paths)
     return ()
@@ -27,24 +27,24 @@ def version(path: Path) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
 
 
-def listing(folder: Path) -> dict[str, File]:
-    """Every file below a folder by its relative name, without hidden ones.
+def listing(directory: Path) -> dict[str, File]:
+    """Every file below a directory by its relative name, without hidden ones.
 
     Raises:
-        MissingFileError: no such folder.
+        MissingFileError: no such directory.
     """
-    check_folder(folder)
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    check_directory(directory)
+    names = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
-    return {name: File(str(folder / name), version(folder / name)) for name in shown}
+    return {name: File(str(directory / name), version(directory / name)) for name in shown}
 
 
-def check_folder(folder: Path) -> None:
-    """Raise MissingFileError unless there is such a folder."""
-    if not folder.is_dir():
+def check_directory(directory: Path) -> None:
+    """Raise MissingFileError unless there is such a directory."""
+    if not directory.is_dir():
         raise MissingFileError(
-            "this is a file, not a folder" if folder.exists() else "no such folder",
-            where=folder,
-            expected="a folder, or a dataset on the Hub (hf://datasets/ORG/NAME)",
+            "this is a file, not a directory" if directory.exists() else "no such directory",
+            where=directory,
+            expected="a directory or a dataset on the Hub (ORG/NAME)",
             fix="Check the path.",
         )

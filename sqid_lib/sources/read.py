@@ -100,15 +100,15 @@ def open_ranges(url: str, *, cache: bool = True) -> Any:
 
 
 def snapshot(address: Address, patterns: list[str], cache_dir: Path | None = None) -> Path:
-    """A local folder with the files below an address whose names match `patterns`, all at one version.
+    """A local directory with the files below an address whose names match `patterns`, all at one version.
 
     Raises:
-        MissingFileError: there is no such folder, dataset or revision.
+        MissingFileError: there is no such directory, dataset or revision.
         DownloadError: the server or the Hub cannot be reached.
         DiskError: the cache is full or cannot be written.
     """
     if address.kind == LOCAL:
-        local.check_folder(Path(address.path))
+        local.check_directory(Path(address.path))
         return Path(address.path)
     if address.kind != HTTP:
         return hub.snapshot(address, patterns, cache_dir)
@@ -145,5 +145,5 @@ def datasets_cache(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def sources_cache(cache_dir: str | os.PathLike[str] | None) -> Path:
-    """Folder of small notes about remote files: which there are, and which downloads were checked."""
+    """Directory of small notes about remote files: which there are, and which downloads were checked."""
     return datasets_cache(cache_dir) / "sqid-sources"

@@ -14,7 +14,7 @@ T = TypeVar("T")
 WAITS_S = (0.5, 1.0, 2.0)  # between attempts
 GO_ONLINE = "Unset HF_HUB_OFFLINE / HF_DATASETS_OFFLINE and load it once."
 MOVE_CACHE = (
-    "Free some space or name another folder: cache_dir=…, or set HF_HOME "
+    "Free some space or name another directory: cache_dir=…, or set HF_HOME "
     "(HF_DATASETS_CACHE for prepared rows, HF_HUB_CACHE for files of the Hub)."
 )
 _NOT_IN_CACHE = ("LocalEntryNotFoundError", "IncompleteSnapshotError", "RevisionResolutionError")  # huggingface_hub's
@@ -108,11 +108,11 @@ def explain(error: Exception, where: str) -> Failure:
     return Failure(DownloadError(f"cannot be reached ({reason})", where=where, fix=fix), not final, wait)
 
 
-def disk_error(error: BaseException, folder: str = "the cache") -> DiskError | None:
+def disk_error(error: BaseException, directory: str = "the cache") -> DiskError | None:
     """The error for a cache that is full or cannot be written; None if `error` is about something else.
 
     Args:
-        folder: the cache, in the message where the exception names no file.
+        directory: the cache, in the message where the exception names no file.
     """
     if not isinstance(error, OSError):
         return None
@@ -120,7 +120,7 @@ def disk_error(error: BaseException, folder: str = "the cache") -> DiskError | N
     if not full and not (error.errno in _REFUSED and error.filename):  # without a file name it is of the network
         return None
     what = "no space in the cache" if full else f"the cache cannot be written: {error.strerror}"
-    return DiskError(what, where=error.filename or folder, fix=MOVE_CACHE)
+    return DiskError(what, where=error.filename or directory, fix=MOVE_CACHE)
 
 
 def _public(error: Exception) -> Exception:

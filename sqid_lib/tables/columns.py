@@ -93,6 +93,17 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def filterable(batch: pa.RecordBatch) -> pa.Table:
+    """The same rows as a table that can be filtered, which Arrow cannot do with views."""
+    columns = [
+        column.cast(pa.string())
+        if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type)
+        else column
+        for column in batch.columns
+    ]
+    return pa.table(columns, names=batch.schema.names)
+
+
 def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_integer(dtype):
         if any(is_type(column.type) for is_type in _TEXT):

@@ -53,7 +53,7 @@ def open_file(file: Source) -> Any:
         if path.startswith(("http://", "https://", "hf://")):
             return pa.PythonFile(open_ranges(path), mode="r")
         if os.path.isdir(path):  # noqa: PTH112 - a str
-            raise SourceError("this is a folder, not a file", where=file)
+            raise SourceError("this is a directory, not a file", where=file)
         return pa.OSFile(path, "rb")
     except SourceError:
         raise

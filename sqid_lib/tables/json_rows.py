@@ -84,7 +84,7 @@ def _lines(text: str, where: str) -> list[Any]:
                     expected="an array of objects, or one object on each line",
                     fix="Correct that line, or write the file again.",
                 ) from error
-    if len(rows) == 1 and isinstance(rows[0], dict) and any(isinstance(v, dict | list) for v in rows[0].values()):
+    if len(rows) == 1 and isinstance(rows[0], dict) and all(isinstance(v, dict | list) for v in rows[0].values()):
         raise CorruptFileError(
             "an object of columns",
             where=where,

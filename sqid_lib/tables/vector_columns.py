@@ -1,6 +1,6 @@
 """Vectors in parquet files, read row group by row group.
 
-A vector is missing where its list is null or empty, or where all its numbers are NaN, as pandas writes it.
+A vector is missing where its list is null or empty, or holds nothing but NaN or null, as pandas writes it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read_vectors(
 
     Raises:
         SchemaError: no such column, it holds no lists, or a list is not `width` numbers long.
-        ContractError: a list holds a null, infinity, or both NaN and numbers.
+        ContractError: a list holds infinity, or NaN or null beside numbers.
     """
     if column not in table.column_names:
         raise SchemaError("a column is missing", where=where, expected=column, got=table.column_names)
@@ -91,25 +91,22 @@ def read_vectors(
         raise SchemaError(
             "not a column of lists", where=f"{where}: {column}", expected="lists of float", got=lists.type
         )
-    lengths = pc.fill_null(pc.list_value_length(lists), 0)
-    found = pc.unique(lengths).to_pylist()
-    if any(length not in (width, 0) for length in found):
-        rows = dense(lengths)
-        row = int(np.flatnonzero((rows != width) & (rows != 0))[0])
-        raise SchemaError(
-            "vectors differ in width",
-            where=f"{where}: {column}",
-            expected=width,
-            got=f"{rows[row]} in row {first + row}",
-        )
+    lengths = pc.list_value_length(lists)
+    wrong = [length for length in pc.unique(lengths.drop_null()).to_pylist() if length not in (width, 0)]
+    if wrong:
+        rows = np.array([length in wrong for length in lengths.to_pylist()])
+        got = f"{wrong[:3]}, first in row {first + rows.argmax()}"
+        raise SchemaError("vectors differ in width", where=f"{where}: {column}", expected=width, got=got)
     values = lists.flatten().cast(pa.float32())
-    valid = dense(lengths) != 0 if 0 in found else np.ones(len(lists), np.bool_)
-    if values.null_count:
-        row = int(np.flatnonzero(valid)[pc.index(values.is_null(), True).as_py() // width])
-        raise ContractError(f"a vector holds a null, in row {first + row}", where=f"{where}: {column}")
+    valid = dense(lists.is_valid())
+    if len(values) < width * np.count_nonzero(valid):  # there are empty lists
+        valid = np.array([bool(length) for length in lengths.to_pylist()])
+    nan = "is not finite: NaN"
+    if values.null_count:  # pandas writes the NaN of an array as null
+        values, nan = pc.fill_null(values, np.nan), "holds a null"
     flat = dense(values).reshape(-1, width)
     if not np.isfinite(flat).all():
-        flat, valid = _without_nan(flat, valid, f"{where}: {column}", first)
+        flat, valid = _without_nan(flat, valid, nan, f"{where}: {column}", first)
     if valid.all():
         return flat, valid
     vectors = np.zeros((len(valid), width), dtype=np.float32)
@@ -118,19 +115,23 @@ def read_vectors(
 
 
 def _without_nan(
-    flat: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], where: str, first: int
+    flat: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], nan: str, where: str, first: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """The vectors that are not NaN throughout, and `valid` without those; flat[i] is the i-th valid row."""
+    """The vectors that are not NaN throughout, and `valid` without those; flat[i] is the i-th valid row.
+
+    Args:
+        nan: what is wrong with a vector that holds NaN, for the message.
+    """
     missing = np.isnan(flat).all(axis=1)
     wrong = np.flatnonzero(~np.isfinite(flat).all(axis=1) & ~missing)
     rows = np.flatnonzero(valid)
     if len(wrong):
-        kind = "NaN" if np.isnan(flat[wrong[0]]).any() else "infinity"
+        fault = nan if np.isnan(flat[wrong[0]]).any() else "is not finite: infinity"
         raise ContractError(
-            f"{len(wrong)} {'vector holds' if len(wrong) == 1 else 'vectors hold'} {kind} beside numbers",
+            f"a vector {fault} beside numbers",
             where=where,
-            expected="numbers throughout, or NaN throughout for a missing vector",
-            got=f"row {first + rows[wrong[0]]}",
+            expected="numbers throughout, or NaN (or null) throughout for a missing vector",
+            got=f"{len(wrong)} such rows, the first is row {first + rows[wrong[0]]}",
             fix="Compute those vectors again, or leave them out.",
         )
     valid = valid.copy()
