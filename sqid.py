@@ -171,7 +171,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         }
         width = joined.width(next(iter(plans.values())))
         self.info.features = schemas.config_features(config.name, width)
-        shards = list(range(joined.SHARDS))  # a list: what datasets shares out among workers and nodes
+        shards = list(range(joined.SHARDS))  # datasets divides a list among workers and nodes
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards, "plan": plan})
             for split, plan in plans.items()

@@ -25,7 +25,7 @@ from sqid_lib.tables.reader import read_parquet
 
 __all__ = ["MEMORY", "SHARDS", "Plan", "download", "find_files", "fingerprint", "splits", "tables", "width"]
 
-SHARDS = 16  # what DataLoader workers and nodes share out
+SHARDS = 16  # DataLoader workers and nodes divide them among themselves
 MEMORY = 1_200_000_000  # the published vectors, 1.0 GB, fit; a stream uses none
 
 

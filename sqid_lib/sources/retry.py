@@ -65,7 +65,7 @@ def retrying(
         except Exception as error:  # each HTTP library has its own base class
             failure = explain(error)
             if not failure.again or wait is None or time.monotonic() - started > patience:
-                raise failure.error from _public(error)
+                raise failure.error from safe_cause(error)
             time.sleep(min(max_wait, failure.wait or wait))
     raise AssertionError("unreachable")
 
@@ -123,8 +123,8 @@ def disk_error(error: BaseException, directory: str = "the cache") -> DiskError 
     return DiskError(what, where=error.filename or directory, fix=MOVE_CACHE)
 
 
-def _public(error: Exception) -> Exception:
-    """The exception itself, or one line of it where it or one of its causes shows a secret: tracebacks print them."""
+def safe_cause(error: Exception) -> Exception:
+    """The exception itself, or one line of it where it or one of its causes shows a secret: tracebacks print causes."""
     texts = [str(each) for each in _chain(error)]
     if all(without_secrets(text) == text for text in texts):
         return error

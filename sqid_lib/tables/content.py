@@ -25,6 +25,7 @@ from sqid_lib.errors import (
 )
 from sqid_lib.files import File
 from sqid_lib.sources import open_ranges
+from sqid_lib.sources.retry import safe_cause
 
 Source = File | Path | str
 PARQUET, CSV, JSON = "parquet", "csv", "json"
@@ -60,7 +61,7 @@ def open_file(file: Source) -> Any:
     except FileNotFoundError as error:
         raise MissingFileError("no such file", where=file, fix="Check the path.") from error
     except OSError as error:
-        raise DownloadError(f"cannot be opened: {first_line(error)}", where=file) from error
+        raise DownloadError(f"cannot be opened: {first_line(error)}", where=file) from safe_cause(error)
 
 
 def read_text(file: Source, kind: str, limit: int = _MAX_TEXT) -> tuple[bytes, list[str]]:
@@ -197,4 +198,4 @@ def reporting(where: str) -> Iterator[None]:
             f"the file {'is damaged' if damaged else 'cannot be read'}: {first_line(error)}",
             where=where,
             fix="Fetch it again.",
-        ) from error
+        ) from safe_cause(error)
