@@ -1,15 +1,18 @@
-"""Loading script and loader of SQID, the Shopping Queries Image Dataset: ESCI joined with image urls and embeddings.
+"""Loader and loading script of SQID, the Shopping Queries Image Dataset: ESCI joined with image URLs and embeddings.
 
 `sqid.load("product_features", split="test")` gives the joined rows of the published files, or of your own; in datasets
-3.x this same file is a loading script: `load_dataset("sqid.py", "urls", trust_remote_code=True)`.
+3.x this same file is a loading script: `load_dataset("sqid.py", "urls", trust_remote_code=True)`. Its types, for
+editors and type checkers, are in sqid-stubs.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import datasets
@@ -19,6 +22,14 @@ from sqid_lib import schemas, sources
 from sqid_lib.errors import DiskError, SqidError, UsageError
 from sqid_lib.joined import rows as joined
 from sqid_lib.joined.selection import Selection
+from sqid_lib.sources.retry import MOVE_CACHE, disk_error
+
+__all__ = ["Sqid", "SqidConfig", "load"]
+
+try:
+    __version__ = metadata.version("sqid")
+except metadata.PackageNotFoundError:  # run from a checkout
+    __version__ = "unknown"
 
 _CITATION = """\
 @article{ghossein2024sqid,
@@ -42,14 +53,14 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
     """What to load.
 
     Attributes:
-        esci: directory, https url or hf:// of the three official ESCI files; default: the official repository.
+        esci: directory, https:// or hf:// URL of the three official ESCI files; default: the official repository.
         artifacts: the same for the SQID files or a release; default: the published Hub dataset.
-        esci_version: "small" or "large"; `version="large"` is understood too.
+        esci_version: "small" or "large"; `version="large"` means the same.
         esci_split: ESCI split, or a list of them; each becomes a split of the dataset.
         locale: product locale, or a list of them.
-        supp_min_judgments: least number of judgments of a supplementary product.
+        supp_min_judgments: how many judgments a supplementary product has at least.
         labels: every label of the examples with its gain; default: ESCI's.
-        artifacts_locale: locale of artifact rows that do not say theirs.
+        artifacts_locale: locale of artifact rows that do not state one.
     """
 
     esci: str | os.PathLike[str] | None = None
@@ -61,8 +72,13 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
     labels: dict[str, float] | None = None
     artifacts_locale: str = schemas.CLASSIC_LOCALE
 
+    def create_config_id(self, config_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> str:
+        """As in datasets, but options appear only as a hash: the id names a file, and a URL may hold a password."""
+        hidden = {name: [value] for name, value in config_kwargs.items()}  # datasets writes short options as they are
+        return str(super().create_config_id(hidden, *args, **kwargs))
+
     def selection(self) -> Selection:
-        """The selection of ESCI; UsageError for what cannot be."""
+        """The selection of ESCI; UsageError for an impossible one."""
         return Selection(
             self.esci_version,
             _several(self.esci_split),
@@ -77,9 +93,9 @@ def _several(value: str | list[str]) -> tuple[str, ...]:
 
 
 class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
-    """The builder of the joined configs; see `load` for the short way.
+    """The builder of the joined configs; `load` is the short way to use it.
 
-    The cache key covers every option and the content of every file (etag, commit, or size and time).
+    The cache key covers every option and the version of every file (ETag, commit, or size and time).
 
     Raises:
         UsageError: an unknown config, version, split or locale.
@@ -111,14 +127,14 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         for option in ("esci", "artifacts"):
             if kwargs.get(option) is not None:
                 kwargs[option] = str(sources.parse_address(kwargs[option]))
-        self._files, self._trouble = self._find(config_name or schemas.DEFAULT_CONFIG, kwargs, cache_dir)
+        self._files, self._error = self._find(config_name or schemas.DEFAULT_CONFIG, kwargs, cache_dir)
         key = "-".join(filter(None, [hash, joined.fingerprint(self._files)]))
         try:
             super().__init__(
                 cache_dir=cache_dir, dataset_name=dataset_name or "sqid", config_name=config_name, hash=key, **kwargs
             )
         except OSError as error:
-            raise _disk_error(error, str(cache_dir or datasets.config.HF_DATASETS_CACHE)) from error
+            raise _cache_error(error, str(cache_dir or datasets.config.HF_DATASETS_CACHE)) from error
 
     @staticmethod
     def _find(
@@ -128,7 +144,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         artifacts = sources.parse_address(options.get("artifacts") or sources.SQID_URL)
         try:
             return joined.find_files(config, esci, artifacts, cache_dir), None
-        except SqidError as error:  # told when the rows are asked for: a builder also answers questions without files
+        except SqidError as error:  # raised when rows are asked for: without files a builder still has a description
             return {}, error
 
     def _info(self) -> datasets.DatasetInfo:
@@ -141,8 +157,8 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        if self._trouble is not None:
-            raise self._trouble
+        if self._error is not None:
+            raise self._error
         config: SqidConfig = self.config
         streaming = bool(dl_manager.is_streaming)
         force = bool(getattr(dl_manager.download_config, "force_download", False))
@@ -155,7 +171,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         }
         width = joined.width(next(iter(plans.values())))
         self.info.features = schemas.config_features(config.name, width)
-        shards = list(range(joined.SHARDS))  # a list: what datasets shares out among workers and nodes
+        shards = list(range(joined.SHARDS))  # datasets divides a list among workers and nodes
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards, "plan": plan})
             for split, plan in plans.items()
@@ -167,20 +183,20 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
     def _as_dataset(self, split: Any = "train", in_memory: bool = False) -> datasets.Dataset:
         rows = self.info.splits.get(str(split)) if self.info.splits else None
-        if rows is not None and not rows.num_examples:  # datasets refuses a split without rows; none is an answer too
+        if rows is not None and not rows.num_examples:  # datasets refuses a split without rows, which may be right
             empty = self.info.features.arrow_schema.empty_table()
             return datasets.Dataset(empty, info=self.info.copy(), split=datasets.NamedSplit(str(split)))
         return super()._as_dataset(split=split, in_memory=in_memory)
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """As in datasets, but our errors come as themselves, not wrapped, and so does a full disk."""
+        """As in datasets, but errors of ours, warnings that are errors, and a full disk are not wrapped."""
         try:
             yield from super()._prepare_split_single(*args, **kwargs)
         except datasets.exceptions.DatasetGenerationError as error:
-            if isinstance(error.__cause__, SqidError):
+            if isinstance(error.__cause__, SqidError | Warning):
                 raise error.__cause__ from None
             if isinstance(error.__cause__, OSError):
-                raise _disk_error(error.__cause__, self._cache_dir_root) from error
+                raise _cache_error(error.__cause__, self._cache_dir_root) from error
             raise
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
@@ -188,17 +204,18 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         try:
             super().download_and_prepare(*args, **kwargs)
         except OSError as error:
-            raise _disk_error(error, self._cache_dir_root) from error
+            raise _cache_error(error, self._cache_dir_root) from error
 
 
-def _disk_error(error: OSError, cache: str) -> Exception:
+def _cache_error(error: OSError, cache: str) -> Exception:
     if isinstance(error, SqidError):
         return error
-    return DiskError(error.strerror or str(error), where=cache, fix="Free some space, or name another cache_dir.")
+    found = disk_error(error, cache)
+    return found or DiskError(error.strerror or str(error), where=error.filename or cache, fix=MOVE_CACHE)
 
 
 def _dataset_split(config: str, split: str, streaming: bool) -> list[str]:
-    """The ESCI splits a split names: "train+test[:10%]" → ["train", "test"]; UsageError for others."""
+    """The ESCI splits that a split names: "train+test[:10%]" → ["train", "test"]; UsageError for others."""
     names = list(dict.fromkeys(re.findall(r"[A-Za-z_]+", re.sub(r"\[[^\]]*\]", "", str(split)))))
     known = (schemas.SUPP_SPLIT,) if config == schemas.SUPP else schemas.SPLITS
     if not names or any(name not in known for name in names):
@@ -206,6 +223,24 @@ def _dataset_split(config: str, split: str, streaming: bool) -> list[str]:
     if streaming and "[" in str(split):
         raise UsageError("a stream has no slices", where=config, got=repr(split), fix="Use .take(n) and .skip(n).")
     return names
+
+
+def _check_slices(split: str, rows: Mapping[str, Any]) -> None:
+    """Raise UsageError for slices that cannot be read, or that overlap: datasets would give their rows twice."""
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute({n: s.num_examples for n, s in rows.items()})
+    except (ValueError, AssertionError) as error:
+        raise UsageError(
+            f"not a split: {error}", got=repr(split), expected="such as test[:10%] or train+test"
+        ) from error
+    spans = sorted((part.splitname, part.from_, part.to) for part in parts if part.from_ < part.to)
+    for (name, _, stop), (other, start, _) in itertools.pairwise(spans):
+        if name == other and start < stop:
+            raise UsageError(
+                f"the slices overlap: rows {start} to {stop} of {name} would come twice",
+                got=repr(split),
+                fix="Name each row once.",
+            )
 
 
 def load(
@@ -222,30 +257,36 @@ def load(
     download_mode: str | None = None,
     **options: Any,
 ) -> Any:
-    """A joined config, straight from the published files or from yours.
+    """A joined config, made from the published files or from yours.
 
     Args:
         config: urls, product_features, query_features, supp or judgments.
-        split: "test" (default cut), "train", "train+test", "test[:10%]"; None for a dict of the splits. supp has
-            the one split "train".
-        esci: directory, https url or hf://datasets/ORG/NAME[@REVISION] of the official ESCI files.
-        artifacts: the same for the four SQID files or a release.
+        split: "test", "train", "train+test", "test[:10%]"; None for a dict of the splits, by default of "test" alone.
+            supp has the one split "train".
+        esci: directory, https:// URL, ORG/NAME or hf://datasets/ORG/NAME[@REVISION] of the official ESCI files.
+        artifacts: the same for the four SQID files or a release. Products and queries that they lack come back as
+            missing: image_status "missing", has_image false, zero vectors.
         version: "small" or "large".
         locale: "us", "es", "jp" or a list of them.
-        streaming: rows as they are read, nothing prepared on disk.
-        cache_dir: default: that of datasets.
-        num_proc: processes that prepare the rows.
+        streaming: rows are made while they are read, and nothing is prepared on disk.
+        cache_dir: directory of prepared rows and downloads; default: that of datasets.
+        num_proc: number of processes that prepare the rows.
         download_mode: as in `datasets.load_dataset`.
         options: further fields of `SqidConfig`.
 
     Returns:
-        Dataset or DatasetDict, when streaming IterableDataset or IterableDatasetDict. Vectors are fixed lists of
-        float32, never null: zeros with `has_image` false where there is no picture.
+        Dataset or DatasetDict; when streaming IterableDataset or IterableDatasetDict. Vectors are fixed lists of
+        float32, never null: zeros with `has_image` false where there is no image.
+
+    Warns:
+        UserWarning: artifacts cover under half of the selection, hold rows that ESCI does not know, or nothing is
+            selected.
 
     Raises:
-        UsageError: an unknown config, split, version or locale.
+        UsageError: an unknown config, split, version or locale, or slices that overlap.
         SourceError: a file is missing, unreadable, or not what it should be.
-        ContractError: duplicated keys, unknown labels, judged products without a row.
+        ContractError: duplicated keys, unknown labels, judged products without a row, vectors with NaN beside numbers.
+        DiskError: the cache is full or cannot be written.
     """
     if split is not None and config in schemas.CONFIGS:
         names = _dataset_split(config, split, streaming)
@@ -264,4 +305,6 @@ def load(
     if streaming:
         return builder.as_streaming_dataset(split=split)
     builder.download_and_prepare(download_mode=download_mode, num_proc=num_proc)
+    if split is not None:
+        _check_slices(str(split), builder.info.splits)
     return builder.as_dataset(split=split)

@@ -13,6 +13,7 @@ from sqid_lib import schemas, sources
 from sqid_lib.errors import CountError
 from sqid_lib.files import replacing
 from sqid_lib.joined import selection
+from sqid_lib.joined.product_texts import product_texts
 from sqid_lib.tables.reader import conform
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def sample(recipe: Recipe, work: Path) -> None:
     _check_counts(recipe.expect, counts, files["examples"].url)
     folder = work / "sample"
     for name, part in zip(("products", "supp"), parts, strict=True):
-        texts = selection.product_texts(files["products"], keys[part], schemas.TEXT_COLUMNS)
+        texts = product_texts(files["products"], keys[part], schemas.TEXT_COLUMNS)
         _write(folder / f"{name}.parquet", texts, schemas.SAMPLED_PRODUCTS_SCHEMA)
     _write(folder / "queries.parquet", [queries], schemas.SAMPLED_QUERIES_SCHEMA)
     _write(folder / "judgments.parquet", [judgments], schemas.SAMPLED_JUDGMENTS_SCHEMA)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from sqid_lib.errors import without_secrets
+
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet")
 _NUMBERED = re.compile(r"(?P<kind>[a-z]+)-(?P<number>\d{5})\.parquet")
 _PART = re.compile(r"\..+\.\d+-\d+\.part")
@@ -40,7 +42,7 @@ class File:
         return "://" not in self.url
 
     def __str__(self) -> str:
-        return self.url
+        return without_secrets(self.url)
 
 
 class ShardName(NamedTuple):

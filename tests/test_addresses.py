@@ -1,4 +1,4 @@
-"""One table of addresses, tried at every door: sqid.load, EmbeddingStore, stream_pairs, `sqid evaluate` and recipes."""
+"""One table of addresses for every entry point: sqid.load, EmbeddingStore, stream_pairs, `sqid evaluate`, recipes."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def in_recipe(address):
     return vector_width([download(file) for file in files])
 
 warnings.simplefilter("ignore")
-doors = {"load": load, "open": opened, "stream": streamed, "evaluate": evaluated, "recipe": in_recipe}
+entries = {"load": load, "open": opened, "stream": streamed, "evaluate": evaluated, "recipe": in_recipe}
 found = {}
 for address in json.loads(sys.argv[1]):
-    for name, door in doors.items():
+    for name, entry in entries.items():
         try:
-            found[f"{name} {address}"] = door(address)
+            found[f"{name} {address}"] = entry(address)
         except Exception as error:
             found[f"{name} {address}"] = f"{type(error).__name__}: {error}"
 print(json.dumps(found))
@@ -98,7 +98,9 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_every_door_reads_every_address_alike(releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_entry_point_reads_every_address_alike(
+    releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_esci(tmp_path / "esci")
     (tmp_path / "folder").symlink_to(releases / "folder")
@@ -117,9 +119,9 @@ def test_every_door_reads_every_address_alike(releases: Path, tmp_path: Path, mo
         found: dict[str, Any] = json.loads(hub.run(CODE, json.dumps(list(addresses))).splitlines()[-1])
     queries = {name: 10 + n for n, name in enumerate(WIDTHS)}
     expected = {
-        f"{door} {address}": queries[place] if door == "evaluate" else WIDTHS[place]
+        f"{entry} {address}": queries[place] if entry == "evaluate" else WIDTHS[place]
         for address, place in addresses.items()
-        for door in ("load", "open", "stream", "evaluate", "recipe")
+        for entry in ("load", "open", "stream", "evaluate", "recipe")
     }
     assert found == expected
 
@@ -127,7 +129,7 @@ def test_every_door_reads_every_address_alike(releases: Path, tmp_path: Path, mo
 BAD = ["hf://ORG/sqid", "hf://datasets/ORG/sqid@nowhere", "NO/such", "nowhere", "HTTP/nowhere", "ftp://host/x"]
 
 
-def test_every_door_refuses_alike(releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_entry_point_refuses_alike(releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_esci(tmp_path / "esci")
     with LoopbackHub(tmp_path / "hub") as hub, FileServer(releases) as server:
@@ -135,8 +137,8 @@ def test_every_door_refuses_alike(releases: Path, tmp_path: Path, monkeypatch: p
         addresses = [case.replace("HTTP", server.url) for case in BAD]
         found = json.loads(hub.run(CODE, json.dumps(addresses)).splitlines()[-1])
     for address in addresses:
-        for door in ("load", "open", "stream", "evaluate", "recipe"):
-            result = found[f"{door} {address}"]
-            error = "exit 1" if door == "evaluate" else ("MissingFileError", "SourceError")
-            assert str(result).startswith(error), (door, address, result)
-    assert "There is no local folder NO/such either" in found["open NO/such"]
+        for entry in ("load", "open", "stream", "evaluate", "recipe"):
+            result = found[f"{entry} {address}"]
+            error = "exit 1" if entry == "evaluate" else ("MissingFileError", "SourceError")
+            assert str(result).startswith(error), (entry, address, result)
+    assert "no such directory (NO/such), and no such dataset" in found["open NO/such"]

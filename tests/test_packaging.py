@@ -54,12 +54,12 @@ def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Path) -> None:
     names = set(contents(wheel))
     info = f"sqid-{PROJECT['version']}.dist-info"
-    assert {name.split("/")[0] for name in names} == {"sqid.py", "sqid_lib", "builder", info}
+    assert {name.split("/")[0] for name in names} == {"sqid.py", "sqid-stubs", "sqid_lib", "builder", info}
     modules = {
         path.relative_to(ROOT).as_posix() for top in ("sqid_lib", "builder") for path in (ROOT / top).rglob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == modules | {"sqid.py"}
-    data = {"sqid_lib/py.typed", "builder/dataset_card.md", f"{info}/licenses/LICENSE"}
+    data = {"sqid_lib/py.typed", "sqid-stubs/__init__.pyi", "builder/dataset_card.md", f"{info}/licenses/LICENSE"}
     recipes = {f"builder/recipes/{name}.toml" for name in ("sqid", "demo")}
     model = {f"builder/demo/tiny_clip/{path.name}" for path in (ROOT / "builder/demo/tiny_clip").iterdir()}
     assert data | recipes | model <= names

@@ -14,7 +14,8 @@ from builder.release.artifacts import Artifacts
 from builder.release.files import write_shards
 from sqid_lib import schemas
 from sqid_lib.files import File
-from sqid_lib.joined import joins, selection
+from sqid_lib.joined import joins
+from sqid_lib.joined.product_texts import product_texts
 from sqid_lib.tables.reader import read_parquet
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def read_keys(path: Path) -> pa.Table:
 
 
 def _texts(path: Path, keys: pa.Table, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-    return selection.product_texts(File(str(path)), keys, columns) if keys.num_rows else iter(())
+    return product_texts(File(str(path)), keys, columns) if keys.num_rows else iter(())
 
 
 def _distinct_products(judgments: pa.Table) -> pa.Table:

@@ -1,6 +1,6 @@
 """ESCI joined with SQID, the only join code: the builder's release and the loader both call it.
 
-ESCI decides the rows. A product without a SQID row stays, with image_status "missing" and has_image false.
+ESCI decides which rows there are. A product without a SQID row stays: image_status "missing", has_image false.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from sqid_lib import schemas
 from sqid_lib.files import File
-from sqid_lib.joined.image_status import image_status
+from sqid_lib.joined.image_status import clean_urls, image_status
 from sqid_lib.joined.vector_lookup import OrderedVectors, VectorLookup
 from sqid_lib.tables.keys import check_unique_in_splits, key_strings
-from sqid_lib.tables.reader import column_names, conform, read_table
+from sqid_lib.tables.reader import conform, read_table
 from sqid_lib.tables.vector_columns import fixed_lists, present
 
 _VECTOR_ROWS = 2_048  # 12 MB of 2 × 768 float32
@@ -31,7 +31,8 @@ def read_image_urls(
     """The URL and status of every product in the files.
 
     Args:
-        files: csv or parquet files with product_id, image_url and perhaps product_locale and image_status.
+        files: csv, json or parquet files with product_id, image_url and perhaps product_locale and image_status; there
+            may be none.
         locale: the locale of rows that do not state one.
         statuses: files of a release's `urls` or `supp`, which state how a download failed.
 
@@ -39,7 +40,7 @@ def read_image_urls(
         Table of `IMAGE_URLS_SCHEMA`; rows without a status get that of `image_status`.
 
     Raises:
-        DuplicateKeyError: a key twice.
+        DuplicateKeyError: a key occurs twice.
         SourceError: as `tables.read_table`.
     """
     table = _read_image_urls(files, locale)
@@ -55,17 +56,16 @@ def read_image_urls(
 
 
 def _read_image_urls(files: Sequence[File], locale: str) -> pa.Table:
+    if not files:
+        return IMAGE_URLS_SCHEMA.empty_table()
     tables = []
     for file in files:
-        names = column_names(file)
-        wanted = [n for n in IMAGE_URLS_SCHEMA.names if n in names or n in ("product_id", "image_url")]
-        table = read_table(file, pa.schema([IMAGE_URLS_SCHEMA.field(n) for n in wanted]))
-        url = table.column("image_url").combine_chunks()
-        url = pc.if_else(pc.equal(pc.utf8_trim_whitespace(url), ""), None, url)
-        table = table.set_column(wanted.index("image_url"), "image_url", url)
-        if "product_locale" not in wanted:
+        table = read_table(file, IMAGE_URLS_SCHEMA, optional=("product_locale", "image_status"))
+        url = clean_urls(table.column("image_url"), str(file))
+        table = table.set_column(table.column_names.index("image_url"), "image_url", url)
+        if "product_locale" not in table.column_names:
             table = table.append_column("product_locale", pa.repeat(locale, table.num_rows).cast(pa.string()))
-        if "image_status" not in wanted:
+        if "image_status" not in table.column_names:
             table = table.append_column("image_status", image_status(url))
         tables.append(table.select(IMAGE_URLS_SCHEMA.names).cast(IMAGE_URLS_SCHEMA))
     check_unique_in_splits(tables, files, schemas.PRODUCT_KEY, "product")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,87 +13,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sqid_lib import schemas, sources
-from sqid_lib.errors import NoRangesError
+from sqid_lib import schemas
 from sqid_lib.files import File
-from sqid_lib.joined import joins, selection
+from sqid_lib.joined import joins, product_texts, selection
+from sqid_lib.joined.matches import Match, warn, warn_of_mismatches
+from sqid_lib.joined.plan import Plan, download, find_files, fingerprint, splits, width
 from sqid_lib.joined.selection import Selection
 from sqid_lib.joined.vector_lookup import VectorLookup
-from sqid_lib.sources import Address
 from sqid_lib.tables.keys import check_unique
-from sqid_lib.tables.reader import open_parquet, read_parquet
-from sqid_lib.tables.vector_columns import vector_width
+from sqid_lib.tables.reader import read_parquet
 
-SHARDS = 16  # what DataLoader workers and nodes share out
-MEMORY = 1_200_000_000  # the published vectors, 1.0 GB, fit; a stream takes none
+__all__ = ["MEMORY", "SHARDS", "Plan", "download", "find_files", "fingerprint", "splits", "tables", "width"]
 
-_ESCI_TABLES = ("examples", "products", "sources")
-_TABLES = {
-    schemas.URLS: ("examples", "products", "product_urls", "product_status"),
-    schemas.FEATURES: ("examples", "products", "product_urls", "product_status", "product_features"),
-    schemas.QUERIES: ("examples", "sources", "query_features"),
-    schemas.SUPP: ("examples", "products", "supp_urls", "supp_status"),
-    schemas.JUDGMENTS: ("examples",),
-}
-_RANGED = ("products", "product_features")  # large: a stream reads what it needs of them by ranges
-
-
-def find_files(
-    config: str, esci: Address, artifacts: Address, cache_dir: str | None = None
-) -> dict[str, tuple[File, ...]]:
-    """The files a config needs, by table; errors as `sources.find`."""
-    return {
-        table: sources.find(esci if table in _ESCI_TABLES else artifacts, table, cache_dir) for table in _TABLES[config]
-    }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that makes the rows of one split: hashable and small, so that it can be sent to worker processes.
-
-    Attributes:
-        config: one of `schemas.CONFIGS`.
-        selection: of ESCI; for a main config its splits are just this one.
-        files: (table, its files), in order.
-        locale: locale of artifact rows that do not state one.
-        scratch: directory for temporary copies of vectors.
-        memory: bytes of vectors that may be in memory at once.
-    """
-
-    config: str
-    selection: Selection
-    files: tuple[tuple[str, tuple[File, ...]], ...]
-    locale: str
-    scratch: str | None
-    memory: int = 0
-
-    def of(self, table: str) -> tuple[File, ...]:
-        """The files of a table."""
-        return dict(self.files).get(table, ())
-
-
-def download(
-    files: Mapping[str, tuple[File, ...]], cache_dir: str | None, *, streaming: bool = False, force: bool = False
-) -> tuple[tuple[str, tuple[File, ...]], ...]:
-    """The files of a plan: downloaded, but that a stream reads large ones by ranges where the server can send them."""
-
-    def get(table: str, file: File) -> File:
-        if streaming and not file.local and table in _RANGED and not sources.offline():
-            try:
-                open_parquet(file).close()
-                return file
-            except NoRangesError:
-                pass
-        return sources.download(file, cache_dir, force=force)
-
-    return tuple((table, tuple(get(table, file) for file in found)) for table, found in files.items())
-
-
-def width(plan: Plan) -> int:
-    """Floats in a vector of the config; the published width for configs without vectors."""
-    if plan.config == schemas.FEATURES:
-        return vector_width(plan.of("product_features"), schemas.VECTOR_COLUMNS)
-    return vector_width(plan.of("query_features")) if plan.config == schemas.QUERIES else schemas.PUBLISHED_WIDTH
+SHARDS = 16  # DataLoader workers and nodes divide them among themselves
+MEMORY = 1_200_000_000  # the published vectors, 1.0 GB, fit; a stream uses none
 
 
 def tables(plan: Plan, shards: Sequence[int]) -> Iterator[pa.Table]:
@@ -103,11 +35,11 @@ def tables(plan: Plan, shards: Sequence[int]) -> Iterator[pa.Table]:
     for first, last in _runs(sorted(shards)):
         yield from _ahead(rows.between(rows.count * first // SHARDS, rows.count * (last + 1) // SHARDS))
     if SHARDS - 1 in shards:
-        _joined.cache_clear()  # the end: give the memory back
+        _joined.cache_clear()  # that was the last shard: free the memory
 
 
 def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables, the next one in the making while the last is written."""
+    """The same tables; while one is written, the next one is made."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, tables, None)
         while (table := future.result()) is not None:
@@ -131,7 +63,26 @@ def _joined(plan: Plan) -> _Rows:
         schemas.QUERIES: _Queries,
         schemas.FEATURES: _Features,
     }
-    return special.get(plan.config, _Urls)(plan)
+    rows = special.get(plan.config, _Urls)(plan)
+    if not rows.count:
+        warn(_why_empty(plan))
+    return rows
+
+
+def _why_empty(plan: Plan) -> str:
+    chosen, examples = plan.selection, plan.of("examples")[0]
+    locales = f"locale {' or '.join(chosen.locales)}"
+    if plan.config == schemas.SUPP:
+        return (
+            f"supp is empty: {examples} has no product of {locales} outside split {' or '.join(chosen.splits)} "
+            f"with at least {chosen.supp_min_judgments} judgments of version {chosen.version}"
+        )
+    found = pc.unique(selection.read_examples(examples, chosen, ["split"]).column(0)).to_pylist()
+    there = f"there are some of split {', '.join(sorted(found))}" if found else "there are none of any split"
+    return (
+        f"{plan.config} is empty: {examples} has no judgments of split {' or '.join(chosen.splits)}, {locales}, "
+        f"version {chosen.version}; {there}"
+    )
 
 
 def _examples(plan: Plan) -> pa.Table:
@@ -162,7 +113,7 @@ def _image_urls(urls: tuple[File, ...], statuses: tuple[File, ...], locale: str)
 
 @dataclass(frozen=True)
 class _Same:
-    """A table that equals only itself: a key of a cache."""
+    """A table that is equal only to itself, so that it can be the key of a cache."""
 
     table: pa.Table
 
@@ -175,7 +126,7 @@ class _Same:
 
 @functools.lru_cache(maxsize=2)
 def _positions(products: File, keys: _Same) -> np.ndarray:
-    return selection.locate_products(products, keys.table)
+    return product_texts.locate_products(products, keys.table)
 
 
 class _Rows(Protocol):
@@ -199,16 +150,20 @@ class _Judgments:
 
 class _Queries:
     def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         known = selection.read_sources(plan.of("sources")[0])
         self.table = selection.queries(_examples(plan), plan.selection, known)
         self.count = self.table.num_rows
         vectors = _open_vectors(plan, "query_features")
         self.vectors = vectors.in_order(joins.find_rows(vectors, self.table))
-        others = joins.outside(vectors.keys, self.table)
-        if others.num_rows:
-            every = read_parquet(plan.of("examples")[0], pa.schema([("query_id", pa.int64())])).column(0)
-            known_ids = int(pc.sum(pc.is_in(others.column(0), value_set=every.combine_chunks())).as_py())
-            _warn_dropped(others.num_rows - known_ids, plan.of("query_features"))
+        outside = joins.outside(vectors.keys, self.table)
+        match = Match("vectors", plan.of("query_features"), vectors.keys.num_rows, outside, self.table)
+        warn_of_mismatches([match], self._are_known, f"queries of {_split_in_words(plan)}")
+
+    def _are_known(self, keys: pa.Table) -> pa.Array:
+        schema = pa.schema([("query_id", pa.int64())])
+        every = read_parquet(self.plan.of("examples")[0], schema).column(0).combine_chunks()
+        return pc.is_in(keys.column(0).combine_chunks(), value_set=every)
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
         yield from joins.query_features(self.table.slice(start, stop - start), self.vectors, start)
@@ -229,26 +184,32 @@ class _Urls:
             self.image_urls = image_urls.result()
         self.count = self.keys.num_rows
         self._block: tuple[int, pa.Table] | None = None
-        self._report_dropped(joins.outside(self.image_urls, self.keys), urls)
+        outside = joins.outside(self.image_urls, self.keys)
+        matches = [Match("image URLs", urls, self.image_urls.num_rows, outside, self.keys), *self._other_matches()]
+        words = "supplementary products" if plan.config == schemas.SUPP else f"products of {_split_in_words(plan)}"
+        warn_of_mismatches(matches, self._are_known, words)
 
-    def _report_dropped(self, keys: pa.Table, files: tuple[File, ...]) -> None:
-        if keys.num_rows:
-            _warn_dropped(keys.num_rows - selection.known_products(self.plan.of("products")[0], keys), files)
+    def _other_matches(self) -> list[Match]:
+        """How vectors match, where the config has any."""
+        return []
+
+    def _are_known(self, keys: pa.Table) -> pa.Array:
+        return product_texts.are_known(self.plan.of("products")[0], keys)
 
     def texts(self, start: int, stop: int) -> Iterator[pa.Table]:
         while start < stop:
-            block, offset = divmod(start, selection.TEXT_ROWS_AT_ONCE)
+            block, offset = divmod(start, product_texts.TEXT_ROWS_AT_ONCE)
             table = self._texts_of(block).slice(offset, stop - start)
             yield table
             start += table.num_rows
 
     def _texts_of(self, block: int) -> pa.Table:
         if self._block is None or self._block[0] != block:
-            self._block = None  # the old block goes before the new one comes
-            keys = self.keys.slice(block * selection.TEXT_ROWS_AT_ONCE, selection.TEXT_ROWS_AT_ONCE)
+            self._block = None  # free the old block before the new one is read
+            keys = self.keys.slice(block * product_texts.TEXT_ROWS_AT_ONCE, product_texts.TEXT_ROWS_AT_ONCE)
             products, whole = self.plan.of("products")[0], keys.num_rows == self.count
             positions = _positions(products, _Same(self.keys)) if whole else None
-            texts = list(selection.product_texts(products, keys, self.columns, positions=positions))
+            texts = list(product_texts.product_texts(products, keys, self.columns, positions=positions))
             self._block = (block, pa.concat_tables(texts))
         return self._block[1]
 
@@ -257,30 +218,17 @@ class _Urls:
 
 
 class _Features(_Urls):
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
-        vectors = _open_vectors(plan, "product_features")
-        self.vectors = vectors.in_order(joins.find_rows(vectors, self.keys, plan.locale))
-        self._report_dropped(joins.outside(vectors.keys, self.keys, plan.locale), plan.of("product_features"))
+    def _other_matches(self) -> list[Match]:
+        files, locale = self.plan.of("product_features"), self.plan.locale
+        vectors = _open_vectors(self.plan, "product_features")
+        self.vectors = vectors.in_order(joins.find_rows(vectors, self.keys, locale))
+        outside = joins.outside(vectors.keys, self.keys, locale)
+        return [Match("vectors", files, vectors.keys.num_rows, outside, self.keys)]
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
         texts = self.texts(start, stop)
         yield from joins.product_features(texts, self.image_urls, self.vectors, start)
 
 
-def _warn_dropped(count: int, files: tuple[File, ...]) -> None:
-    if count:
-        message = f"{files[0]}: {count} rows are of no product or query of ESCI and were left out"
-        warnings.warn(message, UserWarning, stacklevel=2)
-
-
-def splits(config: str, chosen: Selection) -> dict[str, Selection]:
-    """The splits a config has under a selection, each with the selection that makes its rows."""
-    if config == schemas.SUPP:
-        return {schemas.SUPP_SPLIT: chosen}
-    return {split: replace(chosen, splits=(split,)) for split in chosen.splits}
-
-
-def fingerprint(files: Mapping[str, tuple[File, ...]]) -> str:
-    """Hash of all files a config is made of, and of the declared columns: part of its cache key."""
-    return f"{sources.fingerprint([file for found in files.values() for file in found])}-{schemas.fingerprint()}"
+def _split_in_words(plan: Plan) -> str:
+    return f"split {' or '.join(plan.selection.splits)}, locale {' or '.join(plan.selection.locales)}"

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib import schemas
-from sqid_lib.errors import EmptyFileError, IntegrityError, LabelError, SchemaError, UsageError
+from sqid_lib.errors import EmptyFileError, LabelError, SchemaError, UsageError
 from sqid_lib.files import File
-from sqid_lib.tables.keys import check_unique, duplicates
-from sqid_lib.tables.reader import conform, open_parquet, read_csv, reporting
+from sqid_lib.tables.columns import filterable
+from sqid_lib.tables.keys import check_unique, trimmed
+from sqid_lib.tables.reader import conform, open_parquet, read_table, reporting
 
-_BATCH_ROWS = 8_192  # of text: small enough for the processor's cache
-TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
-_SLICE_ROWS = 16_384
-_SPAN_ROWS = 131_072
-_KEY = pa.schema([field for field in schemas.PRODUCTS_SCHEMA if field.name in schemas.PRODUCT_KEY])
-_KEY_ROWS = 524_288  # of product keys: each batch builds the table of wanted ones anew
+_BATCH_ROWS = 131_072
+_CODED = ("product_locale", "esci_label", "split")  # columns with few values, read as dictionaries
 
 
 @dataclass(frozen=True)
@@ -92,30 +86,45 @@ def read_examples(file: File, selection: Selection, columns: Sequence[str]) -> p
     """
     where = file.url
     flag = f"{selection.version}_version"
-    small = ("product_locale", "esci_label", "split")
-    wanted = pa.schema([f for f in schemas.EXAMPLES_SCHEMA if f.name in {*columns, *small, flag}])
+    wanted = pa.schema([f for f in schemas.EXAMPLES_SCHEMA if f.name in {*columns, *_CODED, flag}])
     locales = pa.array(selection.locales)
     kept: list[pa.Table] = []
     found: set[str] = set()
-    with open_parquet(file, wanted, dictionary=small) as parquet, reporting(where):
+    with open_parquet(file, wanted, dictionary=_CODED) as parquet, reporting(where):
         if not parquet.metadata.num_rows:
             raise EmptyFileError("the examples file has no rows", where=where, fix="Fetch it again.")
-        for batch in parquet.iter_batches(_BATCH_ROWS * 16, columns=wanted.names):
-            table = pa.Table.from_batches([batch])
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=wanted.names):
+            table = _coded(filterable(batch), where)
             _check_labels(table, selection.gains, where)
             found.update(str(locale) for locale in pc.unique(table.column("product_locale")).to_pylist())
             _check_no_nulls(table, [flag, "product_locale", "split"], where)
             mask = pc.and_(
-                pc.equal(table.column(flag).cast(pa.int64()), 1),
+                pc.equal(conform(table.select([flag]), pa.schema([wanted.field(flag)]), where).column(0), 1),
                 _among(table.column("product_locale"), locales),
             )
-            kept.append(conform(table.filter(mask).select(wanted.names), wanted, where))
+            kept.append(trimmed(conform(table.filter(mask).select(wanted.names), wanted, where), where))
     absent = [locale for locale in selection.locales if locale not in found]
     if absent:
         known = " or ".join(sorted(found))
         raise UsageError("no judgments of this locale", where=where, expected=known, got=", ".join(absent))
     table = pa.concat_tables(kept).select(list(columns))
     _check_no_nulls(table, columns, where)
+    return table
+
+
+def _coded(table: pa.Table, where: str) -> pa.Table:
+    """The columns with few values as dictionaries of text, whatever kind of text the file has."""
+    for name in _CODED:
+        chunks = []
+        for chunk in table.column(name).chunks:
+            if not pa.types.is_dictionary(chunk.type):
+                chunk = chunk.cast(pa.string()).dictionary_encode()
+            if chunk.dictionary.type != pa.string():
+                texts = pa.table({name: chunk.dictionary})
+                texts = conform(texts, pa.schema([(name, pa.string())]), where).column(0).combine_chunks()
+                chunk = pa.DictionaryArray.from_arrays(chunk.indices, texts)
+            chunks.append(chunk)
+        table = table.set_column(table.column_names.index(name), name, pa.chunked_array(chunks))
     return table
 
 
@@ -127,9 +136,7 @@ def _check_no_nulls(table: pa.Table, columns: Sequence[str], where: str) -> None
 
 def _among(column: pa.ChunkedArray, values: pa.Array) -> pa.ChunkedArray:
     """`pc.is_in` on a dictionary column, asked once per distinct value."""
-    masks = [
-        pc.is_in(chunk.dictionary.cast(pa.string()), value_set=values).take(chunk.indices) for chunk in column.chunks
-    ]
+    masks = [pc.is_in(chunk.dictionary, value_set=values).take(chunk.indices) for chunk in column.chunks]
     return pa.chunked_array(masks, pa.bool_())
 
 
@@ -200,141 +207,6 @@ def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Tabl
     return table.sort_by([(name, "ascending") for name in names]).combine_chunks()
 
 
-def locate_products(file: File, keys: pa.Table) -> np.ndarray:
-    """For every row of the products file its position in `keys`, -1 where it is none: int32 [rows].
-
-    Raises:
-        DuplicateKeyError: one of the keys occurs twice in the file.
-        IntegrityError: one of the keys does not occur.
-    """
-    with open_parquet(file, _KEY) as parquet, reporting(file.url):
-        if not parquet.metadata.num_rows:
-            raise EmptyFileError("the products file has no rows", where=file, fix="Fetch it again.")
-        positions = _positions(parquet, keys, file.url)
-    _check_positions(positions, keys, file.url)
-    return positions
-
-
-def product_texts(
-    file: File, keys: pa.Table, columns: Sequence[str], *, positions: np.ndarray | None = None
-) -> Iterator[pa.Table]:
-    """Rows of the products file for `keys`, in their order, a slice at a time.
-
-    The keys of the file are read first and the texts after, so memory holds at most 400,000 rows of text.
-
-    Args:
-        keys: product_id, product_locale; unique.
-        columns: text columns wanted besides the two keys.
-        positions: result of `locate_products` for these keys, if there is one.
-
-    Yields:
-        Tables (product_id, product_locale, *columns) of at most 16,384 rows, text null where ESCI has none.
-
-    Raises:
-        DuplicateKeyError, IntegrityError: as `locate_products`.
-    """
-    schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
-    if positions is None:
-        positions = locate_products(file, keys)
-    for start in range(0, keys.num_rows, TEXT_ROWS_AT_ONCE):
-        stop = min(start + TEXT_ROWS_AT_ONCE, keys.num_rows)
-        texts = _gather_texts(file, positions, start, stop, schema)
-        for begin in range(0, stop - start, _SLICE_ROWS):
-            part = texts.slice(begin, _SLICE_ROWS)
-            key = keys.slice(start + begin, part.num_rows)
-            yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
-
-
-def known_products(file: File, keys: pa.Table) -> int:
-    """How many of `keys` (product_id, product_locale) the products file holds."""
-    with open_parquet(file, _KEY) as parquet, reporting(file.url):
-        positions = _positions(parquet, keys, file.url)
-    return len(np.unique(positions[positions >= 0]))
-
-
-def _positions(parquet: Any, keys: pa.Table, where: str) -> np.ndarray:
-    """For every row of the file its position in `keys`, -1 where it is none: int32 [rows]."""
-    locales = keys.column("product_locale").combine_chunks()
-    wanted = []  # per locale, its ids and their positions: no text is put together for a million rows
-    for locale in pc.unique(locales).to_pylist():
-        places = np.flatnonzero(pc.equal(locales, locale).to_numpy(zero_copy_only=False)).astype(np.int32)
-        wanted.append((locale, keys.column("product_id").take(places).combine_chunks(), places))
-    parts = [np.zeros(0, np.int32)]
-    for batch in parquet.iter_batches(_KEY_ROWS, columns=_KEY.names):
-        table = conform(pa.Table.from_batches([batch]), _KEY, where)
-        positions = np.full(table.num_rows, -1, np.int32)
-        for locale, ids, places in wanted:
-            found = pc.index_in(table.column("product_id").combine_chunks(), value_set=ids)
-            found = pc.if_else(pc.equal(table.column("product_locale").combine_chunks(), locale), found, None)
-            there = pc.is_valid(found).to_numpy(zero_copy_only=False)
-            positions[there] = places[found.drop_null().to_numpy()]
-        parts.append(positions)
-    return np.concatenate(parts)
-
-
-def _check_positions(positions: np.ndarray, keys: pa.Table, where: str) -> None:
-    counts = np.bincount(positions[positions >= 0], minlength=keys.num_rows)
-    if (counts > 1).any():
-        raise duplicates(keys.take(np.flatnonzero(counts > 1)[:3]), int((counts > 1).sum()), "product", where)
-    absent = np.flatnonzero(counts == 0)
-    if len(absent):
-        shown = keys.take(absent[:3]).to_pylist()
-        raise IntegrityError(
-            f"{len(absent)} judged products are not in the products file",
-            where=where,
-            expected="every judged (product_locale, product_id)",
-            got="none for " + ", ".join(f"({r['product_locale']}, {r['product_id']})" for r in shown),
-            fix="Fetch examples and products of the same edition.",
-        )
-
-
-def _gather_texts(file: File, positions: np.ndarray, start: int, stop: int, schema: pa.Schema) -> pa.Table:
-    """Text rows whose position is in [start, stop), sorted by position, one chunk; columns are read side by side."""
-    chosen = (positions >= start) & (positions < stop)
-    order = np.argsort(positions[chosen], kind="stable")
-    with open_parquet(file, schema) as parquet:
-        groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.metadata.num_row_groups)]
-        spans = _spans(groups, chosen)
-
-    def read(name: str, groups: list[int], row: int, stop: int) -> list[pa.Array]:
-        field = pa.schema([schema.field(name)])
-        kept: list[pa.Array] = []
-        with open_parquet(file, field) as parquet, reporting(file.url):
-            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[name], use_threads=False):
-                mask = chosen[row : row + batch.num_rows]
-                row += batch.num_rows
-                if mask.any():
-                    table = pa.Table.from_batches([batch.filter(pa.array(mask))])
-                    kept.extend(conform(table, field, file.url).column(0).chunks)
-                if row >= stop:  # the rest may be of other locales
-                    break
-        return kept
-
-    def in_order(name: str) -> pa.Array:  # the unordered texts of a column go before those of the next one come
-        chunks = [chunk for task in tasks.pop(name) for chunk in task.result()]
-        return pa.chunked_array(chunks, schema.field(name).type).combine_chunks().take(order)
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        tasks = {name: [pool.submit(read, name, *span) for span in spans] for name in schema.names}
-        return pa.table([in_order(name) for name in schema.names], schema=schema)
-
-
-def _spans(rows: Sequence[int], chosen: np.ndarray) -> list[tuple[list[int], int, int]]:
-    """Runs of row groups with chosen rows, about 131,072 rows each: (groups, first row, row after the last chosen)."""
-    spans: list[tuple[list[int], int, int]] = []
-    groups: list[int] = []
-    first = at = 0
-    for group, count in enumerate(rows):
-        groups.append(group)
-        at += count
-        if at - first >= _SPAN_ROWS or group == len(rows) - 1:
-            there = np.flatnonzero(chosen[first:at])
-            if len(there):
-                spans.append((groups, first, first + int(there[-1]) + 1))
-            groups, first = [], at
-    return spans
-
-
 def read_sources(file: File) -> pa.Table:
-    """The sources file: query_id int64, source."""
-    return read_csv(file, schemas.SOURCES_SCHEMA)
+    """The sources file: query_id int64, source; csv, or JSON by its name."""
+    return read_table(file, schemas.SOURCES_SCHEMA)

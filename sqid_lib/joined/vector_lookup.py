@@ -1,8 +1,7 @@
-"""Vectors of a feature file, found by key, without the whole file in memory."""
+"""Vectors of feature files, found by key, without a whole file in memory."""
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 import weakref
@@ -16,7 +15,8 @@ import pyarrow as pa
 
 from sqid_lib.errors import DiskError, first_line
 from sqid_lib.files import File
-from sqid_lib.tables.keys import check_unique_in_splits
+from sqid_lib.sources.retry import MOVE_CACHE
+from sqid_lib.tables.keys import check_unique_in_splits, trimmed
 from sqid_lib.tables.reader import column_names, conform, open_parquet, reporting
 from sqid_lib.tables.vector_columns import read_vectors, vector_width
 
@@ -29,13 +29,13 @@ _DIRECT_GROUP_ROWS = 16_384  # a larger row group is not decoded whole for a few
 class VectorLookup:
     """The vectors of one or more parquet files with the same columns, rows numbered through all of them.
 
-    Row groups are decoded as they are needed where the rows wanted lie in file order, as in a release. Where they lie
-    scattered, as in the published file, the vectors are copied once and gathered from there: to memory if they fit into
-    `memory` bytes, else to an unnamed temporary file.
+    Where the wanted rows are in file order, as in a release, row groups are decoded as they are needed. Where they are
+    scattered, as in the published file, the vectors are first copied and then read from the copy: in memory if they fit
+    into `memory` bytes, else in an unnamed temporary file.
 
     Args:
         key: columns that identify a row; `product_locale` may be absent from the files.
-        columns: vector columns, each a list of float32 of the same width, null where there is none.
+        columns: vector columns, all of the same width; see `read_vectors` for what is a missing vector.
         scratch: directory for the temporary file; made if absent.
         memory: bytes of vectors that may be in memory at once.
 
@@ -45,7 +45,8 @@ class VectorLookup:
 
     Raises:
         SourceError: as `tables.open_parquet`; SchemaError for vectors of unequal width.
-        DuplicateKeyError: a key twice.
+        ContractError: a vector with NaN or infinity beside numbers, when it is read.
+        DuplicateKeyError: a key occurs twice.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class VectorLookup:
             parquet = open_parquet(file, wanted)
             self._opened.append(parquet)
             with reporting(file.url):
-                keys.append(conform(parquet.read(columns=have.names), have, file.url))
+                keys.append(trimmed(conform(parquet.read(columns=have.names), have, file.url), file.url))
         check_unique_in_splits(keys, files, keys[0].column_names, "vector")
         self.keys = pa.concat_tables(keys)
         self.width = vector_width(files, self.columns)
@@ -82,7 +83,7 @@ class VectorLookup:
         self._spilled: list[IO[bytes]] | None = None
 
     def in_order(self, rows: np.ndarray) -> OrderedVectors:
-        """The vectors of `rows` (int64 [n], each at most once, -1 for none), in that order; chooses how to read."""
+        """The vectors of `rows` (int64 [n], each at most once, -1 for none), in that order; decides how to read."""
         there = rows[rows >= 0]
         groups = np.searchsorted(self._starts, there, side="right")
         decodes = 1 + int(np.count_nonzero(np.diff(groups)))
@@ -120,19 +121,17 @@ class VectorLookup:
     def _group(self, group: int) -> list[np.ndarray]:
         if self._decoded is None or self._decoded[0] != group:
             file, number, _ = self._groups[group]
-            with reporting(self._files[file].url):
+            where = self._files[file].url
+            first = int(self._starts[group] - self._starts[group - number])  # of the group, in its file
+            with reporting(where):
                 table = self._opened[file].read_row_group(number, columns=list(self.columns))
-            self._decoded = (group, self._dense(table, self._files[file].url))
+            self._decoded = (group, [read_vectors(table, name, self.width, where, first)[0] for name in self.columns])
         return self._decoded[1]
 
-    def _dense(self, table: pa.Table, where: str) -> list[np.ndarray]:
-        """For each column float32 [rows, width], zeros for null."""
-        return [read_vectors(table, name, self.width, where)[0] for name in self.columns]
-
     def gather(self, rows: np.ndarray) -> list[list[np.ndarray | None]]:
-        """For each column its vectors of `rows`, as float32 [up to 16,384, width] blocks.
+        """For each column the vectors of `rows`, as float32 blocks of up to [16,384, width].
 
-        Each vector is put at its place as it is decoded, so that there is no second copy.
+        Each vector is written to its final place when it is decoded, so that there is no second copy.
         """
         places = np.full(self.keys.num_rows, -1, np.int64)
         places[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
@@ -151,12 +150,10 @@ class VectorLookup:
                     block[place[chosen] % _BLOCK_ROWS] = decoded[chosen]
             return list(blocks)
 
-        return self._side_by_side(gather)
+        return self._in_parallel(gather)
 
     def _spill(self) -> list[IO[bytes]]:
-        """Every column in an unnamed file, gone with the process however it ends."""
-        if self._scratch:
-            self._scratch.mkdir(parents=True, exist_ok=True)
+        """Every column in an unnamed file, which the system removes when the process ends in any way."""
 
         def spill(column: int) -> IO[bytes]:
             stream: IO[bytes] = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
@@ -167,33 +164,34 @@ class VectorLookup:
             return stream
 
         try:
-            return self._side_by_side(spill)
+            if self._scratch:
+                self._scratch.mkdir(parents=True, exist_ok=True)
+            return self._in_parallel(spill)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
             raise DiskError(
-                f"no space for a temporary copy of the vectors: {first_line(error)}",
+                f"no temporary copy of the vectors can be written: {error.strerror or first_line(error)}",
                 where=self._scratch or tempfile.gettempdir(),
                 expected=f"{self.nbytes / 1e9:.1f} GB free",
-                fix="Free some space, or name another cache_dir.",
+                fix=MOVE_CACHE,
             ) from error
 
-    def _side_by_side(self, copy: Callable[[int], _Copy]) -> list[_Copy]:
+    def _in_parallel(self, copy: Callable[[int], _Copy]) -> list[_Copy]:
         with ThreadPoolExecutor(len(self.columns)) as pool:
             return list(pool.map(copy, range(len(self.columns))))
 
     def _blocks(self, column: int) -> Iterator[np.ndarray]:
-        """float32 [rows, width] of one column, zeros for null, all through the files."""
+        """float32 [rows, width] of one column, zeros for missing vectors, through all files."""
         name = self.columns[column]
         for file in self._files:
             with open_parquet(file) as parquet:
-                batches = parquet.iter_batches(_BATCH_ROWS, columns=[name], use_threads=False)
+                batches, first = parquet.iter_batches(_BATCH_ROWS, columns=[name], use_threads=False), 0
                 while True:
                     with reporting(file.url):  # around the read alone: errors of writing the copy are not the file's
                         batch = next(batches, None)
                     if batch is None:
                         break
-                    yield read_vectors(pa.Table.from_batches([batch]), name, self.width, file.url)[0]
+                    yield read_vectors(pa.Table.from_batches([batch]), name, self.width, file.url, first)[0]
+                    first += batch.num_rows
 
     def close(self) -> None:
         """Close the files and the temporary copies."""
@@ -213,26 +211,26 @@ class OrderedVectors:
         self.width = vectors.width
         self._vectors, self._rows = vectors, rows
         self._blocks = vectors.gather(rows) if gather else None
-        self._given_back = 0
+        self._freed = 0
 
     def take(self, start: int, stop: int) -> list[np.ndarray]:
-        """float32 [stop - start, width] for each column, zeros where there is no vector; not to be written to.
+        """float32 [stop - start, width] for each column, zeros where there is no vector; read-only.
 
-        Memory of the rows before `start` is given back: what is written next finds it. To ask for them again is slow.
+        The memory of the rows before `start` is freed. Asking for them again is slow.
         """
         if self._blocks is None:
             return self._vectors.take(self._rows[start:stop])
-        if start < self._given_back * _BLOCK_ROWS:
-            self._blocks, self._given_back = self._vectors.gather(self._rows), 0
+        if start < self._freed * _BLOCK_ROWS:
+            self._blocks, self._freed = self._vectors.gather(self._rows), 0
         first, last = start // _BLOCK_ROWS, -(-stop // _BLOCK_ROWS)
         for blocks in self._blocks:
-            blocks[self._given_back : first] = [None] * (first - self._given_back)
-        self._given_back = first
+            blocks[self._freed : first] = [None] * (first - self._freed)
+        self._freed = first
         return [_rows_of(blocks[first:last], start - first * _BLOCK_ROWS, stop - start) for blocks in self._blocks]
 
 
 def _rows_of(blocks: Sequence[np.ndarray | None], start: int, count: int) -> np.ndarray:
-    """Rows of neighbouring blocks; a view if they are of one."""
+    """Rows of neighbouring blocks; a view where they are in one block."""
     there = [block for block in blocks if block is not None]
     if len(there) == 1:
         return there[0][start : start + count]
@@ -240,9 +238,9 @@ def _rows_of(blocks: Sequence[np.ndarray | None], start: int, count: int) -> np.
 
 
 def _read_rows(stream: IO[bytes], rows: np.ndarray, there: np.ndarray, out: np.ndarray) -> None:
-    """Fill out[there] with those rows of a file of float32 rows; neighbours in both are read at once.
+    """Fill out[there] with those rows of a file of float32 rows; rows next to each other in both are read at once.
 
-    Plain reads, because a memory map would count every page around every row as this process's memory.
+    Plain reads, because with a memory map all pages around each row would count as memory of this process.
     """
     size = out.shape[1] * out.itemsize
     breaks = np.flatnonzero((np.diff(rows[there]) != 1) | (np.diff(there) != 1)) + 1

@@ -1,7 +1,7 @@
 """Addresses of files and datasets: the only parser of hf://, https:// and ORG/NAME.
 
 hf://datasets/ORG/NAME[@REVISION][/PATH]    a dataset on the Hub; REVISION may be refs/pr/1 or refs/convert/parquet
-ORG/NAME[@REVISION]                         the same in short; a local folder of that name wins
+ORG/NAME[@REVISION]                         the same in short; a local directory of that name wins
 https://HOST/PATH                           http:// too
 anything else                               a local path
 """
@@ -39,7 +39,7 @@ class Address:
         path: a local path; the whole URL; or the path within the repository, "" for its root. No slash at its end.
         repo: ORG/NAME on the Hub.
         revision: branch, tag, commit or ref on the Hub; None for its main branch.
-        short: whether it was written ORG/NAME, which could also have been meant as a local folder.
+        short: whether it was written ORG/NAME, which could also have been meant as a local directory.
     """
 
     kind: str
@@ -81,7 +81,7 @@ def parse_address(text: str | os.PathLike[str], base: Path | None = None, *, fil
 
     Args:
         text: an address as a person writes it; a Path is always local.
-        base: folder that relative local paths are relative to; default: the working directory.
+        base: directory that relative local paths are relative to; default: the working directory.
         file: it names one file, so ORG/NAME can only be a local path.
 
     Raises:
@@ -100,7 +100,7 @@ def parse_address(text: str | os.PathLike[str], base: Path | None = None, *, fil
     if short is None:
         return local
     if Path(local.path).exists():
-        _log.info("%s: the local folder %s is used; for the Hub write hf://datasets/%s", text, local.path, text)
+        _log.info("%s: the local directory %s is used; for the Hub write hf://datasets/%s", text, local.path, text)
         return local
     revision, path = _split(short["rest"])
     if path:  # ORG/NAME takes no path

@@ -14,24 +14,31 @@ from sqid_lib import schemas
 from sqid_lib.errors import DownloadError, MissingFileError
 from sqid_lib.files import File, write_text
 from sqid_lib.sources import http, hub, local
-from sqid_lib.sources.address import HUB, LOCAL, Address, parse_address
-from sqid_lib.sources.read import datasets_cache, offline
+from sqid_lib.sources.address import HTTP, HUB, LOCAL, Address, parse_address
+from sqid_lib.sources.read import offline, sources_cache
 from sqid_lib.sources.retry import GO_ONLINE
 
 ESCI_URL = "https://media.githubusercontent.com/media/amazon-science/esci-data/main/shopping_queries_dataset"
 SQID_URL = "hf://datasets/crossingminds/shopping-queries-image-dataset"
+_FORMATS = tuple(
+    f"{kind}{codec}"
+    for kind in (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
+    for codec in ("", ".gz", ".bz2", ".zst")
+)
 
 
 def _layouts(file: str, config: str) -> tuple[str, ...]:
-    """Names of one published file: itself, the Hub dataset's data/, a release."""
-    stem = file.partition(".")[0]
-    return (file, f"data/{stem}.parquet", f"data/{stem}-*.parquet", f"data/{config}/*.parquet")
+    """Names of one published file: itself, the Hub dataset's data/, a release; of a csv also its other formats."""
+    stem, _, kind = file.partition(".")
+    others = (*_FORMATS, ".parquet") if kind == "csv" else ()
+    layouts = (file, f"data/{stem}.parquet", f"data/{stem}-*.parquet", f"data/{config}/*.parquet")
+    return (*layouts, *(f"{stem}{other}" for other in others))
 
 
 _TABLES: dict[str, tuple[str, ...]] = {
     "examples": (schemas.ESCI_EXAMPLES,),
     "products": (schemas.ESCI_PRODUCTS,),
-    "sources": (schemas.ESCI_SOURCES,),
+    "sources": (schemas.ESCI_SOURCES, *(schemas.ESCI_SOURCES.removesuffix(".csv") + kind for kind in _FORMATS)),
     "product_urls": _layouts(schemas.PRODUCT_URLS, schemas.URLS),
     "product_features": _layouts(schemas.PRODUCT_FEATURES, schemas.FEATURES),
     "query_features": _layouts(schemas.QUERY_FEATURES, schemas.QUERIES),
@@ -41,6 +48,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "supp_status": (f"data/{schemas.SUPP}/*.parquet",),
 }
 _OPTIONAL = ("product_status", "supp_status")
+_OVER_HTTP = 4  # names that are tried over http, where each costs a request: the published layouts
 
 
 def find(
@@ -51,7 +59,7 @@ def find(
     Args:
         base: an address as `parse_address` reads it.
         table: a key of the table above, such as "examples" or "product_features".
-        cache_dir: where the finds of earlier calls are remembered for offline mode.
+        cache_dir: where the results of earlier calls are remembered for offline mode.
 
     Raises:
         MissingFileError: none of the table's names is there.
@@ -66,9 +74,7 @@ def find(
             f"the {table.replace('_', ' ')} file is missing",
             where=address,
             expected=" or ".join(patterns[:2]),
-            fix="There is no such directory; a dataset on the Hub is hf://datasets/ORG/NAME."
-            if address.kind == LOCAL and not Path(address.path).is_dir()
-            else "Check the address.",
+            fix="Check the address.",
         )
     return found
 
@@ -97,36 +103,37 @@ def listing(address: Address) -> dict[str, File]:
 
 def _find(address: Address, patterns: Sequence[str], cache_dir: str | os.PathLike[str] | None) -> tuple[File, ...]:
     if address.kind == LOCAL:
+        local.check_directory(Path(address.path))
         return local.find(Path(address.path), patterns)
     memory = _Memory(address, patterns, cache_dir)
     if offline():
         return memory.recall()
     found = _find_on_hub(address, patterns) if address.kind == HUB else _find_over_http(address.path, patterns)
     memory.keep(found)
-    return found
+    return tuple(found.values())
 
 
-def _find_on_hub(address: Address, patterns: Sequence[str]) -> tuple[File, ...]:
+def _find_on_hub(address: Address, patterns: Sequence[str]) -> dict[str, File]:
     files = hub.listing(address)
     for pattern in patterns:
         names = sorted(name for name in files if fnmatch.fnmatchcase(name, pattern))
         if names:
-            return tuple(files[name] for name in names)
-    return ()
+            return {name: files[name] for name in names}
+    return {}
 
 
-def _find_over_http(base: str, patterns: Sequence[str]) -> tuple[File, ...]:
+def _find_over_http(base: str, patterns: Sequence[str]) -> dict[str, File]:
     names: Iterable[str] | None = None
-    for pattern in patterns:
+    for pattern in patterns[:_OVER_HTTP]:
         if "*" not in pattern:
             candidates = [pattern]
-        else:  # http has no listing: the manifest of a release is one
+        else:  # http cannot list a directory: the manifest of a release does
             names = http.listing(base) if names is None else names
             candidates = sorted(fnmatch.filter(names, pattern))
-        found = [http.look(url_of(base, name)) for name in candidates]
-        if found and all(found):
-            return tuple(file for file in found if file)
-    return ()
+        found = {name: file for name in candidates if (file := http.look(url_of(base, name)))}
+        if found and len(found) == len(candidates):
+            return found
+    return {}
 
 
 def url_of(base: str, name: str) -> str:
@@ -135,25 +142,31 @@ def url_of(base: str, name: str) -> str:
     GitHub serves what is in Git LFS from its media host, and other files, such as csv, from its raw host.
     """
     raw = base.replace("://media.githubusercontent.com/media/", "://raw.githubusercontent.com/", 1)
-    return f"{raw if name.endswith('.csv') else base}/{name}"
+    return http.below(raw if name.endswith(".csv") else base, name)
 
 
 class _Memory:
-    """What a look at a remote address found, kept in the cache for offline mode."""
+    """What was found at a remote address, kept in the cache for offline mode; URLs of http, which may hold a password,
+    are not written."""
 
     def __init__(self, address: Address, patterns: Sequence[str], cache_dir: str | os.PathLike[str] | None) -> None:
-        key = hashlib.sha256("\n".join([str(address), *patterns]).encode()).hexdigest()[:32]
+        key = hashlib.sha256("\n".join(["names", str(address), *patterns]).encode()).hexdigest()[:32]
         self._address = address
-        self._path = datasets_cache(cache_dir) / "sqid-sources" / f"{key}.json"
+        self._path = sources_cache(cache_dir) / f"{key}.json"
 
-    def keep(self, files: tuple[File, ...]) -> None:
+    def keep(self, found: dict[str, File]) -> None:
+        by_name = self._address.kind == HTTP
+        rows = [[name if by_name else file.url, file.version] for name, file in found.items()]
         with contextlib.suppress(OSError):  # a cache that cannot be written costs offline mode, nothing else
-            write_text(self._path, json.dumps([[f.url, f.version] for f in files]))
+            write_text(self._path, json.dumps(rows))
 
     def recall(self) -> tuple[File, ...]:
         try:
-            return tuple(File(*pair) for pair in json.loads(self._path.read_text()))
+            rows = [(str(name), str(version)) for name, version in json.loads(self._path.read_text())]
         except (OSError, ValueError, TypeError) as error:
             raise DownloadError(
                 "not loaded before, and offline mode is on", where=self._address, fix=GO_ONLINE
             ) from error
+        if self._address.kind == HTTP:
+            rows = [(url_of(self._address.path, name), version) for name, version in rows]
+        return tuple(File(url, version) for url, version in rows)

@@ -10,33 +10,34 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 from tqdm import tqdm
 
 from sqid_lib import schemas
-from sqid_lib.errors import NoRangesError
+from sqid_lib.errors import NoRangesError, without_secrets
 from sqid_lib.files import File
-from sqid_lib.sources.retry import downloading
+from sqid_lib.sources.retry import disk_error, downloading
 
 SHA256 = "sha256-"  # begins a version that states the content
 UNKNOWN = "unknown-"  # begins the version of a file whose server states none: it is downloaded each time
-_CHUNK = 1 << 20  # bytes written at a time: what a broken download has for certain
+_CHUNK = 1 << 20  # bytes written at a time: what a broken download keeps
 _TIMEOUT_S = 60.0  # without a byte
-_HEADERS = {"Accept-Encoding": "identity"}  # bytes as they are, so that ranges and sizes fit
+_HEADERS = {"Accept-Encoding": "identity"}  # no compression on the way, so that ranges and sizes are the file's
 
 
 class _StatusError(OSError):
     """An answer that is no success; `status` is its HTTP status."""
 
     def __init__(self, status: int, url: str, headers: Mapping[str, str]) -> None:
-        super().__init__(f"HTTP {status} for {url}")
+        super().__init__(without_secrets(f"HTTP {status} for {url}"))
         self.status = status
         self.response = _Answer(status, headers)
 
 
 class _Answer:
-    """What is read of an answer by `retry.explain`."""
+    """The part of an answer that `retry.explain` reads."""
 
     def __init__(self, status_code: int, headers: Mapping[str, str]) -> None:
         self.status_code, self.headers = status_code, headers
@@ -44,12 +45,12 @@ class _Answer:
 
 @contextmanager
 def _get(url: str, headers: Mapping[str, str], method: str = "GET") -> Iterator[Any]:
-    """An answer whose body is not read yet; `_StatusError` for a status of 400 and more."""
+    """The answer to a request, its body not yet read; `_StatusError` for a status of 400 and more."""
     from huggingface_hub import get_session
 
     session: Any = get_session()
     every = {**_HEADERS, **headers}
-    if hasattr(session, "stream"):  # huggingface_hub 1 and later: a client of httpx
+    if callable(getattr(session, "stream", None)):  # huggingface_hub 1 and later: a client of httpx
         request: Any = session.stream(method, url, headers=every, follow_redirects=True, timeout=_TIMEOUT_S)
     else:  # before: a session of requests
         request = session.request(method, url, headers=every, stream=True, allow_redirects=True, timeout=_TIMEOUT_S)
@@ -69,7 +70,7 @@ def _chunks(answer: Any) -> Iterator[bytes]:
 def look(url: str) -> File | None:
     """The file at a URL with its version; None where the server says that there is none.
 
-    The version is made of ETag, date and size. Where the server states neither ETag nor date, it is new at every look.
+    The version is made of ETag, date and size. Where the server states neither ETag nor date, it is new at every call.
 
     Raises:
         DownloadError: the server refuses or cannot be reached.
@@ -87,7 +88,7 @@ def _look(url: str) -> File | None:
         if error.status not in (400, 403, 405, 501):
             raise
         try:
-            with _get(url, {}) as answer:  # some servers refuse HEAD, and signed URLs are for GET alone
+            with _get(url, {}) as answer:  # some servers refuse HEAD, and some signed URLs allow GET only
                 headers = answer.headers
         except _StatusError as again:
             if again.status in (404, 410):
@@ -99,23 +100,26 @@ def _look(url: str) -> File | None:
 
 
 def download(file: File, target: Path) -> None:
-    """Have the file under `target`, going on where an earlier attempt broke, in this process or another.
+    """Download a file to `target`, continuing where an earlier attempt stopped, in this process or another.
 
-    What has come so far lies beside it as `.part`. A server without ranges sends the whole file again.
+    The bytes received so far are in a `.part` file beside it. A server without ranges sends the whole file again.
 
     Args:
-        target: a path that stands for this version of the URL, so that parts of two versions never meet.
+        target: a path of its own for each version of the URL, so that parts of two versions never mix.
 
     Raises:
         DownloadError, MissingFileError: the server refuses or cannot be reached.
-        DiskError: no space.
+        DiskError: the disk is full, or the directory cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            downloading(lambda: _append(file.url, part), file.url)
-            os.replace(part, target)  # noqa: PTH105
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                downloading(lambda: _append(file.url, part), file.url)
+                os.replace(part, target)  # noqa: PTH105
+    except OSError as error:
+        raise disk_error(error, str(target.parent)) or error from error
 
 
 def _append(url: str, part: Path) -> None:
@@ -129,7 +133,7 @@ def _append(url: str, part: Path) -> None:
         except _StatusError as error:
             if error.status != 416:
                 raise
-            stream.truncate(0)  # nothing lies behind the part: whether it is the whole file is not known
+            stream.truncate(0)  # the server has nothing after the part, which may still be wrong: start again
             with _get(url, {}) as answer:
                 _write(answer, stream, 0, url)
         stream.flush()
@@ -139,14 +143,14 @@ def _append(url: str, part: Path) -> None:
 def _write(answer: Any, stream: io.BufferedWriter, start: int, url: str) -> None:
     length = answer.headers.get("Content-Length")
     total = start + int(length) if length else None
-    name = url.rpartition("/")[2][:40]
+    name = urlsplit(url).path.rpartition("/")[2][:40]
     with tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for chunk in _chunks(answer):
             stream.write(chunk)
             bar.update(len(chunk))
     stream.flush()
     if total is not None and stream.tell() != total:
-        raise ConnectionError(f"{stream.tell()} of {total} bytes came")
+        raise ConnectionError(f"{stream.tell()} of {total} bytes arrived")
 
 
 def _first_byte(answer: Any) -> int:
@@ -161,7 +165,7 @@ def open_ranges(url: str, *, cache: bool = True) -> io.BufferedIOBase | io.RawIO
     """A file at a URL, of which only the ranges that are read are requested.
 
     Args:
-        cache: read a megabyte ahead; without, every read is one request.
+        cache: read a megabyte ahead; without it every read is one request.
 
     Raises:
         NoRangesError: the server sends whole files only.
@@ -210,29 +214,35 @@ class _Ranges(io.RawIOBase):
                 raise NoRangesError("the server sends whole files only", where=self._url)
             data = b"".join(_chunks(answer))
         if len(data) != stop - start:
-            raise ConnectionError(f"{len(data)} of {stop - start} bytes came")
+            raise ConnectionError(f"{len(data)} of {stop - start} bytes arrived")
         return data
+
+
+def below(base: str, name: str) -> str:
+    """URL of a file below the URL of a directory, which may have a query, such as a signature."""
+    directory, mark, query = base.partition("?")
+    return f"{directory}/{name}{mark}{query}"
 
 
 def listing(base: str) -> dict[str, File]:
     """The files below a URL by their name, as the manifest of a release lists them; none where there is no manifest.
 
-    A file's version is the sha256 that the manifest states.
+    A file's version is the sha256 that the manifest states. Hidden files are left out.
 
     Raises:
         DownloadError: the server refuses or cannot be reached.
     """
     try:
-        manifest = downloading(lambda: _read(f"{base}/{schemas.MANIFEST}"), base)
+        manifest = downloading(lambda: _read(below(base, schemas.MANIFEST)), base)
         files = json.loads(manifest or b"{}").get("files", {})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}
     found = {}
     for name, stated in files.items() if isinstance(files, dict) else ():
-        if ".." not in name and not name.startswith("/"):
+        if not any(part.startswith(".") for part in name.split("/")) and not name.startswith("/"):
             sha256 = stated.get("sha256") if isinstance(stated, dict) else None
             version = f"{SHA256}{sha256}" if sha256 else f"{UNKNOWN}{time.time_ns()}"
-            found[name] = File(f"{base}/{name}", version)
+            found[name] = File(below(base, name), version)
     return found
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqid_lib.errors import DownloadError, SourceError
+from sqid_lib.errors import DownloadError, MissingFileError, SourceError
 from sqid_lib.files import File
 from sqid_lib.sources.address import Address, parse_address
 from sqid_lib.sources.retry import GO_ONLINE, downloading
@@ -17,7 +18,7 @@ T = TypeVar("T")
 def listing(address: Address) -> dict[str, File]:
     """The files below an address by their name, at the commit that its revision stands for now.
 
-    A file's version is the hash of its content.
+    A file's version is the hash of its content. Hidden files are left out.
 
     Raises:
         MissingFileError: no such dataset or revision.
@@ -27,12 +28,14 @@ def listing(address: Address) -> dict[str, File]:
 
 
 def _reaching(call: Callable[[], T], address: Address) -> T:
-    """`downloading`; the error for ORG/NAME also names the folder that is not there."""
+    """`downloading`; the error for ORG/NAME also says that there is no directory of that name."""
     try:
         return downloading(call, str(address))
     except SourceError as error:
-        if address.short:
-            error.fix = f"There is no local folder {address.repo} either. {error.fix or ''}"
+        if address.short and isinstance(error, MissingFileError):
+            error.what = f"no such directory ({address.repo}), and no such dataset or revision on the Hub"
+        elif address.short:
+            error.fix = f"There is no directory {address.repo}, so the Hub was asked. {error.fix or ''}"
         raise
 
 
@@ -45,11 +48,22 @@ def _listing(address: Address) -> dict[str, File]:
     prefix = f"{address.path}/" if address.path else ""
     files = {}
     for entry in tree:
-        if isinstance(entry, RepoFile) and entry.path.startswith(prefix):
+        if not isinstance(entry, RepoFile) or not entry.path.startswith(prefix):
+            continue
+        name = entry.path.removeprefix(prefix)
+        if not any(part.startswith(".") for part in name.split("/")):
             version = entry.lfs.sha256 if entry.lfs else entry.blob_id
-            url = str(Address(address.kind, entry.path, address.repo, commit))
-            files[entry.path.removeprefix(prefix)] = File(url, version)
+            files[name] = File(str(Address(address.kind, entry.path, address.repo, commit)), version)
     return files
+
+
+def is_whole(path: Path, version: str) -> bool:
+    """Whether the content of a file in the Hub's cache is the one of its version in `listing`."""
+    with path.open("rb") as stream:
+        if len(version) == 64:  # sha256 of a file in LFS
+            return hashlib.file_digest(stream, "sha256").hexdigest() == version
+        head = b"blob %d\0" % path.stat().st_size  # any other file: the name git gives to its content
+        return hashlib.sha1(head + stream.read(), usedforsecurity=False).hexdigest() == version
 
 
 def download(file: File, cache_dir: Path | None = None, *, force: bool = False, offline: bool = False) -> str:
@@ -57,6 +71,7 @@ def download(file: File, cache_dir: Path | None = None, *, force: bool = False, 
 
     Raises:
         MissingFileError, DownloadError: as `listing`; offline, if it is not in the cache.
+        DiskError: the cache is full or cannot be written.
     """
     from huggingface_hub import hf_hub_download
 
@@ -81,6 +96,7 @@ def snapshot(address: Address, patterns: list[str], cache_dir: Path | None) -> P
 
     Raises:
         MissingFileError, DownloadError: as `listing`.
+        DiskError: the cache is full or cannot be written.
     """
     from huggingface_hub import snapshot_download
 
@@ -98,12 +114,16 @@ def open_ranges(url: str, *, cache: bool = True) -> Any:
     """A file of `listing`, of which only the ranges that are read are requested.
 
     Args:
-        cache: keep the last megabyte; without, every read is one request.
+        cache: keep the last megabyte; without it every read is one request.
+
+    Raises:
+        MissingFileError, DownloadError: as `listing`.
     """
     from huggingface_hub import HfFileSystem
 
     options: dict[str, Any] = {} if cache else {"cache_type": "none"}
-    return HfFileSystem(endpoint=_endpoint()).open(url, "rb", block_size=1 << 20, **options)
+    files = HfFileSystem(endpoint=_endpoint())
+    return downloading(lambda: files.open(url, "rb", block_size=1 << 20, **options), url)
 
 
 def _api() -> Any:

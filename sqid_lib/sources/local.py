@@ -28,13 +28,23 @@ def version(path: Path) -> str:
 
 
 def listing(directory: Path) -> dict[str, File]:
-    """Every file below a directory by its relative name, but hidden ones.
+    """Every file below a directory by its relative name, without hidden ones.
 
     Raises:
         MissingFileError: no such directory.
     """
-    if not directory.is_dir():
-        raise MissingFileError("no such directory", where=directory, expected="a directory or a dataset on the Hub")
+    check_directory(directory)
     names = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
     return {name: File(str(directory / name), version(directory / name)) for name in shown}
+
+
+def check_directory(directory: Path) -> None:
+    """Raise MissingFileError unless there is such a directory."""
+    if not directory.is_dir():
+        raise MissingFileError(
+            "this is a file, not a directory" if directory.exists() else "no such directory",
+            where=directory,
+            expected="a directory or a dataset on the Hub (ORG/NAME)",
+            fix="Check the path.",
+        )

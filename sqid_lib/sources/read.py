@@ -1,7 +1,8 @@
-"""Bytes of files: downloaded into a cache under their version, or read in ranges where they are."""
+"""Bytes of files: downloaded into a cache, each version once, or read in ranges from where they are."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import os
@@ -9,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from sqid_lib.errors import DownloadError, MissingFileError
-from sqid_lib.files import File
-from sqid_lib.sources import http, hub
-from sqid_lib.sources.address import HTTP, LOCAL, Address, parse_address
+from sqid_lib.errors import CorruptFileError, DownloadError, MissingFileError
+from sqid_lib.files import File, write_text
+from sqid_lib.sources import http, hub, local
+from sqid_lib.sources.address import HTTP, LOCAL, Address
 from sqid_lib.sources.retry import GO_ONLINE
 
 _AT_ONCE = 8  # downloads of a snapshot
@@ -22,22 +24,23 @@ _AT_ONCE = 8  # downloads of a snapshot
 def download(file: File, cache_dir: str | os.PathLike[str] | None = None, *, force: bool = False) -> File:
     """The file with its local path: downloaded once for each version, with a bar on a terminal.
 
-    A download over http that broke goes on where it stopped, now or when the same version is asked for again.
+    A download over http that stopped halfway is continued, now or when the same version is asked for again.
 
     Args:
-        cache_dir: for http; default: that of datasets. Files of the Hub lie in its own cache.
+        cache_dir: for http; default: that of datasets. Files of the Hub are kept in the Hub's own cache.
         force: download it again.
 
     Raises:
         MissingFileError, DownloadError: after retries; offline, at once. The file changed meanwhile.
-        DiskError: no space in the cache.
+        DiskError: the cache is full or cannot be written.
     """
     if file.local:
         return file
     if file.url.startswith("hf://"):
-        return replace(file, path=hub.download(file, force=force, offline=offline()))
+        return replace(file, path=_download_from_hub(file, cache_dir, force))
     name = hashlib.sha256(f"{file.url}\n{file.version}".encode()).hexdigest()[:40]
-    target = datasets_cache(cache_dir) / "downloads" / f"sqid-{name}{Path(parse_address(file.url).path).suffix[:16]}"
+    suffix = Path(urlsplit(file.url).path).suffix[:16]
+    target = datasets_cache(cache_dir) / "downloads" / f"sqid-{name}{suffix}"
     if offline():
         if not target.exists():
             raise DownloadError("not downloaded before, and offline mode is on", where=file.url, fix=GO_ONLINE)
@@ -48,6 +51,25 @@ def download(file: File, cache_dir: str | os.PathLike[str] | None = None, *, for
         http.download(file, target)
         _check(file, target)
     return replace(file, path=str(target))
+
+
+def _download_from_hub(file: File, cache_dir: str | os.PathLike[str] | None, force: bool) -> str:
+    """Path in the Hub's cache; a damaged file is downloaded again. Its content is checked once, then remembered."""
+    path = hub.download(file, force=force, offline=offline())
+    state = hashlib.sha256(f"{Path(path).resolve()} {local.version(Path(path))} {file.version}".encode()).hexdigest()
+    checked = sources_cache(cache_dir) / f"{state[:32]}.whole"
+    if checked.exists():
+        return path
+    if not hub.is_whole(Path(path), file.version):
+        if offline():
+            raise CorruptFileError("the file in the Hub's cache is damaged", where=path, fix=GO_ONLINE)
+        path = hub.download(file, force=True)
+        if not hub.is_whole(Path(path), file.version):
+            raise DownloadError("the file is not the one that the Hub lists", where=file.url, fix="Load it again.")
+    else:
+        with contextlib.suppress(OSError):  # without the note it is checked again
+            write_text(checked, "")
+    return path
 
 
 def _check(file: File, target: Path) -> None:
@@ -68,7 +90,7 @@ def open_ranges(url: str, *, cache: bool = True) -> Any:
     """A file at an http(s) or hf:// URL as a binary stream, of which only the ranges that are read are requested.
 
     Args:
-        cache: keep the last megabyte; without, every read is one request.
+        cache: keep the last megabyte; without it every read is one request.
 
     Raises:
         MissingFileError, DownloadError: it is not there, or cannot be reached; NoRangesError
@@ -83,10 +105,10 @@ def snapshot(address: Address, patterns: list[str], cache_dir: Path | None = Non
     Raises:
         MissingFileError: there is no such directory, dataset or revision.
         DownloadError: the server or the Hub cannot be reached.
+        DiskError: the cache is full or cannot be written.
     """
     if address.kind == LOCAL:
-        if not Path(address.path).is_dir():
-            raise MissingFileError("no such directory", where=address, expected="a directory or a dataset on the Hub")
+        local.check_directory(Path(address.path))
         return Path(address.path)
     if address.kind != HTTP:
         return hub.snapshot(address, patterns, cache_dir)
@@ -120,3 +142,8 @@ def datasets_cache(cache_dir: str | os.PathLike[str] | None) -> Path:
     import datasets
 
     return Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+
+
+def sources_cache(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Directory of small notes about remote files: which there are, and which downloads were checked."""
+    return datasets_cache(cache_dir) / "sqid-sources"

@@ -1,9 +1,11 @@
-"""Keys of rows: one text for each, and whether they are unique."""
+"""Keys of rows: read without the spaces around them, one text for each, and whether they are unique."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,6 +15,30 @@ from sqid_lib.schemas import PRODUCT_KEY
 
 # U+001F; pa.scalar would import pandas, 45 MB that a stream has better uses for
 _SEPARATOR = pa.StringArray.from_buffers(1, pa.py_buffer(bytes(4) + b"\x01\0\0\0"), pa.py_buffer(b"\x1f"))[0]
+_TRIMMED = (*PRODUCT_KEY, "image_url")
+_log = logging.getLogger(__name__)
+
+
+def trimmed(table: pa.Table, where: str) -> pa.Table:
+    """The same rows with ids, locales and URLs without the spaces around them: no id has any, padded exports do."""
+    for i, name in enumerate(table.column_names):
+        column = table.column(name)
+        if name in _TRIMMED and column.type == pa.string() and any(map(_may_have_spaces, column.chunks)):
+            without = pc.utf8_trim_whitespace(column)
+            if not without.equals(column):
+                _log.info("%s: spaces around the values of %s are left out", where, name)
+                table = table.set_column(i, name, without)
+    return table
+
+
+def _may_have_spaces(texts: pa.StringArray) -> bool:
+    """Whether a byte is not a printing ASCII character: a look at the bytes costs far less than at the texts."""
+    _, offsets, data = texts.buffers()
+    if data is None or not len(texts):
+        return False
+    edges = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    letters = np.frombuffer(data, np.uint8)[edges[0] : edges[-1]]
+    return bool(len(letters)) and bool((letters - np.uint8(33)).max() > 93)  # "!" is 33, "~" 126; below wraps around
 
 
 def key_strings(table: pa.Table) -> pa.Array:
@@ -33,7 +59,7 @@ def check_unique(table: pa.Table, columns: Sequence[str], what: str, where: str)
 
 
 def duplicates(rows: pa.Table, count: int, what: str, where: str) -> DuplicateKeyError:
-    """The error for `rows`, some of `count` doubled keys."""
+    """The error for `count` keys that occur more than once; `rows` are the first of them."""
     shown = ", ".join("(" + ", ".join(str(v) for v in row.values()) + ")" for row in rows.to_pylist())
     return DuplicateKeyError(
         f"{count} {what} {'key occurs' if count == 1 else 'keys occur'} more than once",
@@ -49,7 +75,7 @@ def check_unique_in_splits(
 ) -> None:
     """`check_unique` for a table in several files, split by split: a product may be judged in several splits.
 
-    The split is what stands before the first "-" of a file's name.
+    The split is the part of a file's name before the first "-".
     """
     names = [file.url.rpartition("/")[2].partition("-")[0] for file in files]
     for name in dict.fromkeys(names):

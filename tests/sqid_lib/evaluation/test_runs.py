@@ -309,7 +309,7 @@ def _ragged(store: MemoryStore, path: Path) -> str:
 
 
 def _not_finite(store: MemoryStore, path: Path) -> str:
-    return write_features(path, ["P000"], [[np.nan] * 6])
+    return write_features(path, ["P000"], [[np.nan] * 5 + [1]])
 
 
 def _twice(store: MemoryStore, path: Path) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqid_lib import schemas
-from sqid_lib.joined.image_status import image_status
+from sqid_lib.joined.image_status import clean_urls, image_status
 
 HOST = "https://m.media-amazon.com/images/I/"
 
@@ -25,7 +26,7 @@ def test_no_url_is_missing(url: str | None) -> None:
 
 @pytest.mark.parametrize("image_id", sorted(schemas.PLACEHOLDER_IMAGE_IDS))
 @pytest.mark.parametrize("modifier", [".gif", "._AC_.gif", "._BO1,204,203,200_.jpg", ""])
-def test_every_no_image_picture_is_a_placeholder(image_id: str, modifier: str) -> None:
+def test_each_image_that_says_no_image_is_a_placeholder(image_id: str, modifier: str) -> None:
     assert status(f"{HOST}{image_id}{modifier}") == "placeholder"
     assert status(f"{HOST}{quote(image_id)}{modifier}") == "placeholder"
 
@@ -46,11 +47,11 @@ def test_no_image_paths_are_placeholders(part: str) -> None:
         "https://images.amazon.com/images/P/0060538260.01.jpg",
     ],
 )
-def test_other_pictures_are_ok(url: str) -> None:
+def test_other_images_are_ok(url: str) -> None:
     assert status(url) == "ok"
 
 
-def test_default_video_picture_is_generic_whatever_its_modifiers() -> None:
+def test_the_default_video_image_is_generic_whatever_its_modifiers() -> None:
     assert status(schemas.GENERIC_IMAGE_URL) == "generic"
     assert status(schemas.GENERIC_IMAGE_URL.replace("_SX1080_", "_SX400_")) == "generic"
     assert status(schemas.GENERIC_IMAGE_URL.replace("/G/01/", "/G/%30%31/")) == "generic"
@@ -69,5 +70,28 @@ def test_chunks_and_other_string_types_and_all_null() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.one_of(st.none(), st.text(), st.sampled_from([f"{HOST}01RmK%2BJ4pJL.gif", "%", "%ff"]))))
-def test_each_row_is_judged_alone(urls: list[str | None]) -> None:
+def test_each_row_is_decided_alone(urls: list[str | None]) -> None:
     assert image_status(pa.array(urls, pa.string())).to_pylist() == [status(url) for url in urls]
+
+
+def test_html_escapes_are_undone_only_where_that_is_certain(caplog: pytest.LogCaptureFixture) -> None:
+    given = [
+        "https://x.example/i?a=1&amp;b=2",
+        "https://x.example/i?a=1&amp;amp;b=2",
+        "https://x.example/i?a=1&amp;b=2&c=3",
+        "https://x.example/i?a=1&b=2",
+        "  ",
+        None,
+    ]
+    with caplog.at_level(logging.INFO, logger="sqid_lib"):
+        found = clean_urls(pa.chunked_array([given], pa.string()), "urls.csv").to_pylist()
+    assert found == [
+        "https://x.example/i?a=1&b=2",
+        "https://x.example/i?a=1&b=2",
+        "https://x.example/i?a=1&amp;b=2&c=3",
+        "https://x.example/i?a=1&b=2",
+        None,
+        None,
+    ]
+    levels = {record.levelname: record.getMessage() for record in caplog.records}
+    assert "&amp; is read as & in 2 URLs" in levels["INFO"] and "1 URLs hold both" in levels["WARNING"]

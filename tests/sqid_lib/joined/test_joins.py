@@ -42,7 +42,7 @@ def test_rows_are_kept_in_order_and_only_their_own_url_joins(
 ) -> None:
     path = tmp_path_factory.mktemp("j") / "urls.parquet"
     if not located:
-        sqid = {key for key in sqid if key[1] == "us"}  # a classic file speaks of us alone
+        sqid = {key for key in sqid if key[1] == "us"}  # a classic file is of locale us alone
     url = {key: None if key in without_url else f"https://x.example/{key[0]}/{key[1]}.jpg" for key in sqid}
     table = pa.table(
         {
@@ -60,10 +60,8 @@ def test_rows_are_kept_in_order_and_only_their_own_url_joins(
     assert [r["image_url"] for r in rows] == [url.get(key) for key in keys]
     assert [r["image_status"] for r in rows] == [schemas.OK if url.get(key) else schemas.MISSING for key in keys]
     assert all(r["product_title"] == f"{r['product_id']}/{r['product_locale']}" for r in rows)
-    strangers = joins.outside(
-        known, joins._with_locale(pa.concat_tables([TEXTS.empty_table(), *texts(keys, 99)]), "us")
-    )
-    assert strangers.num_rows == len(sqid - esci)
+    outside = joins.outside(known, joins._with_locale(pa.concat_tables([TEXTS.empty_table(), *texts(keys, 99)]), "us"))
+    assert outside.num_rows == len(sqid - esci)
 
 
 def test_a_doubled_url_row_is_shown(tmp_path: Path) -> None:
@@ -73,7 +71,7 @@ def test_a_doubled_url_row_is_shown(tmp_path: Path) -> None:
         joins.read_image_urls([File(str(path))])
 
 
-def test_a_release_tells_how_a_download_failed_if_the_url_is_the_same(tmp_path: Path) -> None:
+def test_a_release_states_how_a_download_failed_if_the_url_is_the_same(tmp_path: Path) -> None:
     csv, release = tmp_path / "urls.csv", tmp_path / "urls.parquet"
     csv.write_text("product_id,image_url\na,https://x/1\nb,https://x/2\nc,\n")
     pq.write_table(

@@ -1,18 +1,18 @@
-"""Selections: what belongs to a cut, in what order, and what is refused."""
+"""Selections: what belongs to one, in what order, and what is refused."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_esci
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_esci import MAIN_IDS, write_esci
 
 from sqid_lib import schemas
-from sqid_lib.errors import DuplicateKeyError, IntegrityError, LabelError, SchemaError, UsageError
+from sqid_lib.errors import DuplicateKeyError, LabelError, SchemaError, UsageError
 from sqid_lib.files import File
 from sqid_lib.joined import selection
 from sqid_lib.joined.selection import Selection
@@ -20,27 +20,27 @@ from sqid_lib.joined.selection import Selection
 COLUMNS = ("example_id", "query", "query_id", "product_id", "product_locale", "esci_label", "split")
 
 
-def read(esci: Path, cut: Selection) -> pa.Table:
-    return selection.read_examples(File(str(esci / schemas.ESCI_EXAMPLES)), cut, COLUMNS)
+def read(esci: Path, chosen: Selection) -> pa.Table:
+    return selection.read_examples(File(str(esci / schemas.ESCI_EXAMPLES)), chosen, COLUMNS)
 
 
-def keys(esci: Path, cut: Selection, part: str) -> list[tuple[str, str]]:
-    table = selection.product_keys(read(esci, cut), cut, part)
+def keys(esci: Path, chosen: Selection, part: str) -> list[tuple[str, str]]:
+    table = selection.product_keys(read(esci, chosen), chosen, part)
     return [(r["product_id"], r["product_locale"]) for r in table.to_pylist()]
 
 
-def test_the_published_cut(esci: Path) -> None:
-    cut = Selection()
-    assert keys(esci, cut, schemas.MAIN) == sorted((i, "us") for i in MAIN_IDS)
-    assert keys(esci, cut, schemas.SUPPLEMENTARY) == [(i, "us") for i in tiny_esci.SUPP_IDS]
-    judgments = selection.judgments(read(esci, cut), cut)
+def test_the_published_selection(esci: Path) -> None:
+    chosen = Selection()
+    assert keys(esci, chosen, schemas.MAIN) == sorted((i, "us") for i in MAIN_IDS)
+    assert keys(esci, chosen, schemas.SUPPLEMENTARY) == [(i, "us") for i in tiny_esci.SUPP_IDS]
+    judgments = selection.judgments(read(esci, chosen), chosen)
     assert judgments.num_rows == 2 * len(MAIN_IDS)
     rows = judgments.to_pylist()
     assert [(r["query_id"], r["product_id"]) for r in rows] == sorted((r["query_id"], r["product_id"]) for r in rows)
     assert all(r["gain"] == pytest.approx(schemas.GAINS[r["esci_label"]]) for r in rows)
 
 
-def test_other_cuts(esci: Path) -> None:
+def test_other_selections(esci: Path) -> None:
     assert ("T1", "us") in keys(esci, Selection(splits=("train",)), schemas.MAIN)
     assert keys(esci, Selection(locales=("es",)), schemas.MAIN) == [("E1", "es"), ("both", "es")]
     both = keys(esci, Selection(locales=("us", "es")), schemas.MAIN)
@@ -50,9 +50,9 @@ def test_other_cuts(esci: Path) -> None:
 
 
 def test_queries_with_their_sources(esci: Path) -> None:
-    cut = Selection()
+    chosen = Selection()
     known = selection.read_sources(File(str(esci / schemas.ESCI_SOURCES)))
-    rows = selection.queries(read(esci, cut), cut, known).to_pylist()
+    rows = selection.queries(read(esci, chosen), chosen, known).to_pylist()
     assert [r["query_id"] for r in rows] == [26, 27, 28, 29, 30]
     assert rows[0] == {"query_id": 26, "query": "query 26", "source": "negations"}
     assert rows[2]["source"] is None
@@ -62,7 +62,7 @@ def test_queries_with_their_sources(esci: Path) -> None:
     "options",
     [{"version": "tiny"}, {"splits": ("dev",)}, {"locales": (" ",)}, {"locales": ()}, {"splits": ("test",) * 2}],
 )
-def test_a_cut_esci_does_not_hold_is_refused(options: dict[str, object]) -> None:
+def test_a_selection_that_esci_cannot_have_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         Selection(**options)  # type: ignore[arg-type]
 
@@ -94,51 +94,40 @@ def test_a_doubled_judgment_is_shown(tmp_path: Path) -> None:
         selection.judgments(read(esci, Selection()), Selection())
 
 
-def texts(esci: Path, table: pa.Table, columns: tuple[str, ...] = ("product_title",)) -> list[pa.Table]:
-    return list(selection.product_texts(File(str(esci / schemas.ESCI_PRODUCTS)), table, columns))
+TEXTS = {
+    "dictionary": lambda column: column.dictionary_encode(),
+    "large": lambda column: column.cast(pa.large_string()),
+    "view": lambda column: column.cast(pa.string_view()),
+    "binary": lambda column: column.cast(pa.binary()),  # as Spark writes text
+    "binary dictionary": lambda column: column.cast(pa.binary()).dictionary_encode(),
+}
 
 
-def test_three_doubled_products_are_shown(tmp_path: Path) -> None:
-    rows = tiny_esci.products()
-    doubled = [dict(r) for r in rows if r["product_locale"] == "us"][:4]
-    esci = write_esci(tmp_path, products=[*rows, *doubled])
-    every = pa.table({"product_id": sorted(r["product_id"] for r in doubled), "product_locale": ["us"] * 4})
-    with pytest.raises(DuplicateKeyError) as told:
-        texts(esci, every)
-    assert str(told.value).count(", us)") == 3
-    assert "4 product keys" in str(told.value)
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_examples_may_hold_any_kind_of_text_and_number(tmp_path: Path, name: str) -> None:
+    chosen = Selection(locales=("us", "es"))
+    path = write_esci(tmp_path) / schemas.ESCI_EXAMPLES
+    before = read(tmp_path, chosen)
+    table = pq.read_table(path)
+    for i, field in enumerate(table.schema):
+        column = table.column(i)
+        new = TEXTS[name](column) if field.type == pa.string() else column.cast(pa.float64())
+        table = table.set_column(i, field.name, new)
+    pq.write_table(table, path)
+    assert read(tmp_path, chosen).equals(before)
 
 
-def test_a_judged_product_without_a_row_is_shown(tmp_path: Path) -> None:
-    esci = write_esci(tmp_path, products=[r for r in tiny_esci.products() if r["product_id"] != "B000000012"])
-    with pytest.raises(IntegrityError, match=r"\(us, B000000012\)"):
-        texts(esci, selection.product_keys(read(esci, Selection()), Selection(), schemas.MAIN))
+def test_ids_of_the_examples_are_read_without_spaces_around_them(tmp_path: Path) -> None:
+    padded = [row | {"product_id": f"{row['product_id']:<12}"} for row in tiny_esci.examples()]
+    found = read(write_esci(tmp_path / "padded", examples=padded), Selection())
+    assert found.equals(read(write_esci(tmp_path / "plain"), Selection()))
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    chosen=st.sets(st.sampled_from([(r["product_id"], r["product_locale"]) for r in tiny_esci.products()])),
-    row_group=st.sampled_from([1, 3, 1000]),
-    at_once=st.sampled_from([2, 1000]),
-    slice_rows=st.sampled_from([1, 5, 1000]),
-)
-def test_texts_come_for_exactly_the_keys_in_their_order(
-    tmp_path_factory: pytest.TempPathFactory,
-    chosen: set[tuple[str, str]],
-    row_group: int,
-    at_once: int,
-    slice_rows: int,
-) -> None:
-    esci = write_esci(tmp_path_factory.mktemp("esci"), row_group=row_group)
-    table = pa.table(
-        [[i for i, _ in sorted(chosen)], [locale for _, locale in sorted(chosen)]],
-        schema=pa.schema([("product_id", pa.string()), ("product_locale", pa.string())]),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "TEXT_ROWS_AT_ONCE", at_once)
-        patch.setattr(selection, "_SLICE_ROWS", slice_rows)
-        found = texts(esci, table, schemas.TEXT_COLUMNS)
-    rows = [row for part in found for row in part.to_pylist()]
-    expected = {(r["product_id"], r["product_locale"]): r for r in tiny_esci.products()}
-    assert rows == [expected[key] for key in sorted(chosen)]
-    assert all(part.num_rows <= slice_rows for part in found)
+def test_sources_may_be_another_table_of_text(tmp_path: Path) -> None:
+    esci = write_esci(tmp_path)
+    known = selection.read_sources(File(str(esci / schemas.ESCI_SOURCES)))
+    rows = known.to_pylist()
+    (tmp_path / "s.tsv").write_text("QUERY_ID\tSOURCE\n" + "".join(f"{r['query_id']}.0\t{r['source']}\n" for r in rows))
+    (tmp_path / "s.json").write_text(json.dumps(rows))
+    for name in ("s.tsv", "s.json"):
+        assert selection.read_sources(File(str(tmp_path / name))).equals(known)

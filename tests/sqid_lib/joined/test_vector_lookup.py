@@ -62,10 +62,10 @@ def test_each_key_gets_its_own_vector(
     ids = [f"B{i}" for i in rng.permutation(count)]
     matrix = rng.normal(size=(count, 3)).astype(np.float32)
     matrix[rng.random(count) < 0.2] = np.nan
-    matrix[0] = [1, 2, 3]  # at least one vector tells the width
-    cuts = np.array_split(np.arange(count), files)
+    matrix[0] = [1, 2, 3]  # at least one vector decides the width
+    pieces = np.array_split(np.arange(count), files)
     paths = []
-    for n, part in enumerate(cuts):
+    for n, part in enumerate(pieces):
         path = root / f"{n}.parquet"
         write(path, [ids[i] for i in part], matrix[part], dtype, row_group)
         paths.append(File(str(path)))
@@ -96,7 +96,7 @@ def test_vectors_of_unequal_width_are_refused(tmp_path: Path) -> None:
         pa.table({"product_id": ["a", "b"], "clip_text_features": column, "clip_image_features": column}), path
     )
     found = joins.open_product_vectors([File(str(path))])
-    with pytest.raises(SchemaError, match=r"a\.parquet.*expected 2, got \[.*1"):
+    with pytest.raises(SchemaError, match=r"a\.parquet.*expected 2, got \[1\], first in row 1"):
         found.take(np.array([0, 1]))
 
 
@@ -106,13 +106,13 @@ def test_a_doubled_key_is_shown(tmp_path: Path) -> None:
         joins.open_product_vectors([File(str(tmp_path / "a.parquet"))])
 
 
-def test_a_file_without_any_vector_is_told(tmp_path: Path) -> None:
+def test_a_file_without_any_vector_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", ["x"], np.full((1, 3), np.nan, np.float32))
     with pytest.raises(CorruptFileError, match="no row of the file has a vector"):
         joins.open_product_vectors([File(str(tmp_path / "a.parquet"))])
 
 
-def test_a_full_disk_is_told_with_the_space_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_the_space_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.parquet", ["x", "y"], np.ones((2, 3), np.float32))
     found = joins.open_product_vectors([File(str(tmp_path / "a.parquet"))], tmp_path / "scratch")
 

@@ -63,7 +63,7 @@ def test_a_local_folder_wins_over_the_hub_and_the_log_says_so(
     (tmp_path / "ORG" / "n").mkdir(parents=True)
     with caplog.at_level(logging.INFO, logger="sqid_lib"):
         assert parse_address("ORG/n").local == tmp_path / "ORG" / "n"
-    assert "local folder" in caplog.text and "hf://datasets/ORG/n" in caplog.text
+    assert "local directory" in caplog.text and "hf://datasets/ORG/n" in caplog.text
     assert parse_address("hf://datasets/ORG/n").kind == HUB
     assert parse_address("ORG/n@v1").kind == HUB  # no folder of that name
 

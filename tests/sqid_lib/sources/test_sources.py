@@ -1,13 +1,15 @@
-"""Places: local, https in both GitHub layouts, the Hub; cached, retried, offline."""
+"""Sources: local directories, https in both GitHub layouts, the Hub; cached, retried, offline."""
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tiny_esci import write_artifacts, write_esci
 
 from sqid_lib import schemas, sources
 from sqid_lib.errors import DiskError, DownloadError, LfsPointerError, MissingFileError, SourceError
+from sqid_lib.sources import retry
 from sqid_lib.sources.find import url_of
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -39,9 +42,22 @@ def test_a_local_version_changes_with_the_file(esci: Path) -> None:
 def test_a_missing_file_or_directory_is_named(tmp_path: Path, esci: Path) -> None:
     with pytest.raises(MissingFileError, match=schemas.PRODUCT_FEATURES):
         sources.find(esci, "product_features")
-    with pytest.raises(MissingFileError, match="There is no such directory"):
+    with pytest.raises(MissingFileError, match="no such directory"):
         sources.find(tmp_path / "nowhere", "examples")
+    with pytest.raises(MissingFileError, match="this is a file, not a directory"):
+        sources.find(esci / schemas.ESCI_SOURCES, "examples")
     assert sources.find(esci, "product_status") == ()
+
+
+@pytest.mark.parametrize("name", ["product_image_urls.tsv", "product_image_urls.csv.gz", "product_image_urls.parquet"])
+def test_a_table_of_urls_may_have_another_format(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    (tmp_path / f"._{name}").touch()
+    (file,) = sources.find(tmp_path, "product_urls")
+    assert Path(file.url).name == name
+    (tmp_path / schemas.PRODUCT_URLS).touch()
+    (file,) = sources.find(tmp_path, "product_urls")
+    assert Path(file.url).name == schemas.PRODUCT_URLS  # the official name comes first
 
 
 def hub_layout(artifacts: Path, root: Path) -> Path:
@@ -58,7 +74,7 @@ def hub_layout(artifacts: Path, root: Path) -> Path:
 
 
 @pytest.mark.parametrize("table", ["product_urls", "product_features", "query_features", "supp_urls"])
-def test_all_layouts_are_understood_over_https(tmp_path: Path, artifacts: Path, cache: str, table: str) -> None:
+def test_all_layouts_are_found_over_https(tmp_path: Path, artifacts: Path, cache: str, table: str) -> None:
     hub_layout(artifacts, tmp_path / "hub")
     with FileServer(tmp_path) as server:
         (github,) = sources.find(f"{server.url}/artifacts", table, cache)
@@ -105,14 +121,14 @@ def ranges(server: FileServer) -> list[str | None]:
     return [asked for method, _, asked in server.requests if method == "GET"]
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_stopped(big: FileServer, cache: str) -> None:
+def test_a_download_that_breaks_off_continues_where_it_stopped(big: FileServer, cache: str) -> None:
     big.cuts[BIG_PATH] = [CHUNK + 300_000, CHUNK + 200_000]
     (file,) = sources.find(big.url, "products", cache)
     assert Path(sources.download(file, cache).path).read_bytes() == BIG
     assert ranges(big) == [None, f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
 
 
-def test_a_later_process_goes_on_where_an_earlier_one_was_killed(big: FileServer, cache: str) -> None:
+def test_a_later_process_continues_where_an_earlier_one_was_killed(big: FileServer, cache: str) -> None:
     code = "import sys; from sqid_lib import sources; c = sys.argv[2]; "
     code += "(f,) = sources.find(sys.argv[1], 'products', c); print(sources.download(f, c).path)"
     big.cuts[BIG_PATH] = [CHUNK + 300_000]
@@ -127,7 +143,9 @@ def test_a_later_process_goes_on_where_an_earlier_one_was_killed(big: FileServer
 
 @pytest.mark.parametrize("kept", [1, 300_000, len(BIG), len(BIG) + 5])
 @pytest.mark.parametrize("with_ranges", [True, False])
-def test_whatever_part_is_there_the_whole_file_comes(big: FileServer, cache: str, kept: int, with_ranges: bool) -> None:
+def test_the_whole_file_arrives_whatever_part_is_there(
+    big: FileServer, cache: str, kept: int, with_ranges: bool
+) -> None:
     big.ranges = with_ranges
     (file,) = sources.find(big.url, "products", cache)
     path = Path(sources.download(file, cache).path)
@@ -152,7 +170,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_not_kept(
     assert Path(sources.download(file, cache).path).read_bytes() == other
 
 
-def test_a_full_disk_is_told_at_once(big: FileServer, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_at_once(big: FileServer, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -169,7 +187,7 @@ def test_asked_to_download_again_it_does(big: FileServer, cache: str) -> None:
     assert ranges(big) == [None, None]
 
 
-def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, esci: Path, cache: str) -> None:
+def test_a_server_that_fails_once_is_asked_again(tmp_path: Path, esci: Path, cache: str) -> None:
     path = f"/esci/{schemas.ESCI_SOURCES}"
     with FileServer(tmp_path) as server:
         server.broken[path] = 2
@@ -179,15 +197,15 @@ def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, esci: Path, cache
 
 
 @pytest.mark.parametrize(("status", "error"), [(403, "access refused"), (404, "missing"), (500, "HTTP 500")])
-def test_a_server_that_refuses_is_told(
+def test_a_server_that_refuses_is_reported(
     tmp_path: Path, cache: str, status: int, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     with FileServer(tmp_path) as server:
         server.status[f"/{schemas.ESCI_SOURCES}"] = status
-        with pytest.raises(SourceError, match=error) as told:
+        with pytest.raises(SourceError, match=error) as raised:
             sources.find(server.url, "sources", cache)
-    assert server.url in str(told.value)
+    assert server.url in str(raised.value)
 
 
 def test_no_server_at_all(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +288,9 @@ def test_the_hub_with_the_genuine_clients_at_a_revision_and_offline(tmp_path: Pa
         code = "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + offline
         assert json.loads(hub.run(code, *arguments).splitlines()[-1]) == online
         assert len(hub.requests) == asked
-        newest = HUB_LOAD.replace('("product_features", "query_features")', '("urls",)')
-        with pytest.raises(AssertionError, match="product urls file is missing"):
+        hub.put("ORG/published", {"data/query_features.parquet": None})  # main moves on, the commit stays
+        newest = HUB_LOAD.replace('("product_features", "query_features")', '("query_features",)')
+        with pytest.raises(AssertionError, match="query features file is missing"):
             hub.run(newest, arguments[0], "hf://datasets/ORG/published", arguments[2])
 
 
@@ -281,3 +300,168 @@ def test_raw_github_gives_pointers_and_the_remedy(tmp_path: Path, esci: Path, ca
     (esci / schemas.ESCI_EXAMPLES).write_bytes(POINTER)
     with FileServer(tmp_path) as server, pytest.raises(LfsPointerError, match=r"media\.githubusercontent\.com"):
         sqid.load("judgments", esci=f"{server.url}/esci", cache_dir=cache)
+
+
+HUB_CALLS = """
+import sys, time
+time.sleep = lambda seconds: None
+from pathlib import Path
+from sqid_lib.sources import find, listing, parse_address, snapshot
+address, cache = parse_address(sys.argv[1]), Path(sys.argv[2])
+for call in (
+    lambda: sorted(listing(address)),
+    lambda: sorted(p.name for p in snapshot(address, ["*.csv"], cache / "hub").iterdir()),
+    lambda: [Path(f.url).name for f in find(address, "sources", cache)],
+):
+    try:
+        print(call())
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+SOURCES_ONLY = [f"['{schemas.ESCI_SOURCES}']"] * 3
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.add_repo("ORG/d")
+        hub.put("ORG/d", {schemas.ESCI_SOURCES: b"query_id,source\n1,other\n", "._x.csv": b"junk"})
+        hub.put("ORG/d", {"._x.csv": None})
+        yield hub
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "kind"), [("tree", 503), *(("revision", kind) for kind in (500, 502, 503, 504, 429, "cut"))]
+)
+def test_a_hub_that_fails_once_is_asked_again(hub: LoopbackHub, tmp_path: Path, endpoint: str, kind: int | str) -> None:
+    hub.fail(endpoint, kind)
+    assert hub.run(HUB_CALLS, "ORG/d", str(tmp_path / "cache")).splitlines() == SOURCES_ONLY
+
+
+@pytest.mark.parametrize("kind", [500, 503, 429])
+def test_a_hub_in_trouble_is_reported_as_that(hub: LoopbackHub, tmp_path: Path, kind: int) -> None:
+    hub.fail("revision", kind, times=10_000)
+    lines = hub.run(HUB_CALLS, "ORG/d", str(tmp_path / "cache")).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith(f"DownloadError hf://datasets/ORG/d: cannot be reached (HTTP {kind})")
+        assert "There is no directory ORG/d, so the Hub was asked." in line
+
+
+def test_no_network_and_offline_with_an_empty_cache_are_reported_as_that(hub: LoopbackHub, tmp_path: Path) -> None:
+    offline = "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + HUB_CALLS
+    for line in hub.run(offline, "ORG/d", str(tmp_path / "cache")).splitlines():
+        assert line.startswith("DownloadError hf://datasets/ORG/d: not ") and "offline mode is on" in line
+    hub.endpoint = "http://127.0.0.1:9"  # the port for what is thrown away: nobody listens
+    for line in hub.run(HUB_CALLS, "ORG/d", str(tmp_path / "cache")).splitlines():
+        assert line.startswith("DownloadError hf://datasets/ORG/d: cannot be reached (Connect"), line
+    lines = hub.run(HUB_CALLS, "hf://datasets/ORG/d", str(tmp_path / "cache")).splitlines()
+    assert len(lines) == 3 and "no directory" not in "".join(lines)
+
+
+def test_a_dataset_that_is_not_there_is_no_directory_either(hub: LoopbackHub, tmp_path: Path) -> None:
+    lines = hub.run(HUB_CALLS, "ORG/other", str(tmp_path / "cache")).splitlines()
+    assert len(lines) == 3
+    assert all("no such directory (ORG/other), and no such dataset or revision on the Hub" in line for line in lines)
+
+
+HUB_FILE = """
+import sys
+from sqid_lib.sources import download, find
+(file,) = find(sys.argv[1], sys.argv[2], sys.argv[3])
+print(download(file, sys.argv[3]).path)
+"""
+
+
+@pytest.mark.parametrize("name", [schemas.ESCI_SOURCES, schemas.ESCI_EXAMPLES])  # the second is in Git LFS
+def test_a_damaged_file_in_the_hubs_cache_is_downloaded_again(hub: LoopbackHub, tmp_path: Path, name: str) -> None:
+    data = b"query_id,source\n1,other\n"
+    hub.put("ORG/d", {name: data})
+    table = "sources" if name == schemas.ESCI_SOURCES else "examples"
+    arguments = ("ORG/d", table, str(tmp_path / "cache"))
+    path = Path(hub.run(HUB_FILE, *arguments).strip())
+    assert path.read_bytes() == data
+    asked = len(hub.requests)
+    assert Path(hub.run(HUB_FILE, *arguments).strip()) == path
+    per_run = len(hub.requests) - asked
+    path.resolve().write_bytes(data[:-3] + b"xxx")
+    offline = "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + HUB_FILE
+    with pytest.raises(AssertionError, match="file in the Hub's cache is damaged"):
+        hub.run(offline, *arguments)
+    asked = len(hub.requests)
+    assert Path(hub.run(HUB_FILE, *arguments).strip()).read_bytes() == data
+    assert len(hub.requests) > asked + per_run  # downloaded again
+    assert Path(hub.run(HUB_FILE, *arguments).strip()).read_bytes() == data
+
+
+SECRET = "s3cretPassw0rd"
+
+
+def test_passwords_and_signatures_of_urls_stay_out_of_messages_and_files(
+    tmp_path: Path, esci: Path, artifacts: Path, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import sqid
+
+    urls = (artifacts / schemas.PRODUCT_URLS).read_text() + "Z1,http://z\n"
+    (artifacts / schemas.PRODUCT_URLS).write_text(urls.replace(",", " ,"))
+    with FileServer(tmp_path) as server, caplog.at_level(logging.DEBUG, logger="sqid_lib"):
+        base = server.url.replace("://", f"://user:{SECRET}@")
+        places = {"esci": f"{base}/esci?sig={SECRET}", "artifacts": f"{base}/artifacts?X-Amz-Signature={SECRET}"}
+        for streaming in (False, True):
+            with pytest.warns(UserWarning, match="1 rows are of no product") as warned:
+                options: dict[str, Any] = {**places, "cache_dir": cache, "streaming": streaming}
+                rows = list(sqid.load("product_features", "test", **options))
+            assert len(rows) == 36 and SECRET not in "".join(str(w.message) for w in warned)
+        sqid.Sqid(config_name="judgments", cache_dir=cache, esci=f"{base}/esci").download_and_prepare()
+        (esci / schemas.ESCI_EXAMPLES).unlink()
+        server.status[f"/esci/{schemas.ESCI_SOURCES}"] = 403
+        for table in ("examples", "sources"):
+            with pytest.raises(SourceError) as raised:
+                sources.find(places["esci"], table, cache)
+            assert SECRET not in "".join(traceback.format_exception(raised.value))
+    assert "spaces around" in caplog.text and SECRET not in caplog.text
+    written = list(Path(cache).rglob("*"))
+    assert len(written) > 10
+    for path in written:
+        assert SECRET not in str(path)
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_a_cause_with_a_secret_becomes_one_line_without_it() -> None:
+    def call() -> None:
+        try:
+            raise ValueError(f"Authorization: Bearer hf_{'x' * 30}")
+        except ValueError as error:
+            raise ConnectionError("the Hub echoed the request") from error
+
+    with pytest.raises(DownloadError) as raised:
+        retry.retrying(call, lambda error: retry.explain(error, "https://host/x"), waits=())
+    text = "".join(traceback.format_exception(raised.value))
+    assert "hf_xxxx" not in text and "ConnectionError: the Hub echoed the request" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/home/x/.cache"), "cannot be written: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/home/x"), "cannot be written: Read-only file system"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space in the cache"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_names_the_settings_that_move_it(error: OSError, said: str) -> None:
+    found = retry.explain(error, "https://host/x")
+    assert isinstance(found.error, DiskError) and not found.again
+    assert said in str(found.error)
+    assert all(name in str(found.error) for name in ("cache_dir", "HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_CACHE"))
+
+
+def test_a_refused_connection_is_no_fault_of_the_disk() -> None:
+    found = retry.explain(PermissionError(errno.EACCES, "Permission denied"), "https://host/x")
+    assert isinstance(found.error, DownloadError) and found.again
+
+
+def test_a_cache_in_a_place_that_is_a_file(big: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (file,) = sources.find(big.url, "products", tmp_path / "file")
+    with pytest.raises(DiskError, match="HF_HOME"):
+        sources.download(file, tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Tables of others: every way a file is not what it should be has its own clear error."""
+"""Untrusted tables: each way a file can be wrong has its own clear error."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def parquet(path: Path) -> bytes:
         (b"PK\x03\x04\0\0\0\0 a zip archive", CorruptFileError, "this is not a"),
     ],
 )
-def test_what_is_no_table_is_called_by_its_name(
+def test_a_file_that_is_no_table_is_named_for_what_it_is(
     tmp_path: Path, name: str, data: bytes, error: type[SourceError], said: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(error) as told:
+    with pytest.raises(error) as raised:
         reader.read_table(str(path), URLS)
-    assert said in str(told.value) and str(path) in str(told.value) and "\n" not in str(told.value)
+    assert said in str(raised.value) and str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_pointer_from_githubs_raw_host_names_the_media_address(tmp_path: Path) -> None:
@@ -94,16 +94,16 @@ def test_a_parquet_damaged_in_the_middle(tmp_path: Path) -> None:
         ("clip_text_features", pa.array([[1, 2]]), "list of float32"),
     ],
 )
-def test_a_wrong_dtype_tells_expected_and_got(tmp_path: Path, column: str, values: pa.Array, said: str) -> None:
+def test_a_wrong_type_reports_expected_and_got(tmp_path: Path, column: str, values: pa.Array, said: str) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({column: values}), path)
     types = {"product_id": pa.string(), "query_id": pa.int64(), "clip_text_features": pa.list_(pa.float32())}
-    with pytest.raises(SchemaError) as told:
+    with pytest.raises(SchemaError) as raised:
         reader.read_parquet(str(path), pa.schema([(column, types[column])]))
-    assert column in str(told.value) and said in str(told.value)
+    assert column in str(raised.value) and said in str(raised.value)
 
 
-def test_a_missing_column_tells_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_column_reports_the_columns_there_are(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet"):
         path = tmp_path / name
         if name == "a.csv":
@@ -124,7 +124,7 @@ def test_a_missing_column_tells_what_is_there(tmp_path: Path) -> None:
         pa.array([7, 8]).dictionary_encode(),
     ],
 )
-def test_query_ids_arrive_in_many_types_and_leave_as_int64(tmp_path: Path, values: pa.Array) -> None:
+def test_query_ids_of_many_types_are_read_as_int64(tmp_path: Path, values: pa.Array) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"query_id": values}), path)
     table = reader.read_parquet(str(path), pa.schema([("query_id", pa.int64())]))
@@ -149,7 +149,7 @@ def test_a_csv_with_a_broken_row_names_the_row(tmp_path: Path) -> None:
         reader.read_csv(str(path), URLS)
 
 
-def test_latin1_is_told_not_guessed(tmp_path: Path) -> None:
+def test_latin1_is_reported_not_guessed(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"product_id,image_url\nB\xe9,http://x\n")
     with pytest.raises(CorruptFileError, match=r"(?i)utf"):

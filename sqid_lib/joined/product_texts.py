@@ -1,0 +1,163 @@
+"""Texts of chosen products from ESCI's products file, of which only the chosen rows are ever in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sqid_lib import schemas
+from sqid_lib.errors import EmptyFileError, IntegrityError
+from sqid_lib.files import File
+from sqid_lib.tables.columns import filterable
+from sqid_lib.tables.keys import duplicates, trimmed
+from sqid_lib.tables.reader import conform, open_parquet, reporting
+
+TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
+_BATCH_ROWS = 8_192  # of text: small enough for the processor's cache
+_SLICE_ROWS = 16_384
+_SPAN_ROWS = 131_072
+_KEY = pa.schema([field for field in schemas.PRODUCTS_SCHEMA if field.name in schemas.PRODUCT_KEY])
+_KEY_ROWS = 524_288  # of product keys: the hash table of wanted keys is built again for each batch
+
+
+def locate_products(file: File, keys: pa.Table) -> np.ndarray:
+    """For every row of the products file its position in `keys`, -1 where it is none: int32 [rows].
+
+    Raises:
+        DuplicateKeyError: one of the keys occurs twice in the file.
+        IntegrityError: one of the keys does not occur.
+    """
+    with open_parquet(file, _KEY) as parquet, reporting(file.url):
+        if not parquet.metadata.num_rows:
+            raise EmptyFileError("the products file has no rows", where=file, fix="Fetch it again.")
+        positions = _positions(parquet, keys, file.url)
+    _check_positions(positions, keys, file.url)
+    return positions
+
+
+def product_texts(
+    file: File, keys: pa.Table, columns: Sequence[str], *, positions: np.ndarray | None = None
+) -> Iterator[pa.Table]:
+    """Rows of the products file for `keys`, in the order of `keys`, in slices.
+
+    The keys of the file are read first and the texts after, so memory holds at most 400,000 rows of text.
+
+    Args:
+        keys: product_id, product_locale; unique.
+        columns: text columns wanted besides the two keys.
+        positions: the result of `locate_products` for these keys, if it is known.
+
+    Yields:
+        Tables (product_id, product_locale, *columns) of at most 16,384 rows, text null where ESCI has none.
+
+    Raises:
+        DuplicateKeyError, IntegrityError: as `locate_products`.
+    """
+    schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
+    if positions is None:
+        positions = locate_products(file, keys)
+    for start in range(0, keys.num_rows, TEXT_ROWS_AT_ONCE):
+        stop = min(start + TEXT_ROWS_AT_ONCE, keys.num_rows)
+        texts = _gather_texts(file, positions, start, stop, schema)
+        for begin in range(0, stop - start, _SLICE_ROWS):
+            part = texts.slice(begin, _SLICE_ROWS)
+            key = keys.slice(start + begin, part.num_rows)
+            yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
+
+
+def are_known(file: File, keys: pa.Table) -> pa.Array:
+    """Which of `keys` (product_id, product_locale) the products file holds: bool [n]."""
+    with open_parquet(file, _KEY) as parquet, reporting(file.url):
+        positions = _positions(parquet, keys, file.url)
+    known = np.zeros(keys.num_rows, np.bool_)
+    known[positions[positions >= 0]] = True
+    return pa.array(known)
+
+
+def _positions(parquet: Any, keys: pa.Table, where: str) -> np.ndarray:
+    """For every row of the file its position in `keys`, -1 where it is none: int32 [rows]."""
+    locales = keys.column("product_locale").combine_chunks()
+    wanted = []  # per locale, its ids and their positions: joining id and locale of a million rows would be slower
+    for locale in pc.unique(locales).to_pylist():
+        places = np.flatnonzero(pc.equal(locales, locale).to_numpy(zero_copy_only=False)).astype(np.int32)
+        wanted.append((locale, keys.column("product_id").take(places).combine_chunks(), places))
+    parts = [np.zeros(0, np.int32)]
+    for batch in parquet.iter_batches(_KEY_ROWS, columns=_KEY.names):
+        table = trimmed(conform(pa.Table.from_batches([batch]), _KEY, where), where)
+        positions = np.full(table.num_rows, -1, np.int32)
+        for locale, ids, places in wanted:
+            found = pc.index_in(table.column("product_id").combine_chunks(), value_set=ids)
+            found = pc.if_else(pc.equal(table.column("product_locale").combine_chunks(), locale), found, None)
+            there = pc.is_valid(found).to_numpy(zero_copy_only=False)
+            positions[there] = places[found.drop_null().to_numpy()]
+        parts.append(positions)
+    return np.concatenate(parts)
+
+
+def _check_positions(positions: np.ndarray, keys: pa.Table, where: str) -> None:
+    counts = np.bincount(positions[positions >= 0], minlength=keys.num_rows)
+    if (counts > 1).any():
+        raise duplicates(keys.take(np.flatnonzero(counts > 1)[:3]), int((counts > 1).sum()), "product", where)
+    absent = np.flatnonzero(counts == 0)
+    if len(absent):
+        shown = keys.take(absent[:3]).to_pylist()
+        raise IntegrityError(
+            f"{len(absent)} judged products are not in the products file",
+            where=where,
+            expected="every judged (product_locale, product_id)",
+            got="none for " + ", ".join(f"({r['product_locale']}, {r['product_id']})" for r in shown),
+            fix="Fetch examples and products of the same edition.",
+        )
+
+
+def _gather_texts(file: File, positions: np.ndarray, start: int, stop: int, schema: pa.Schema) -> pa.Table:
+    """Text rows whose position is in [start, stop), sorted by position, in one chunk; columns are read in parallel."""
+    chosen = (positions >= start) & (positions < stop)
+    order = np.argsort(positions[chosen], kind="stable")
+    with open_parquet(file, schema) as parquet:
+        groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.metadata.num_row_groups)]
+        spans = _spans(groups, chosen)
+
+    def read(name: str, groups: list[int], row: int, stop: int) -> list[pa.Array]:
+        field = pa.schema([schema.field(name)])
+        kept: list[pa.Array] = []
+        with open_parquet(file, field) as parquet, reporting(file.url):
+            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[name], use_threads=False):
+                mask = chosen[row : row + batch.num_rows]
+                row += batch.num_rows
+                if mask.any():
+                    table = filterable(batch).filter(pa.array(mask))
+                    kept.extend(conform(table, field, file.url).column(0).chunks)
+                if row >= stop:  # no chosen row follows: the rest may be of other locales
+                    break
+        return kept
+
+    def in_order(name: str) -> pa.Array:  # frees the unordered texts of a column before it handles the next column
+        chunks = [chunk for task in tasks.pop(name) for chunk in task.result()]
+        return pa.chunked_array(chunks, schema.field(name).type).combine_chunks().take(order)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        tasks = {name: [pool.submit(read, name, *span) for span in spans] for name in schema.names}
+        return pa.table([in_order(name) for name in schema.names], schema=schema)
+
+
+def _spans(rows: Sequence[int], chosen: np.ndarray) -> list[tuple[list[int], int, int]]:
+    """Runs of row groups with chosen rows, about 131,072 rows each: (groups, first row, row after the last chosen)."""
+    spans: list[tuple[list[int], int, int]] = []
+    groups: list[int] = []
+    first = at = 0
+    for group, count in enumerate(rows):
+        groups.append(group)
+        at += count
+        if at - first >= _SPAN_ROWS or group == len(rows) - 1:
+            there = np.flatnonzero(chosen[first:at])
+            if len(there):
+                spans.append((groups, first, first + int(there[-1]) + 1))
+            groups, first = [], at
+    return spans

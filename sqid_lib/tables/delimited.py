@@ -1,0 +1,271 @@
+"""Tables of text with a delimiter, as programs really write them: csv, tsv, Excel's exports.
+
+What can only mean one thing is read, and the log says how. Anything else is an error that names the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+
+from sqid_lib import schemas
+from sqid_lib.errors import CorruptFileError, EmptyFileError
+from sqid_lib.tables.columns import check_columns, conform
+from sqid_lib.tables.content import CSV, Source, read_text, reporting
+
+_DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
+_KNOWN = frozenset(column.name for config in schemas.DECLARED.values() for column in config.columns)
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|$)")
+_SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE | re.DOTALL)  # Excel's own first line
+_HEAD = 1 << 20  # bytes in which the header is looked for
+_MAX_HEADER = 100_000  # bytes
+_MAX_BLOCK = 1 << 30  # bytes that pyarrow parses at once: a row must fit
+_LEFT_TO_USER = "Save it as csv in UTF-8 (in Excel: CSV UTF-8)."
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the text is laid out: the delimiter, the names of the columns, and where the first row begins."""
+
+    delimiter: str
+    names: list[str]
+    start: int
+
+
+def read_csv(file: Source, schema: pa.Schema, optional: Sequence[str] = ()) -> pa.Table:
+    """The columns of `schema` of a csv file; cells are text unless `schema` says otherwise, a blank cell is null.
+
+    Ids that look like numbers, "nan" or "NA" stay text. Read without being asked: UTF-8 with or without a byte-order
+    mark, UTF-16 with one, Windows-1252 where that is certain; comma, tab, semicolon or vertical bar; gzip, bz2, zstd;
+    any line ends; names of columns in any case; spaces around cells; comment lines that begin with "#".
+
+    Args:
+        optional: columns of `schema` that may be absent; they are then absent from the table.
+
+    Raises:
+        MissingFileError, EmptyFileError, LfsPointerError, HtmlPageError, CorruptFileError, SchemaError, DownloadError.
+    """
+    where = str(file)
+    data, notes = read_text(file, CSV)
+    data, windows = _as_utf8(data, where)
+    layout = _layout(data, schema.names, notes, where)
+    schema = pa.schema([f for f in schema if f.name in layout.names or f.name not in optional])
+    check_columns(pa.schema([(name, pa.string()) for name in layout.names]), _as_text(schema), where)
+    data = _mend_quotes(data, layout, notes, where)
+    table = _parse(data, layout, schema.names, notes, where)
+    if windows:
+        _check_windows(table, data, notes, where)
+    table = _clean(table, data, notes, where)
+    if notes:
+        _log.info("%s: read as csv with %s", where, ", ".join(notes))
+    return conform(table, schema, where)
+
+
+def csv_names(file: Source) -> list[str]:
+    """The column names of a csv file, those of the official files in their official case; errors as `read_csv`."""
+    where = str(file)
+    data, notes = read_text(file, CSV, _HEAD)
+    return _layout(data, (), notes, where).names
+
+
+def _as_text(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in schema.names])
+
+
+def _as_utf8(data: bytes, where: str) -> tuple[bytes, bool]:
+    """The text as UTF-8, and whether it was taken for Windows-1252, which `_check_windows` has to confirm."""
+    try:
+        if not data.isascii():
+            data.decode()
+        return data, False
+    except UnicodeDecodeError as error:
+        try:
+            return data.decode("cp1252").encode(), True
+        except UnicodeDecodeError:
+            raise _not_utf8(_line_of(data, error.start), where) from error
+
+
+def _not_utf8(line: int, where: str) -> CorruptFileError:
+    return CorruptFileError(
+        f"line {line} is not UTF-8, and which other encoding it has is not certain", where=where, fix=_LEFT_TO_USER
+    )
+
+
+def _check_windows(table: pa.Table, data: bytes, notes: list[str], where: str) -> None:
+    """Confirm Windows-1252: either no cell that is wanted depends on it, or the line ends are those of Windows."""
+    for column in table.columns:
+        strange = column.filter(pc.fill_null(pc.invert(pc.string_is_ascii(column)), False))
+        if len(strange) and data.count(b"\n") != data.count(b"\r\n"):
+            raise _not_utf8(_line_of(data, _place(data, strange[0].as_py())), where)
+    notes.append("Windows-1252 text")
+
+
+def _layout(data: bytes, wanted: Sequence[str], notes: list[str], where: str) -> _Layout:
+    """The delimiter is the one that gives the header most columns of the official names, then most columns."""
+    at, comments, delimiters = 0, 0, tuple(_DELIMITERS)
+    while True:
+        line = _LINE.match(data, at)
+        assert line is not None
+        text = line.group().strip()
+        if separator := _SEPARATOR_LINE.fullmatch(line.group()):
+            delimiters = (separator[1].decode("latin-1"),)
+        elif text.startswith(b"#"):
+            comments += 1
+        elif text:
+            break
+        if line.end() == len(data):
+            raise EmptyFileError("the file has no rows", where=where, fix="Fetch it again.")
+        at = line.end()
+    if line.end() - at > _MAX_HEADER:
+        raise CorruptFileError(f"the first line has {line.end() - at:,} bytes, so it is no header", where=where)
+    header = line.group().rstrip(b"\r\n").decode("utf-8", "replace")
+    known = _KNOWN.union(wanted)
+    cells = {
+        d: [cell.strip() for cell in next(csv.reader([header], delimiter=d, skipinitialspace=True))] for d in delimiters
+    }
+    official = {d: [_official(name, known, found) for name in found] for d, found in cells.items()}
+    best = max(delimiters, key=lambda d: (sum(name in known for name in official[d]), len(cells[d])))
+    if best != ",":
+        notes.append(f"{_DELIMITERS.get(best, best)} as its delimiter")
+    if official[best] != cells[best]:
+        notes.append("names of columns in another case")
+    if comments:
+        notes.append(f"{comments} comment lines")
+    return _Layout(best, official[best], line.end())
+
+
+def _official(name: str, known: frozenset[str], names: Sequence[str]) -> str:
+    """The official name that `name` spells in another case, unless it is there in its own case too."""
+    lower = name.lower()
+    return lower if lower in known and lower not in names else name
+
+
+def _mend_quotes(data: bytes, layout: _Layout, notes: list[str], where: str) -> bytes:
+    """The same text with spaces before an opening quote removed, which pyarrow takes for part of the cell.
+
+    Raises:
+        CorruptFileError: a quote that opens a cell is not closed at the end of a cell, so that rows would be lost.
+    """
+    delimiter = layout.delimiter.encode()
+    ends = {b"", delimiter, b"\n", b"\r"}
+    kept: list[bytes] = []
+    done, at = 0, data.find(b'"', layout.start)
+    while at >= 0:
+        start = at
+        while data[start - 1 : start] == b" ":
+            start -= 1
+        if start > layout.start and data[start - 1 : start] not in ends:
+            at = data.find(b'"', at + 1)  # within a cell, where it is a letter like any other
+            continue
+        close = data.find(b'"', at + 1)
+        while close >= 0 and data[close + 1 : close + 2] == b'"':
+            close = data.find(b'"', close + 2)
+        after = close + 1
+        while data[after : after + 1] == b" ":
+            after += 1
+        if close < 0 or data[after : after + 1] not in ends:
+            raise CorruptFileError(
+                f"the quote that opens in line {_line_of(data, at)} "
+                + ("is never closed" if close < 0 else f"ends within a cell in line {_line_of(data, close)}"),
+                where=where,
+                expected='"…" around the whole cell, and "" for a quote in it',
+                fix="Correct that line: rows would be lost.",
+            )
+        if start < at:
+            kept.append(data[done:start])
+            done = at
+        at = data.find(b'"', close + 1)
+    if not kept:
+        return data
+    notes.append("spaces before quotes")
+    return b"".join([*kept, data[done:]])
+
+
+def _parse(data: bytes, layout: _Layout, wanted: Sequence[str], notes: list[str], where: str) -> pa.Table:
+    """The wanted columns as text, cells as they are."""
+    wrong: list[str] = []
+    comments = 0
+
+    def other_width(row: pcsv.InvalidRow) -> str:
+        nonlocal comments
+        if row.text.startswith("#"):
+            comments += 1
+            return "skip"
+        wrong.append(f"Expected {row.expected_columns} columns, got {row.actual_columns}: {row.text[:200]}")
+        wrong.append(row.text)
+        return "error"
+
+    numbers = [str(number) for number in range(len(layout.names))]
+    chosen = [str(layout.names.index(name)) for name in wanted]
+    rows = data[layout.start :]
+    if not rows.strip():
+        return pa.table([pa.array([], pa.string()) for _ in wanted], names=list(wanted))
+    try:
+        with reporting(where):
+            table = pcsv.read_csv(
+                pa.BufferReader(rows),
+                read_options=pcsv.ReadOptions(
+                    use_threads=False, column_names=numbers, block_size=min(len(rows) + 1, _MAX_BLOCK)
+                ),
+                parse_options=pcsv.ParseOptions(
+                    delimiter=layout.delimiter, newlines_in_values=True, invalid_row_handler=other_width
+                ),
+                convert_options=pcsv.ConvertOptions(
+                    column_types=dict.fromkeys(chosen, pa.string()), include_columns=chosen, strings_can_be_null=False
+                ),
+            )
+    except CorruptFileError as error:
+        if wrong:
+            line = _line_of(data, _place(data, wrong[1]))
+            error.what = f"line {line} has another number of columns than the header: {wrong[0]}"
+            error.fix = f'Put quotes ("…") around a cell that holds the delimiter, {layout.delimiter!r}.'
+        raise
+    if comments:
+        notes.append(f"{comments} comment lines between the rows")
+    return table.rename_columns(list(wanted))
+
+
+def _clean(table: pa.Table, data: bytes, notes: list[str], where: str) -> pa.Table:
+    """Cells without the spaces around them, null where nothing is left.
+
+    Raises:
+        CorruptFileError: a line break within a cell: a stray quote has swallowed rows.
+    """
+    columns = []
+    for column in table.columns:
+        broken = column.filter(pc.match_substring_regex(column, r"[\r\n]"))
+        if len(broken):
+            cell = broken[0].as_py()
+            raise CorruptFileError(
+                "a cell with a line break in it, which no id, URL or source has",
+                where=f"{where}, line {_line_of(data, _place(data, cell))}",
+                got=repr(cell[:60]),
+                fix="Look for a quote too many in that line.",
+            )
+        trimmed = pc.utf8_trim_whitespace(column)
+        if "spaces around cells" not in notes and not trimmed.equals(column):
+            notes.append("spaces around cells")
+        columns.append(pc.if_else(pc.equal(trimmed, ""), None, trimmed))
+    return pa.table(columns, names=table.column_names)
+
+
+def _place(data: bytes, text: str) -> int:
+    """Where a row or cell is in the file, for messages."""
+    forms = (f"\n{text}", f"\r{text}", text, text.replace('"', '""'))
+    found = [at + len(form) - len(form.lstrip("\r\n")) for form in forms if (at := data.find(form.encode())) >= 0]
+    return found[0] if found else 0
+
+
+def _line_of(data: bytes, at: int) -> int:
+    """The number, from 1, of the line that holds the byte at `at`."""
+    before = data[:at]
+    return 1 + (before.count(b"\n") or before.count(b"\r"))

@@ -1,0 +1,103 @@
+"""Texts of chosen products: exactly those, in order, whatever the layout of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_esci
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_esci import MAIN_IDS, write_esci
+
+from sqid_lib import schemas
+from sqid_lib.errors import DuplicateKeyError, IntegrityError
+from sqid_lib.files import File
+from sqid_lib.joined import product_texts
+
+KEY = pa.schema([("product_id", pa.string()), ("product_locale", pa.string())])
+
+
+def texts(esci: Path, table: pa.Table, columns: tuple[str, ...] = ("product_title",)) -> list[pa.Table]:
+    return list(product_texts.product_texts(File(str(esci / schemas.ESCI_PRODUCTS)), table, columns))
+
+
+def test_three_doubled_products_are_shown(tmp_path: Path) -> None:
+    rows = tiny_esci.products()
+    doubled = [dict(r) for r in rows if r["product_locale"] == "us"][:4]
+    esci = write_esci(tmp_path, products=[*rows, *doubled])
+    every = pa.table({"product_id": sorted(r["product_id"] for r in doubled), "product_locale": ["us"] * 4})
+    with pytest.raises(DuplicateKeyError) as raised:
+        texts(esci, every)
+    assert str(raised.value).count(", us)") == 3
+    assert "4 product keys" in str(raised.value)
+
+
+def test_a_judged_product_without_a_row_is_shown(tmp_path: Path) -> None:
+    esci = write_esci(tmp_path, products=[r for r in tiny_esci.products() if r["product_id"] != "B000000012"])
+    with pytest.raises(IntegrityError, match=r"\(us, B000000012\)"):
+        texts(esci, pa.table([sorted(MAIN_IDS), ["us"] * len(MAIN_IDS)], schema=KEY))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    chosen=st.sets(st.sampled_from([(r["product_id"], r["product_locale"]) for r in tiny_esci.products()])),
+    row_group=st.sampled_from([1, 3, 1000]),
+    at_once=st.sampled_from([2, 1000]),
+    slice_rows=st.sampled_from([1, 5, 1000]),
+)
+def test_texts_come_for_exactly_the_keys_in_their_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    chosen: set[tuple[str, str]],
+    row_group: int,
+    at_once: int,
+    slice_rows: int,
+) -> None:
+    esci = write_esci(tmp_path_factory.mktemp("esci"), row_group=row_group)
+    table = pa.table(
+        [[i for i, _ in sorted(chosen)], [locale for _, locale in sorted(chosen)]],
+        schema=KEY,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(product_texts, "TEXT_ROWS_AT_ONCE", at_once)
+        patch.setattr(product_texts, "_SLICE_ROWS", slice_rows)
+        found = texts(esci, table, schemas.TEXT_COLUMNS)
+    rows = [row for part in found for row in part.to_pylist()]
+    expected = {(r["product_id"], r["product_locale"]): r for r in tiny_esci.products()}
+    assert rows == [expected[key] for key in sorted(chosen)]
+    assert all(part.num_rows <= slice_rows for part in found)
+
+
+def test_which_keys_the_products_file_has(esci: Path) -> None:
+    keys = pa.table([["U1", "nowhere", "both", "E1"], ["us", "us", "es", "us"]], schema=KEY)
+    known = product_texts.are_known(File(str(esci / schemas.ESCI_PRODUCTS)), keys)
+    assert known.to_pylist() == [True, False, True, False]
+
+
+def test_ids_of_the_products_are_read_without_spaces_around_them(tmp_path: Path) -> None:
+    padded = [row | {"product_id": f" {row['product_id']} "} for row in tiny_esci.products()]
+    keys = pa.table([["both", "nan"], ["es", "us"]], schema=KEY)
+    (found,) = texts(write_esci(tmp_path, products=padded), keys)
+    assert found.column("product_title").to_pylist() == ["título both es", "title nan"]
+
+
+KINDS = {
+    "dictionary": lambda column: column.dictionary_encode(),
+    "large": lambda column: column.cast(pa.large_string()),
+    "view": lambda column: column.cast(pa.string_view()),
+    "binary": lambda column: column.cast(pa.binary()),
+    "binary view": lambda column: column.cast(pa.binary_view()),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_texts_may_be_of_any_kind(tmp_path: Path, name: str) -> None:
+    path = write_esci(tmp_path) / schemas.ESCI_PRODUCTS
+    keys = pa.table([["both", "nan"], ["es", "us"]], schema=KEY)
+    before = pa.concat_tables(texts(tmp_path, keys, schemas.TEXT_COLUMNS))
+    table = pq.read_table(path)
+    columns = [KINDS[name](column.combine_chunks()) for column in table.columns]
+    pq.write_table(pa.table(columns, names=table.column_names), path, row_group_size=5)
+    assert pa.concat_tables(texts(tmp_path, keys, schemas.TEXT_COLUMNS)).equals(before)
