@@ -17,7 +17,28 @@ from sqid_lib.streams.buffers import Buffer, Memory, Recycler, lease, place
 from sqid_lib.streams.release import ReleaseStream
 from sqid_lib.streams.stream import StoreStream
 
+try:  # how a DataLoader makes batches of what a dataset yields; an extension point of torch
+    from torch.utils.data._utils.collate import default_collate_fn_map
+except ImportError:  # it may move
+    default_collate_fn_map = {}
+
 B = TypeVar("B", bound=Batch)
+
+
+def _collate(batches: list[Batch], *, collate_fn_map: Any = None) -> Batch:  # noqa: ARG001 - torch passes it
+    """What a DataLoader without batch_size=None makes of batches: with its default of 1, the batch as it is."""
+    if len(batches) == 1:
+        return batches[0]
+    raise UsageError(
+        "the stream makes batches itself",
+        where="DataLoader",
+        expected="batch_size=None",
+        got=f"batch_size={len(batches)}",
+        fix="Use DataLoader(stream, batch_size=None), and set batch_size where the stream is made.",
+    )
+
+
+default_collate_fn_map[Batch] = _collate
 
 
 class _Tensors:
@@ -37,7 +58,7 @@ class _Tensors:
         """The epoch that the next iteration visits."""
         return int(self._shared_epoch.item())
 
-    def _go_to(self, epoch: int, position: Any) -> None:
+    def _go_to(self, epoch: int, position: int) -> None:
         super()._go_to(epoch, position)  # type: ignore[misc]
         self._shared_epoch.fill_(epoch)
 

@@ -21,6 +21,7 @@ from loopback_hub import LoopbackHub
 from tiny_release import write_release
 
 from sqid_lib import schemas
+from sqid_lib.cache import default_cache
 from sqid_lib.errors import (
     ContractError,
     CorruptFileError,
@@ -36,7 +37,6 @@ from sqid_lib.errors import (
 from sqid_lib.files import shard_name
 from sqid_lib.joined.selection import Selection
 from sqid_lib.store import EmbeddingStore, convert
-from sqid_lib.store.store import default_cache
 
 
 @pytest.fixture

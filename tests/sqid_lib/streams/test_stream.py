@@ -25,7 +25,7 @@ from sqid_lib.streams import tensors
 from sqid_lib.streams.batches import PairBatch
 from sqid_lib.streams.buffers import Recycler
 from sqid_lib.streams.gather import JudgedProducts
-from sqid_lib.streams.stream import Order
+from sqid_lib.streams.order import Order
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # more workers than cores
