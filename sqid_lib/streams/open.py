@@ -139,7 +139,8 @@ def stream_pairs(
     """Stream the judgments of a release row group by row group, with the queries in memory and no copy on disk.
 
     Every pair is in one batch of one rank and worker. `shuffle` permutes the row groups, and the pairs within as many
-    of them as hold `buffer` products. The order depends on the number of workers; `EmbeddingStore.pairs` shuffles fully.
+    of them as hold `buffer` products. The order depends on the number of workers. `EmbeddingStore.pairs` shuffles
+    fully.
 
     At opening all ids, labels, gains and query vectors are read and checked, and the pairs are counted; local files are
     held against SHA256SUMS if there is one (each file is read once for this; the result is remembered). Product vectors

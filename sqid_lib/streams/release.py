@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sqid_lib import schemas
+from sqid_lib.streams.arrow import take as choose
 from sqid_lib.streams.batches import Arrays, PairBatch, Rows, pair_layout
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
 from sqid_lib.streams.checks import checked_images, checked_texts
@@ -164,7 +165,7 @@ class ReleaseStream(Stream[PairBatch]):
         rows = wanted - self._first_rows[group]
 
         def use(pieces: Iterator[pa.Table]) -> dict[str, pa.Array]:
-            texts: dict[str, list[pa.Array]] = {name: [pa.array([], pa.string())] for name in names}
+            texts: dict[str, list[pa.Array]] = {name: [pa.nulls(0, pa.string())] for name in names}
             first = 0
             for table in pieces:
                 low, high = np.searchsorted(rows, (first, first + len(table)))
@@ -173,7 +174,7 @@ class ReleaseStream(Stream[PairBatch]):
                     here = {name: field[low:high] for name, field in out.items()}
                     self._take(table, where, some, here)
                     for name, found in texts.items():
-                        found.append(table[name].take(pa.array(some)).cast(pa.string()).combine_chunks())
+                        found.append(choose(table[name], some).cast(pa.string()).combine_chunks())
                 first += len(table)
             return {name: pa.concat_arrays(found) for name, found in texts.items()}
 
@@ -226,6 +227,6 @@ class _Block:
     def only(self, chosen: Rows) -> tuple[_Block, Rows]:
         """A copy of some pairs, which does not hold on to the memory of the others, and their numbers in it."""
         rows, here = self.rows[chosen], np.arange(len(chosen))
-        texts = {name: column.take(pa.array(rows)) for name, column in self.texts.items()}
+        texts = {name: choose(column, rows) for name, column in self.texts.items()}
         vectors = (self.text_features[rows], self.image_features[rows], self.has_image[rows])
         return _Block(*vectors, rows=here, pairs=self.pairs[chosen], texts=texts), here

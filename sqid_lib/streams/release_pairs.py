@@ -14,6 +14,7 @@ import pyarrow as pa
 from sqid_lib import schemas
 from sqid_lib.errors import EmptyFileError
 from sqid_lib.files import File
+from sqid_lib.streams.arrow import repeated, take
 from sqid_lib.streams.batches import Rows
 from sqid_lib.streams.checks import (
     check_keys,
@@ -27,7 +28,7 @@ from sqid_lib.streams.filters import Filters
 from sqid_lib.streams.release_reader import PIECE, Release
 from sqid_lib.streams.texts import QUERY_TEXTS
 from sqid_lib.tables.keys import key_strings
-from sqid_lib.tables.reader import open_parquet, read_parquet, reporting
+from sqid_lib.tables.reader import conform, open_parquet, read_parquet, reporting
 from sqid_lib.tables.vector_columns import dense
 
 _JUDGMENT_SCHEMA = pa.schema(
@@ -83,10 +84,10 @@ def read_pairs(release: Release, filters: Filters, dtype: np.dtype[Any], texts: 
     columns = [*schemas.PRODUCT_KEY, *(["has_image"] if filters.has_image is not None else [])]
     tables = release.read_keys(columns)
     keys = [(split, check_keys(key_strings(table), f"{release.name}: {schemas.FEATURES}")) for split, table in tables]
-    new = new_rows(keys)
-    known = pa.concat_arrays([part for _, part in keys]).filter(pa.array(new))
+    rows = np.flatnonzero(new_rows(keys))
+    known = take(pa.concat_arrays([part for _, part in keys]), rows)
     index = find_rows(check_keys(key_strings(judgments), where), known, "product")
-    products = np.flatnonzero(new)[index]
+    products = rows[index]
     shown = None
     if filters.has_image is not None:
         shown = np.concatenate([checked_has_image(table, f"{release.name}: has_image") for _, table in tables])[
@@ -97,16 +98,16 @@ def read_pairs(release: Release, filters: Filters, dtype: np.dtype[Any], texts: 
     kept = filters.keep(judgments, release.name, shown)
     del judgments
     kept = kept[np.argsort(products[kept], kind="stable")]
-    used, rows = np.unique(queries[kept], return_inverse=True)
+    used, query_rows = np.unique(queries[kept], return_inverse=True)
     if len(used) < len(query_ids):  # a copy only where it is smaller
         query_ids, query_features = query_ids[used], query_features[used]
-        query_texts = {name: column.take(pa.array(used)) for name, column in query_texts.items()}
+        query_texts = {name: take(column, used) for name, column in query_texts.items()}
     _, first_rows = release.groups()
     pa.default_memory_pool().release_unused()
     return Pairs(
         products[kept],
         index[kept],
-        rows.astype(np.int64),
+        query_rows.astype(np.int64),
         gain[kept],
         query_ids,
         query_features,
@@ -119,7 +120,7 @@ def _read_judgments(release: Release) -> pa.Table:
     tables = []
     for split, file in release.judgments:
         table = read_parquet(file, _JUDGMENT_SCHEMA)
-        tables.append(table.append_column("split", pa.repeat(split, len(table)).cast(pa.string())))
+        tables.append(table.append_column("split", repeated(split, len(table))))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -130,15 +131,17 @@ def _read_queries(
     names = [name for name in texts if name in QUERY_TEXTS]
     read = [(split, *_read_file(file, release.width, dtype, names)) for split, file in release.queries]
     ids = [(split, table["query_id"].combine_chunks()) for split, table, _ in read]
-    new = new_rows(ids)
+    new = np.flatnonzero(new_rows(ids))
     if not len(new):
         raise EmptyFileError(f"{schemas.QUERIES} has no rows", where=release.queries[0][1])
-    known = pa.concat_arrays([part for _, part in ids]).filter(pa.array(new))
+    known = take(pa.concat_arrays([part for _, part in ids]), new)
     wanted = check_keys(judgments["query_id"].combine_chunks(), f"{release.name}: {schemas.JUDGMENTS}")
     rows = find_rows(wanted, known, "query_id")
     vectors = read[0][2] if len(read) == 1 else np.concatenate([vectors for _, _, vectors in read])
-    columns = pa.concat_tables([table for _, table, _ in read]).filter(pa.array(new))
-    return dense(known), rows, vectors if new.all() else vectors[new], {n: columns[n].combine_chunks() for n in names}
+    columns = take(pa.concat_tables([table for _, table, _ in read]), new)
+    if len(new) < len(vectors):
+        vectors = vectors[new]
+    return dense(known), rows, vectors, {name: columns[name].combine_chunks() for name in names}
 
 
 def _read_file(
@@ -147,16 +150,15 @@ def _read_file(
     """query_id and texts of a file of queries, and their vectors, which are decoded in pieces."""
     declared = schemas.config_schema(schemas.QUERIES, width)
     column = schemas.VECTOR_COLUMNS[0]
-    names = ["query_id", *texts]
-    with open_parquet(file, pa.schema([declared.field(name) for name in (*names, column)])) as parquet:
+    schema = pa.schema([declared.field(name) for name in ("query_id", *texts)])
+    with open_parquet(file, schema.append(declared.field(column))) as parquet, reporting(file.url):
         vectors = np.empty((parquet.metadata.num_rows, width), np.float32)
-        tables, row = [pa.table({name: pa.array([], declared.field(name).type) for name in names})], 0
-        with reporting(file.url):
-            for piece in parquet.iter_batches(PIECE, columns=[*names, column]):
-                table, where = pa.Table.from_batches([piece]), f"{file}, rows from {row}"
-                vectors[row : row + len(table)] = checked_texts(table, column, width, dtype, where)
-                tables.append(table.select(names).cast(tables[0].schema))
-                row += len(table)
-    table = pa.concat_tables(tables)
+        pieces, row = [pa.table([pa.nulls(0, field.type) for field in schema], schema=schema)], 0
+        for piece in parquet.iter_batches(PIECE, columns=[*schema.names, column]):
+            table, where = pa.Table.from_batches([piece]), f"{file}, rows from {row}"
+            vectors[row : row + len(table)] = checked_texts(table, column, width, dtype, where)
+            pieces.append(conform(table, schema, where))
+            row += len(table)
+    table = pa.concat_tables(pieces)
     check_keys(table["query_id"].combine_chunks(), str(file))
     return table, vectors

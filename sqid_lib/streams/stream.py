@@ -36,12 +36,15 @@ class Stream(Generic[B]):
         return self.order.batches(self.units)
 
     def __repr__(self) -> str:
-        order = self.order
-        return (
-            f"{type(self).__name__}({self._kind().__name__}: {len(self):,} batches of {order.batch_size:,}, "
-            f"{self.units:,} in an epoch; shuffle={order.shuffle}, seed={order.seed}, rank {order.rank} of "
-            f"{order.world_size}, drop_last={order.drop_last}, epoch {self.epoch})"
-        )
+        shown = {
+            "batch_size": self.order.batch_size,
+            "batches": len(self),
+            "rows": self.units,
+            **{name: getattr(self.order, name) for name in ("shuffle", "seed", "rank", "world_size", "drop_last")},
+            "epoch": self.epoch,
+        }
+        settings = ", ".join(f"{name}={value}" for name, value in shown.items())
+        return f"{type(self).__name__}({self._kind().__name__}, {settings})"
 
     @property
     def epoch(self) -> int:
