@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sqid_lib import schemas, sources
-from sqid_lib.cache import cache_places
-from sqid_lib.errors import CorruptFileError, DiskError, DownloadError, EmptyFileError, SchemaError
+from sqid_lib.cache import cache_places, download_cache
+from sqid_lib.errors import CorruptFileError, EmptyFileError, SchemaError
 from sqid_lib.files import File
 from sqid_lib.sources import Address, open_ranges
 from sqid_lib.sources.local import version
@@ -33,8 +32,6 @@ _AT_ONCE = 8  # requests for keys
 _GROUPS = 8  # row groups whose keys one connection asks for
 _FEATURES = schemas.config_schema(schemas.FEATURES)
 VECTORS = ["has_image", *schemas.VECTOR_COLUMNS]
-
-_log = logging.getLogger(__name__)
 
 
 class FeatureFile:
@@ -225,10 +222,7 @@ def _local(file: File, stated: dict[Path, str]) -> File:
         if sha256 := stated.get(Path(file.path)):
             digest(Path(file.path), cache_places()[0] / "digests", sha256)
         return file
-    try:
-        return sources.download(file)
-    except (DiskError, DownloadError) as error:
-        if not isinstance(error.__cause__, PermissionError):
-            raise
-        _log.warning("%s is not kept: the cache cannot be written", file)
-        return file  # read over the network
+    moved = download_cache(None)
+    if moved is not None and file.url.startswith("hf://"):
+        return replace(file, path=sources.hub.download(file, moved))
+    return sources.download(file, moved)

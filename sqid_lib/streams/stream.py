@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar, cast
 
-from sqid_lib.errors import StoreError
+from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.streams.batches import Batch
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
 from sqid_lib.streams.gather import Gather
@@ -34,6 +34,11 @@ class Stream(Generic[B]):
     def __len__(self) -> int:
         """Batches of this rank in an epoch, over all its workers; every rank has as many."""
         return self.order.batches(self.units)
+
+    def __getitem__(self, index: Any) -> Any:
+        """UsageError: rows are only iterated. A DataLoader asks for them by number if the stream is of numpy arrays."""
+        fix = 'Iterate it; for a DataLoader make it with format="torch".'
+        raise UsageError("a stream has no rows by number", where=type(self).__name__, got=index, fix=fix)
 
     def __repr__(self) -> str:
         shown = {

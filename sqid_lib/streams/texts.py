@@ -22,7 +22,7 @@ QUERY_TEXTS, PRODUCT_TEXTS = _of(schemas.QUERIES), _of(schemas.FEATURES)
 
 
 def read_texts(texts: Iterable[str]) -> tuple[str, ...]:
-    """The names of texts as a user gives them.
+    """The names of texts as a user gives them, those of queries first.
 
     Raises:
         UsageError: not a list of names, or an unknown one.
@@ -32,7 +32,7 @@ def read_texts(texts: Iterable[str]) -> tuple[str, ...]:
     wrong = names if isinstance(texts, str) else [name for name in names if name not in known]
     if wrong:
         raise UsageError("no such texts", where="texts", expected=f"a list of {', '.join(known)}", got=repr(wrong[0]))
-    return tuple(dict.fromkeys(names))
+    return tuple(name for name in known if name in names)
 
 
 @dataclass(frozen=True)
