@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def cache_places(cache_dir: str | os.PathLike[str] | None = None) -> tuple[Path,
     if first.exists() and not first.is_dir():
         name = "cache_dir" if cache_dir is not None else "the cache"
         raise UsageError(f"{name} is a file", where=first, expected="a folder", fix=MOVE_IT)
-    return (first,) if named else (first, temporary_cache())
+    return (first,) if named or not _private(temporary_cache()) else (first, temporary_cache())
 
 
 def temporary_cache() -> Path:
@@ -63,11 +64,23 @@ def writable_place(places: Sequence[Path]) -> Path:
 def writable(folder: Path) -> bool:
     """Whether a folder is there, or can be made, and can be written by this user."""
     try:
-        folder.mkdir(mode=0o700 if folder == temporary_cache() else 0o777, parents=True, exist_ok=True)
-        mine = folder != temporary_cache() or not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
+        if folder == temporary_cache():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if not _private(folder):
+                return False
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
-    return mine and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _private(folder: Path) -> bool:
+    """Whether a folder among the temporary files is not there yet, or is this user's own: anyone can make one there."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return True
+    return stat.S_ISDIR(status.st_mode) and (not hasattr(os, "getuid") or status.st_uid == os.getuid())
 
 
 def download_cache(cache_dir: str | os.PathLike[str] | None) -> Path | None:

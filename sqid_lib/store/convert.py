@@ -53,7 +53,7 @@ def convert(source: Source, places: Sequence[Path], dtype: str = "float32", prog
         SchemaError, ContractError: the files cannot make a store.
         DiskError: there is not room for the matrices, or no place that can be written.
     """
-    digests = [(path.name, digest(path, places[0] / "digests", stated)) for path, stated in source.files.items()]
+    digests = [(path.name, digest(path, places, stated)) for path, stated in source.files.items()]
     made_of = [FORMAT, schemas.fingerprint(), dtype, source.settings, digests]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     for place in places:

@@ -16,7 +16,7 @@ def int_array(numbers: npt.NDArray[np.int64]) -> pa.Array:
     )
 
 
-def take(column: Any, rows: npt.NDArray[np.int64]) -> pa.Array:
+def select_rows(column: Any, rows: npt.NDArray[np.int64]) -> pa.Array:
     """Some rows of an array, a chunked array or a table."""
     return column.take(int_array(rows))
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sqid_lib import schemas
-from sqid_lib.streams.arrow import take as choose
+from sqid_lib.streams.arrow import select_rows
 from sqid_lib.streams.batches import Arrays, PairBatch, Rows, pair_layout
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
 from sqid_lib.streams.checks import checked_images, checked_texts
@@ -54,7 +54,7 @@ class ReleaseStream(Stream[PairBatch]):
         self.release, self.pairs, self.dtype, self.buffer, self.texts = release, pairs, dtype, buffer, texts
         self.groups, self._first_rows = release.groups()
         new = np.diff(pairs.products, prepend=-1) > 0
-        self._products_before = np.concatenate([[0], np.cumsum(new)])  # [J + 1], how many products begin before a pair
+        self._products_before = np.concatenate([[0], np.cumsum(new)])  # [J + 1]: how many products begin before a pair
 
     def _kind(self) -> type[Any]:
         return PairBatch
@@ -103,7 +103,7 @@ class ReleaseStream(Stream[PairBatch]):
                 start, size = start + 1, next(sizes, 0)
                 self._at = (epoch, start)
                 yield memory.hand_over(batch)
-                del batch  # not held on to while the next one is made
+                del batch  # its memory is free while the next one is made
             if len(rows):
                 waiting.append(block.only(rows))
                 count += len(rows)
@@ -174,7 +174,7 @@ class ReleaseStream(Stream[PairBatch]):
                     here = {name: field[low:high] for name, field in out.items()}
                     self._take(table, where, some, here)
                     for name, found in texts.items():
-                        found.append(choose(table[name], some).cast(pa.string()).combine_chunks())
+                        found.append(select_rows(table[name], some).cast(pa.string()).combine_chunks())
                 first += len(table)
             return {name: pa.concat_arrays(found) for name, found in texts.items()}
 
@@ -225,8 +225,8 @@ class _Block:
     texts: dict[str, pa.Array] = field(default_factory=dict)
 
     def only(self, chosen: Rows) -> tuple[_Block, Rows]:
-        """A copy of some pairs, which does not hold on to the memory of the others, and their numbers in it."""
+        """A copy of some pairs, which keeps no memory of the others, and their numbers in it."""
         rows, here = self.rows[chosen], np.arange(len(chosen))
-        texts = {name: choose(column, rows) for name, column in self.texts.items()}
+        texts = {name: select_rows(column, rows) for name, column in self.texts.items()}
         vectors = (self.text_features[rows], self.image_features[rows], self.has_image[rows])
         return _Block(*vectors, rows=here, pairs=self.pairs[chosen], texts=texts), here

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sqid_lib import schemas
+from sqid_lib.cache import writable
 from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.files import parse_shard_name, write_text
 
@@ -71,8 +72,12 @@ def stated_digests(directory: Path) -> dict[Path, str]:
         ) from error
 
 
-def digest(path: Path, memory: Path, stated: str | None = None) -> str:
-    """sha256 of a file, in hex; remembered in `memory` by path, size, inode and time, so that it is read once.
+def digest(path: Path, places: Sequence[Path], stated: str | None = None) -> str:
+    """sha256 of a file, in hex; remembered by path, size, inode and time, so that the file is read once.
+
+    Args:
+        places: caches as `cache_places` lists them; the digest is noted in the first that can be written.
+        stated: what it has to be.
 
     Raises:
         CorruptFileError: it is not `stated`, or the file cannot be read.
@@ -80,8 +85,9 @@ def digest(path: Path, memory: Path, stated: str | None = None) -> str:
     try:
         status = path.stat()
         identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-        note = memory / hashlib.sha256(identity.encode()).hexdigest()
-        found = _remembered(note) or _hash(path, note)
+        key = hashlib.sha256(identity.encode()).hexdigest()
+        noted = (_remembered(place / "digests" / key) for place in places)
+        found = next(filter(None, noted), None) or _hash(path, places, key)
     except OSError as error:
         raise CorruptFileError("the file cannot be read", where=path, got=error) from error
     if stated is not None and stated != found:
@@ -99,9 +105,11 @@ def _remembered(note: Path) -> str | None:
         return None
 
 
-def _hash(path: Path, note: Path) -> str:
+def _hash(path: Path, places: Sequence[Path], key: str) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time at the next opening, nothing else
-        write_text(note, found)
+    place = next(filter(writable, places), None)
+    if place is not None:
+        with contextlib.suppress(OSError):  # without a note the next opening takes longer, nothing else
+            write_text(place / "digests" / key, found)
     return found

@@ -14,7 +14,7 @@ import pyarrow as pa
 from sqid_lib import schemas
 from sqid_lib.errors import EmptyFileError
 from sqid_lib.files import File
-from sqid_lib.streams.arrow import repeated, take
+from sqid_lib.streams.arrow import repeated, select_rows
 from sqid_lib.streams.batches import Rows
 from sqid_lib.streams.checks import (
     check_keys,
@@ -85,7 +85,7 @@ def read_pairs(release: Release, filters: Filters, dtype: np.dtype[Any], texts: 
     tables = release.read_keys(columns)
     keys = [(split, check_keys(key_strings(table), f"{release.name}: {schemas.FEATURES}")) for split, table in tables]
     rows = np.flatnonzero(new_rows(keys))
-    known = take(pa.concat_arrays([part for _, part in keys]), rows)
+    known = select_rows(pa.concat_arrays([part for _, part in keys]), rows)
     index = find_rows(check_keys(key_strings(judgments), where), known, "product")
     products = rows[index]
     shown = None
@@ -101,7 +101,7 @@ def read_pairs(release: Release, filters: Filters, dtype: np.dtype[Any], texts: 
     used, query_rows = np.unique(queries[kept], return_inverse=True)
     if len(used) < len(query_ids):  # a copy only where it is smaller
         query_ids, query_features = query_ids[used], query_features[used]
-        query_texts = {name: take(column, used) for name, column in query_texts.items()}
+        query_texts = {name: select_rows(column, used) for name, column in query_texts.items()}
     _, first_rows = release.groups()
     pa.default_memory_pool().release_unused()
     return Pairs(
@@ -134,11 +134,11 @@ def _read_queries(
     new = np.flatnonzero(new_rows(ids))
     if not len(new):
         raise EmptyFileError(f"{schemas.QUERIES} has no rows", where=release.queries[0][1])
-    known = take(pa.concat_arrays([part for _, part in ids]), new)
+    known = select_rows(pa.concat_arrays([part for _, part in ids]), new)
     wanted = check_keys(judgments["query_id"].combine_chunks(), f"{release.name}: {schemas.JUDGMENTS}")
     rows = find_rows(wanted, known, "query_id")
     vectors = read[0][2] if len(read) == 1 else np.concatenate([vectors for _, _, vectors in read])
-    columns = take(pa.concat_tables([table for _, table, _ in read]), new)
+    columns = select_rows(pa.concat_tables([table for _, table, _ in read]), new)
     if len(new) < len(vectors):
         vectors = vectors[new]
     return dense(known), rows, vectors, {name: columns[name].combine_chunks() for name in names}

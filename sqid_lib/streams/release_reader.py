@@ -82,12 +82,14 @@ class FeatureFile:
     def content(self, stated: str | None) -> str:
         """What identifies the content: its sha256 where that is known, else a hash of the parquet footer.
 
+        The footer, as this pyarrow writes it, has the layout, sizes and statistics of all row groups.
+
         Args:
             stated: the sha256 in SHA256SUMS; a local file is held against it.
         """
         if self.file.local:
             if stated is not None:
-                return digest(Path(self.file.path), cache_places()[0] / "digests", stated)
+                return digest(Path(self.file.path), cache_places(), stated)
         elif not self.file.version.startswith(sources.http.UNKNOWN):
             return self.file.version.removeprefix(sources.http.SHA256)
         sink = pa.BufferOutputStream()
@@ -220,7 +222,7 @@ def _local(file: File, stated: dict[Path, str]) -> File:
     """A small file that is read whole: downloaded, or held against its checksum where it is local."""
     if file.local:
         if sha256 := stated.get(Path(file.path)):
-            digest(Path(file.path), cache_places()[0] / "digests", sha256)
+            digest(Path(file.path), cache_places(), sha256)
         return file
     moved = download_cache(None)
     if moved is not None and file.url.startswith("hf://"):

@@ -1,4 +1,4 @@
-"""Streams of batches: every row once per epoch, in an order that neither workers nor resuming can change."""
+"""Streams of batches: every row once per epoch, and exact resumption."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class StoreStream(Stream[B]):
         for k, batch in ahead(make, mine, 0 if in_worker else self.prefetch):
             self._at = (epoch, k + 1)
             yield memory.hand_over(batch)
-            del batch  # not held on to while the next one is made
+            del batch  # its memory is free while the next one is made
 
 
 def ahead(make: Callable[[int], T], keys: Iterator[int], depth: int) -> Iterator[tuple[int, T]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sqid_lib import schemas
 from sqid_lib.errors import UsageError
-from sqid_lib.streams.arrow import take
+from sqid_lib.streams.arrow import select_rows
 from sqid_lib.streams.batches import Rows
 
 
@@ -64,4 +64,4 @@ def choose(names: Iterable[str], queries: pa.Table, products: pa.Table) -> Texts
 
 def strings(column: Any, rows: Rows) -> list[str]:
     """The texts in some rows; "" for null."""
-    return [text or "" for text in take(column, rows).to_pylist()]
+    return [text or "" for text in select_rows(column, rows).to_pylist()]

@@ -94,8 +94,16 @@ def test_the_temporary_folder_of_another_user_is_not_used(
     monkeypatch.setattr(cache, "temporary_cache", lambda: theirs)
     monkeypatch.setattr("os.getuid", lambda: 12345)
     assert not cache.writable(theirs)
+    assert cache.cache_places() == (NOT_WRITABLE / ".cache" / "sqid",)
     with pytest.raises(DiskError, match="the cache cannot be written"):
         cache.writable_place(cache.cache_places())
+
+
+def test_a_link_in_place_of_the_temporary_folder_is_not_used(read_only_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    cache.temporary_cache().symlink_to(tmp_path / "elsewhere")
+    assert not cache.writable(cache.temporary_cache())
+    assert len(cache.cache_places()) == 1
 
 
 def test_downloads_move_as_well(read_only_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

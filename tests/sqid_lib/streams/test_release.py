@@ -447,6 +447,47 @@ def test_streams_from_the_hub_without_a_copy(release: Path, store: EmbeddingStor
         assert not cached
 
 
+_OPEN = """
+import sys
+from sqid_lib.streams import release_reader
+from sqid_lib import stream_pairs
+original, read = release_reader.open_ranges, []
+def counting(*arguments, **options):
+    stream = original(*arguments, **options)
+    plain = stream.read
+    def counted(*a):
+        data = plain(*a)
+        read.append(len(data))
+        return data
+    stream.read = counted
+    return stream
+release_reader.open_ranges = counting
+stream = stream_pairs("ORG/sqid", batch_size=8, format="numpy")
+print(len(stream), sum(read))
+"""
+
+
+def test_opening_on_the_hub_reads_footers_and_keys(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", products=600, width=256, row_group=50)
+    files = sorted((release / "data" / schemas.FEATURES).glob("*.parquet"))
+    keys_and_footers = 0
+    for path in files:
+        metadata = pq.ParquetFile(path).metadata
+        keys_and_footers += 65536  # what pyarrow reads at the end of a file
+        keys_and_footers += sum(
+            metadata.row_group(group).column(column).total_compressed_size
+            for group in range(metadata.num_row_groups)
+            for column in range(2)
+        )
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.add_repo("ORG/sqid", release)
+        command = [sys.executable, "-c", _OPEN]
+        done = subprocess.run(command, capture_output=True, text=True, env=hub.env(), timeout=100, check=False)
+    batches, read = map(int, done.stdout.split())
+    assert batches == 11
+    assert 0 < read <= keys_and_footers < sum(path.stat().st_size for path in files) / 4
+
+
 @pytest.mark.parametrize("kind", [503, "cut"])
 def test_passing_faults_are_retried(release: Path, store: EmbeddingStore, tmp_path: Path, kind: int | str) -> None:
     with LoopbackHub(tmp_path / "hub") as hub:
