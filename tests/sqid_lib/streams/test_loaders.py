@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,3 +112,9 @@ def test_shown_defaults_are_the_real_ones(tiny_store: EmbeddingStore) -> None:
 def test_the_package_lists_what_there_is() -> None:
     assert {"EmbeddingStore", "evaluation", "load_encoder", "stream_pairs"} <= set(dir(sqid_lib))
     assert all(getattr(sqid_lib, name) is not None for name in sqid_lib.__all__)
+
+
+def test_one_module_imports_the_tensors() -> None:
+    root = Path(sqid_lib.__file__).parent
+    users = [path.name for path in root.rglob("*.py") if "streams.tensors" in path.read_text(encoding="utf-8")]
+    assert users == ["open.py"]

@@ -287,6 +287,11 @@ def test_splits_that_share_products(release: Path, tmp_path: Path) -> None:
     one, two = (sum(len(b.gain) for b in stream_pairs(path)) for path in (release, other))
     assert two == 2 * one
     assert sum(len(b.gain) for b in stream_pairs(other, split="train")) == one
+    # a product of both splits is one product, with the row that a store gives it
+    merged = EmbeddingStore.open(other, cache_dir=tmp_path / "cache", progress=False)
+    assert sorted(flat(stream_pairs(other))) == sorted(flat(merged.pairs()))
+    for batch in stream_pairs(other, split="train"):
+        np.testing.assert_array_equal(batch.text_features, merged.text_features[batch.product_index.numpy()])
 
 
 @pytest.mark.parametrize(

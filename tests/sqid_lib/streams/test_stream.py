@@ -20,7 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from sqid_lib.errors import MissingExtraError, StoreError, UsageError
 from sqid_lib.store import EmbeddingStore
-from sqid_lib.streams import open as doors
+from sqid_lib.streams import open as opening
 from sqid_lib.streams import tensors
 from sqid_lib.streams.batches import PairBatch
 from sqid_lib.streams.buffers import Recycler
@@ -525,5 +525,5 @@ def test_spawned_workers(store: EmbeddingStore) -> None:
 
 
 def test_options_are_documented() -> None:
-    documented = doors.StreamOptions.__doc__ or ""
-    assert all(name in documented for name in doors.StreamOptions.__annotations__)
+    documented = opening.StreamOptions.__doc__ or ""
+    assert all(name in documented for name in opening.StreamOptions.__annotations__)
