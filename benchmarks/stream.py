@@ -1,7 +1,7 @@
 """Rows per second into training batches: python benchmarks/stream.py --data DIR [--rounds 5] [--json FILE]
 
 Makes a release of the size of the published data (164,900 products, 8,956 queries, 181,701 judgments, 768 wide) under
-DIR, once, and reads it in every way that is installed here: this package, a bare numpy gather, datasets, and, of the pip
+DIR, once, and reads it in every way that is installed here: this package, a bare numpy gather, datasets and, of the pip
 packages litdata, pylance, webdataset and mosaicml-streaming, those that can be imported. Rounds are interleaved; a
 figure is the median, and slow ways are stopped after --slow-rows. Only this package, numpy and datasets' map-style way
 join queries to products (3 vectors a row); the others read rows that already hold a product's 2 vectors. DIR takes
