@@ -1,10 +1,11 @@
 """Rows per second into training batches: python benchmarks/stream.py --data DIR [--rounds 5] [--json FILE]
 
-Makes up the published data (164,900 products, 8,956 queries, 181,701 judgments, 768 wide) as a release under DIR, once,
-and reads it in every way that is installed here: this package, a bare numpy gather, datasets, and, of the pip packages
-litdata, pylance, webdataset and mosaicml-streaming, those that can be imported. Rounds are interleaved; a figure is the
-median, and slow ways are stopped after --slow-rows. Only this package, numpy and datasets' map-style way join queries
-to products (3 vectors a row); the others get rows of a product's 2 vectors ready made. DIR takes 8 GB: remove it after.
+Makes a release of the size of the published data (164,900 products, 8,956 queries, 181,701 judgments, 768 wide) under
+DIR, once, and reads it in every way that is installed here: this package, a bare numpy gather, datasets and, of the pip
+packages litdata, pylance, webdataset and mosaicml-streaming, those that can be imported. Rounds are interleaved; a
+figure is the median, and slow ways are stopped after --slow-rows. Only this package, numpy and datasets' map-style way
+join queries to products (3 vectors a row); the others read rows that already hold a product's 2 vectors. DIR takes
+8 GB: remove it after.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Way = Callable[[], Iterator[int]]  # yields the rows of each batch
 
 
 def make_release(directory: Path) -> Path:
-    """The published counts with made-up vectors; every product and every query is judged at least once."""
+    """The published counts with random vectors; every product and every query is judged at least once."""
     if (directory / schemas.MANIFEST).exists():
         return directory
     rng, counts = np.random.default_rng(0), schemas.PUBLISHED_COUNTS

@@ -1,4 +1,4 @@
-"""sqid_lib: what users import. Opening it costs only the base packages; torch and transformers wait until used."""
+"""What users import. This needs the base packages only; torch and transformers are imported where they are used."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"sqid_lib.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'sqid_lib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """A release as memory-mapped matrices."""
 
-from sqid_lib.store.store import EmbeddingStore, default_cache
+from sqid_lib.cache import default_cache
+from sqid_lib.store.store import EmbeddingStore
 
 __all__ = ["EmbeddingStore", "default_cache"]

@@ -11,34 +11,28 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 from tqdm import tqdm
 
 from sqid_lib import schemas
-from sqid_lib.errors import (
-    ContractError,
-    CorruptFileError,
-    DiskError,
-    DuplicateKeyError,
-    EmptyFileError,
-    IntegrityError,
-    LabelError,
-    SchemaError,
-)
+from sqid_lib.cache import writable_place
+from sqid_lib.errors import DiskError, EmptyFileError, SchemaError
 from sqid_lib.files import write_text
 from sqid_lib.store.source import Source
-from sqid_lib.tables.vector_columns import read_vectors
+from sqid_lib.streams.checks import check_keys, checked_gains, checked_images, checked_texts, find_rows
+from sqid_lib.streams.release_files import digest
+from sqid_lib.tables.keys import key_strings
+from sqid_lib.tables.reader import check_columns, conform
 
-FORMAT = 1  # of a converted directory; a change makes every older conversion stale
+FORMAT = 2  # of a converted directory; a change makes every older conversion stale
 STORE = "store.json"
 MATRICES = {
     "text_features": (schemas.FEATURES, "clip_text_features"),
@@ -48,25 +42,29 @@ MATRICES = {
 DISK_MARGIN = 64 << 20  # bytes left free beside the conversion
 
 
-def convert(source: Source, cache: Path, dtype: str = "float32", progress: bool = True) -> Path:
-    """The converted directory for `source` under `cache`, made now if it is not there yet and whole.
+def convert(source: Source, places: Sequence[Path], dtype: str = "float32", progress: bool = True) -> Path:
+    """The converted directory for `source`, made now if it is not there yet and whole.
+
+    Args:
+        places: folders that may hold it; it is made in the first that can be written.
 
     Raises:
         CorruptFileError: a file is truncated, or is not what SHA256SUMS says.
         SchemaError, ContractError: the files cannot make a store.
-        DiskError: there is not room for the matrices.
+        DiskError: there is not room for the matrices, or no place that can be written.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    digests = [(path.name, _digest(path, cache / "digests", stated)) for path, stated in source.files.items()]
+    digests = [(path.name, digest(path, places, stated)) for path, stated in source.files.items()]
     made_of = [FORMAT, schemas.fingerprint(), dtype, source.settings, digests]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+    for place in places:
+        if is_whole(place / key):
+            return place / key
+    cache = writable_place(places)
     target = cache / key
-    if is_whole(target):
-        return target
     with FileLock(cache / f"{key}.lock"):
         if is_whole(target):
             return target
-        for stale in (target, *cache.glob(f".{key}-*")):  # half or damaged work of ours; the lock says nobody is at it
+        for stale in (target, *cache.glob(f".{key}-*")):  # leftovers of an interrupted conversion; we hold the lock
             shutil.rmtree(stale, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
         try:
@@ -90,26 +88,6 @@ def is_whole(directory: Path) -> bool:
         return False
 
 
-def _digest(path: Path, memory: Path, stated: str | None) -> str:
-    """sha256 of a file, remembered by path, size, inode and time, so that opening again need not read it."""
-    status = path.stat()
-    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-    note = memory / hashlib.sha256(identity.encode()).hexdigest()
-    try:
-        digest = note.read_text()
-    except OSError:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        memory.mkdir(exist_ok=True)
-        write_text(note, digest)
-    if stated is not None and stated != digest:
-        fix = "The file is damaged or was changed: download or build the release again."
-        raise CorruptFileError(
-            "the file is not the one in " + schemas.SHA256SUMS, where=path, expected=stated, got=digest, fix=fix
-        )
-    return digest
-
-
 # -- the conversion itself ------------------------------------------------------------------------------------------
 
 
@@ -117,8 +95,7 @@ def _write(source: Source, directory: Path, dtype: np.dtype[Any], progress: bool
     width = source.width()
     rows = {config: source.rows(config) for config in (schemas.FEATURES, schemas.QUERIES)}
     _check_disk(directory, (2 * rows[schemas.FEATURES] + rows[schemas.QUERIES]) * width * dtype.itemsize)
-    # on a terminal only, unless it is asked for silence
-    quiet = None if progress else True
+    quiet = None if progress else True  # None: quiet unless on a terminal
     with tqdm(total=sum(rows.values()) or None, unit="row", desc="Converting to a store", disable=quiet) as bar:
         products, queries = (_write_part(source, directory, config, width, dtype, bar.update) for config in rows)
     judgments = _read_judgments(source)
@@ -154,18 +131,11 @@ def _write_part(
         files = {name: stack.enter_context((directory / f"{name}.bin").open("wb")) for name in columns}
         for table, where in _new_rows(source, config):
             shown = np.ones(len(table), dtype=np.bool_)
-            if "has_image" in table.column_names:
-                shown &= table["has_image"].to_numpy()
             for name, column in columns.items():
-                vectors, valid = read_vectors(table, column, width, where)
                 if name == "image_features":
-                    shown &= valid
-                elif not valid.all():
-                    raise ContractError("a row has no vector", where=f"{where}: {column}", got=f"row {valid.argmin()}")
-                with np.errstate(over="ignore"):  # told below
-                    vectors = np.ascontiguousarray(vectors, dtype=dtype)
-                if not np.isfinite(vectors).all():
-                    raise ContractError(f"a value is not finite in {dtype}", where=f"{where}: {column}")
+                    vectors, shown = checked_images(table, column, width, dtype, where)
+                else:
+                    vectors = checked_texts(table, column, width, dtype, where)
                 files[name].write(vectors.data)
             has_image.append(shown)
             rest.append(_tidy(table, config, where))
@@ -179,25 +149,33 @@ def _write_part(
 
 def _new_rows(source: Source, config: str) -> Iterator[tuple[pa.Table, str]]:
     """The tables of a config without the rows that an earlier split had: a product may be judged in both."""
-    now, before = "", pa.array([], pa.string())
+    now, before = "", pa.array([], pa.int64() if config == schemas.QUERIES else pa.string())
     these: list[pa.Array] = []
     for split, table, where in source.tables(config):
         if split != now:
             before, now, these = pa.concat_arrays([before, *these]), split, []
-        keys = _keys(table, config)
+        keys = _keys(table, config, where)
         these.append(keys)
         fresh = table.filter(pc.invert(pc.is_in(keys, value_set=before))) if len(before) else table
         if len(fresh):
             yield fresh, where
 
 
-def _keys(table: pa.Table, config: str) -> pa.Array:
-    """One string per row for what must be unique: a query_id, or locale and product_id."""
+def _keys(table: pa.Table, config: str, where: str) -> pa.Array:
+    """What must be unique in a row: a query_id, or the key of a product."""
+    names = [name for name in schemas.DECLARED[config].key if name != "product_locale" or name in table.column_names]
+    key = _typed(table, pa.schema([schemas.config_schema(config).field(name) for name in names]), where)
     if config == schemas.QUERIES:
-        return table["query_id"].cast(pa.string()).combine_chunks()
-    if "product_locale" not in table.column_names:
-        return pc.binary_join_element_wise(schemas.CLASSIC_LOCALE, table["product_id"], "/").combine_chunks()
-    return pc.binary_join_element_wise(table["product_locale"], table["product_id"], "/").combine_chunks()
+        return check_keys(key["query_id"].combine_chunks(), where)
+    if "product_locale" not in names:
+        key = key.append_column("product_locale", pa.repeat(schemas.CLASSIC_LOCALE, len(key)).cast(pa.string()))
+    return check_keys(key_strings(key), where)
+
+
+def _typed(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """The columns of `schema`, in those types; SchemaError where that cannot be."""
+    check_columns(table.schema, schema, where)
+    return conform(table, schema, where)
 
 
 def _kept_columns(config: str) -> pa.Schema:
@@ -214,17 +192,20 @@ def _tidy(table: pa.Table, config: str, where: str) -> pa.Table:
 
     The classic files hold a key and vectors alone: their other columns become null, and their locale the default.
     """
-    columns = {}
-    for field in _kept_columns(config):
-        if field.name in table.column_names:
-            columns[field.name] = table[field.name].cast(field.type)
-        elif field.name == "product_locale" and config == schemas.FEATURES:
-            columns[field.name] = pa.repeat(schemas.CLASSIC_LOCALE, table.num_rows).cast(pa.string())
+    schema, rows = _kept_columns(config), table.num_rows
+    present = [field for field in schema if field.name in table.column_names]
+    columns = _typed(table, pa.schema(present), where)
+    for at, field in enumerate(schema):
+        if field in present:
+            continue
+        if field.name == "product_locale" and config == schemas.FEATURES:
+            column = pa.repeat(schemas.CLASSIC_LOCALE, rows).cast(pa.string())
         elif config == schemas.JUDGMENTS or field.name in schemas.DECLARED[config].key:
             raise SchemaError("a column is missing", where=where, expected=field.name, got=table.column_names)
         else:
-            columns[field.name] = pa.nulls(table.num_rows, field.type)
-    return pa.table(columns)
+            column = pa.nulls(rows, field.type)
+        columns = columns.add_column(at, field, column)
+    return columns
 
 
 # -- judgments ------------------------------------------------------------------------------------------------------
@@ -241,29 +222,18 @@ def _read_judgments(source: Source) -> pa.Table:
 
 def _write_judgments(directory: Path, judgments: pa.Table, products: pa.Table, queries: pa.Table) -> None:
     """Write the row of each judgment's query and product, and its gain, as plain arrays."""
-    if judgments["esci_label"].null_count:
-        raise LabelError(
-            "a judgment has no label", where=schemas.JUDGMENTS, expected="a label in every row", got="null"
-        )
+    where = schemas.JUDGMENTS
+    gain = checked_gains(judgments, where)
     rows = {
-        "query": _find(_keys(judgments, schemas.QUERIES), _keys(queries, schemas.QUERIES), "query_id"),
-        "product": _find(_keys(judgments, schemas.FEATURES), _keys(products, schemas.FEATURES), "product"),
+        name: find_rows(_keys(judgments, config, where), _keys(known, config, config), column)
+        for name, config, known, column in (
+            ("query", schemas.QUERIES, queries, "query_id"),
+            ("product", schemas.FEATURES, products, "product"),
+        )
     }
     for name, index in rows.items():
         np.save(directory / f"judgment_{name}_index.npy", index)
-    np.save(directory / "gain.npy", judgments["gain"].to_numpy().astype(np.float32))
-
-
-def _find(wanted: pa.Array, known: pa.Array, name: str) -> npt.NDArray[np.int64]:
-    if len(pc.unique(known)) < len(known):
-        counts = pc.value_counts(known)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
-        raise DuplicateKeyError("a key occurs twice", where=name, got=twice)
-    index = pc.index_in(wanted, value_set=known)
-    if index.null_count:
-        lost = pc.filter(wanted, pc.is_null(index))
-        raise IntegrityError("judged, and not in the release", where=name, got=f"{len(lost)} rows, first {lost[0]}")
-    return np.asarray(index.to_numpy(), dtype=np.int64)
+    np.save(directory / "gain.npy", gain)
 
 
 def _check_disk(directory: Path, matrices: int) -> None:

@@ -10,21 +10,20 @@ from typing import Protocol
 import pyarrow as pa
 
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
-from sqid_lib.files import File, parse_shard_name
+from sqid_lib.errors import MissingFileError, UsageError
+from sqid_lib.files import File
 from sqid_lib.joined import rows as joined
 from sqid_lib.joined.selection import Selection
 from sqid_lib.sources import Address, parse_address, snapshot
+from sqid_lib.sources.address import HTTP
+from sqid_lib.streams.release_files import CONFIGS, parts, shards, stated_digests
 from sqid_lib.tables.reader import open_parquet
 from sqid_lib.tables.vector_columns import row_groups, vector_width
 
-CONFIGS = (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)
 _CLASSIC = {schemas.FEATURES: schemas.PRODUCT_FEATURES, schemas.QUERIES: schemas.QUERY_FEATURES}
-_PATTERNS = [  # of a release or of the classic files: what is downloaded
-    schemas.SHA256SUMS,
-    *(f"data/{config}/*.parquet" for config in CONFIGS),
-    *(f"{folder}{name}" for name in _CLASSIC.values() for folder in ("", "data/")),
-]
+# what is downloaded: of a release its parts alone, although the classic files may lie beside them
+_RELEASE_PATTERNS = [schemas.SHA256SUMS, *(f"data/{config}/*.parquet" for config in CONFIGS)]
+_CLASSIC_PATTERNS = [schemas.SHA256SUMS, *(f"{folder}{n}" for n in _CLASSIC.values() for folder in ("", "data/"))]
 
 
 class Source(Protocol):
@@ -44,7 +43,7 @@ class Source(Protocol):
         """How many at most, or about, for the progress bar and the disk."""
 
     def tables(self, config: str) -> Iterator[tuple[str, pa.Table, str]]:
-        """(split, table, where it is from), split after split."""
+        """(split, table, its name in messages), split after split."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,18 @@ def find(
         DownloadError: the server or the Hub cannot be reached.
         UsageError: `esci` or `selection` with a release.
     """
-    directory = snapshot(address, _PATTERNS, hub_cache)
-    if _shards(directory, schemas.FEATURES):
+    try:
+        directory = snapshot(address, _RELEASE_PATTERNS, hub_cache)
+        names = [name.relative_to(directory).as_posix() for name in directory.glob("data/*/*.parquet")]
+    except MissingFileError:
+        if address.kind != HTTP:  # there no file matches; elsewhere there is no such place
+            raise
+        names = []
+    if shards(names, schemas.FEATURES, address):
         if esci is not None or selection is not None:
             raise UsageError("a release is joined already", where=address, fix="Leave esci and selection out.")
-        return _release(directory)
+        return _release(directory, names)
+    directory = snapshot(address, _CLASSIC_PATTERNS, hub_cache)
     for folder in (directory, directory / "data"):
         if all((folder / name).is_file() for name in _CLASSIC.values()):
             return _classic(directory, folder, esci, selection)
@@ -124,51 +130,22 @@ def find(
     raise MissingFileError("neither a release nor the classic files", where=address, expected=expected)
 
 
-def _release(directory: Path) -> Parquet:
-    parts = {config: _shards(directory, config) for config in CONFIGS}
-    for config, found in parts.items():
-        if not found:
-            raise MissingFileError("the release lacks a part", where=directory, expected=f"data/{config}/*.parquet")
-    sums = _stated_sums(directory)
-    return Parquet(parts, {path: sums.get(path) for found in parts.values() for _, path in found})
+def _release(directory: Path, names: list[str]) -> Parquet:
+    found = {
+        config: tuple((split, directory / name) for split, name in files)
+        for config, files in parts(names, directory).items()
+    }
+    sums = stated_digests(directory)
+    return Parquet(found, {path: sums.get(path) for files in found.values() for _, path in files})
 
 
 def _classic(directory: Path, folder: Path, esci: Address | None, selection: Selection | None) -> Parquet | Joined:
-    sums = _stated_sums(directory)
+    sums = stated_digests(directory)
     if esci is None:
         paths = {config: folder / name for config, name in _CLASSIC.items()}
-        parts = {config: (("test", path),) for config, path in paths.items()} | {schemas.JUDGMENTS: ()}
-        return Parquet(parts, {path: sums.get(path) for path in paths.values()})
+        found = {config: (("test", path),) for config, path in paths.items()} | {schemas.JUDGMENTS: ()}
+        return Parquet(found, {path: sums.get(path) for path in paths.values()})
     artifacts = parse_address(folder)
     tables_of = {config: joined.download(joined.find_files(config, esci, artifacts), None) for config in CONFIGS}
     read = [Path(file.path) for tables in tables_of.values() for _, files in tables for file in files]
     return Joined(artifacts, esci, selection or Selection(), tables_of, {path: sums.get(path) for path in read})
-
-
-def _shards(directory: Path, config: str) -> tuple[tuple[str, Path], ...]:
-    """(split, path) of a config's files in order; a gap in their numbers is an error."""
-    found = []
-    missing: dict[str, set[int]] = {}
-    for path in sorted((directory / "data" / config).glob("[!.]*.parquet")):
-        if name := parse_shard_name(path):
-            split = name.split
-            missing.setdefault(split, set(range(name.shards))).discard(name.shard)
-        else:
-            split = path.stem
-        found.append((split, path))
-    gaps = {split: sorted(shards) for split, shards in missing.items() if shards}
-    if gaps:
-        fix = "Download or build the release again."
-        raise MissingFileError("shards are missing", where=directory / "data" / config, got=f"no {gaps}", fix=fix)
-    return tuple(found)
-
-
-def _stated_sums(directory: Path) -> dict[Path, str]:
-    path = directory / schemas.SHA256SUMS
-    if not path.is_file():
-        return {}
-    try:
-        pairs = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {directory / name.strip().removeprefix("*"): digest for digest, name in pairs}
-    except ValueError as error:
-        raise CorruptFileError("not a list of checksums", where=path, expected="sha256  path") from error

@@ -13,18 +13,21 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sqid_lib import schemas
+from sqid_lib.cache import cache_places, download_cache
 from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.joined.selection import Selection
 from sqid_lib.sources import parse_address
 from sqid_lib.store import convert
 from sqid_lib.store.source import find
 from sqid_lib.streams.batches import ListBatch, NegativeBatch, PairBatch
+from sqid_lib.streams.filters import read_filters
 from sqid_lib.streams.gather import JudgedProducts, Lists, Negatives, Pairs
-from sqid_lib.streams.open import StreamOptions, make_stream
+from sqid_lib.streams.open import StreamOptions, make_stream, shows_options
+from sqid_lib.streams.order import whole_number
 from sqid_lib.streams.stream import StoreStream
+from sqid_lib.streams.texts import Texts, choose, read_texts
 
 Floats = npt.NDArray[np.floating[Any]]
 DTYPES = ("float32", "float16")
@@ -83,7 +86,8 @@ class EmbeddingStore:
             dir_or_repo: address of a release or of the classic files: a directory, ORG/NAME on the Hub,
                 hf://datasets/ORG/NAME[@REVISION][/PATH], or the https URL of a release.
             revision: branch, tag or commit on the Hub; pinned to its commit before anything is read.
-            cache_dir: where conversions are kept; default $SQID_CACHE, else $HF_HOME/sqid or ~/.cache/sqid.
+            cache_dir: where conversions are kept; default $SQID_CACHE, else $HF_HOME/sqid or ~/.cache/sqid. Where that
+                default cannot be written, a temporary folder is used, and a warning logged.
             dtype: "float32", or "float16" for half the disk and memory.
             esci: address of the official ESCI files, to join the classic files with; without it they make a store
                 of vectors alone, without titles, query texts, image status and judgments.
@@ -93,16 +97,17 @@ class EmbeddingStore:
         Raises:
             MissingFileError, DownloadError: the release is not there or cannot be fetched.
             SourceError, ContractError: a file is damaged, or the files contradict each other.
-            DiskError: there is not room for the conversion.
-            UsageError: `dtype` is unknown, `revision` goes with a directory, or `esci` with a release.
+            DiskError: there is not room for the conversion, or its place cannot be written.
+            UsageError: `dtype` is unknown, `revision` goes with a directory, `esci` with a release, or `cache_dir` is a
+                file.
         """
         if dtype not in DTYPES:
             raise UsageError("unknown dtype", where="dtype", expected=" or ".join(DTYPES), got=dtype)
-        cache = Path(cache_dir) if cache_dir is not None else default_cache()
-        hub_cache = None if cache_dir is None else cache / "hub"
+        places = cache_places(cache_dir)
         address = parse_address(dir_or_repo).at(revision)
-        source = find(address, hub_cache, None if esci is None else parse_address(esci), selection)
-        return cls(convert.convert(source, cache, dtype, progress))
+        downloads = None if address.local else download_cache(cache_dir)
+        source = find(address, downloads, None if esci is None else parse_address(esci), selection)
+        return cls(convert.convert(source, places, dtype, progress))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (EmbeddingStore, (self.path,))
@@ -119,6 +124,7 @@ class EmbeddingStore:
         """Row of a query; KeyError if it is not in the store."""
         return self._query_rows[query_id]
 
+    @shows_options()
     def pairs(
         self,
         *,
@@ -126,24 +132,30 @@ class EmbeddingStore:
         split: str | None = None,
         has_image: bool | None = None,
         queries: Iterable[int] | None = None,
+        texts: Iterable[str] = (),
         dtype: str | None = None,
         **options: Unpack[StreamOptions],
     ) -> StoreStream[PairBatch]:
         """A stream of judgments in batches of `PairBatch`.
 
         Args:
-            labels: keep these of E, S, C, I. split: keep this ESCI split. has_image: keep products with, or without,
-                an image. queries: keep judgments of these query ids. Default: all.
+            labels: keep these labels, such as ["E", "S"]. split: keep this ESCI split. has_image: keep products with,
+                or without, an image. queries: keep judgments of these query ids; ids that nobody judged are passed
+                over. Default: all.
+            texts: columns that `batch.texts` holds, such as ["query", "product_title"]; default none.
             dtype: of the vectors, "float32" or "float16"; default the store's.
             **options: see `StreamOptions`.
 
         Raises:
             StoreError: the store has no judgments, or none is left.
-            UsageError: an option or filter has a wrong value.
+            UsageError: an option or filter has a wrong value; the ranks cannot have equal numbers of batches, because
+                there are fewer rows than ranks, or batches of one row that do not come out even.
         """
         judgments = self._select(labels, split, has_image, queries)
-        return make_stream(Pairs(self, judgments, self._dtype(dtype)), self._name("pairs", judgments), **options)
+        gather = Pairs(self, judgments, self._dtype(dtype), self._texts(texts))
+        return make_stream(gather, self._name("pairs", judgments), **options)
 
+    @shows_options()
     def lists(
         self,
         *,
@@ -151,6 +163,7 @@ class EmbeddingStore:
         split: str | None = None,
         has_image: bool | None = None,
         queries: Iterable[int] | None = None,
+        texts: Iterable[str] = (),
         dtype: str | None = None,
         **options: Unpack[StreamOptions],
     ) -> StoreStream[ListBatch]:
@@ -158,10 +171,11 @@ class EmbeddingStore:
         judgments = self._select(labels, split, has_image, queries)
         by_query = self.judgment_query_index[judgments]
         order = np.argsort(by_query, kind="stable")
-        starts = np.flatnonzero(np.diff(by_query[order], prepend=-1))
-        gather = Lists(self, judgments[order], np.append(starts, len(judgments)), self._dtype(dtype))
+        starts = np.append(np.flatnonzero(np.diff(by_query[order], prepend=-1)), len(judgments))
+        gather = Lists(self, judgments[order], starts, self._dtype(dtype), self._texts(texts))
         return make_stream(gather, self._name("lists", judgments), **options)
 
+    @shows_options()
     def negatives(
         self,
         count: int = 8,
@@ -170,6 +184,7 @@ class EmbeddingStore:
         split: str | None = None,
         has_image: bool | None = None,
         queries: Iterable[int] | None = None,
+        texts: Iterable[str] = (),
         dtype: str | None = None,
         **options: Unpack[StreamOptions],
     ) -> StoreStream[NegativeBatch]:
@@ -178,12 +193,11 @@ class EmbeddingStore:
         They are drawn evenly from all products, seeded by `seed`, epoch and batch. The other products of the batch
         are negatives where `in_batch_mask` says so. As `pairs` otherwise.
         """
+        count = whole_number("count", count)
         judgments = self._select(labels, split, has_image, queries)
-        if count < 0:
-            raise UsageError("count cannot be negative", where="negatives", got=count)
         if count and (np.diff(self.judged.starts) >= len(self.products)).any():
             raise StoreError("a query has every product judged", where=self.path, fix="Use count=0.")
-        gather = Negatives(Pairs(self, judgments, self._dtype(dtype)), count)
+        gather = Negatives(Pairs(self, judgments, self._dtype(dtype), self._texts(texts)), count)
         return make_stream(gather, self._name(f"negatives {count}", judgments), **options)
 
     @cached_property
@@ -206,24 +220,11 @@ class EmbeddingStore:
         queries: Iterable[int] | None,
     ) -> npt.NDArray[np.int64]:
         """Rows of the judgments that the filters keep."""
-        if not len(self.gain):
-            fix = "Open a release; or pass esci= with the classic files."
-            raise StoreError("the store has no judgments", where=self.path, fix=fix)
-        keep = np.ones(len(self.gain), dtype=np.bool_)
-        for column, wanted in (("esci_label", labels), ("split", None if split is None else [split])):
-            if wanted is not None:
-                values = list(wanted)
-                known = pc.unique(self.judgments[column]).to_pylist()
-                if unknown := [value for value in values if value not in known]:
-                    raise UsageError(f"no judgment has this {column}", where="filter", expected=known, got=unknown)
-                keep &= pc.is_in(self.judgments[column], pa.array(values)).to_numpy()
-        if has_image is not None:
-            keep &= self.has_image[self.judgment_product_index] == has_image
-        if queries is not None:
-            keep &= np.isin(self.query_ids[self.judgment_query_index], np.fromiter(queries, dtype=np.int64))
-        if not keep.any():
-            raise StoreError("no judgment is left", where=self.path, fix="Loosen the filters.")
-        return np.flatnonzero(keep)
+        filters = read_filters(labels, split, has_image, queries)
+        return filters.keep(self.judgments, self.path, self.has_image[self.judgment_product_index])
+
+    def _texts(self, names: Iterable[str]) -> Texts | None:
+        return choose(read_texts(names), self.queries, self.products)
 
     def _dtype(self, name: str | None) -> np.dtype[Any]:
         if name is not None and name not in DTYPES:
@@ -241,14 +242,6 @@ class EmbeddingStore:
     @cached_property
     def _query_rows(self) -> dict[int, int]:
         return {query_id: row for row, query_id in enumerate(self.queries["query_id"].to_pylist())}
-
-
-def default_cache() -> Path:
-    """$SQID_CACHE, else sqid/ in $HF_HOME, else in $XDG_CACHE_HOME or ~/.cache."""
-    if "SQID_CACHE" in os.environ:
-        return Path(os.environ["SQID_CACHE"])
-    home = os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "sqid"
 
 
 def _map(path: Path) -> Any:

@@ -1,40 +1,93 @@
-"""What a stream yields, and how the rows of a batch are gathered from a store."""
+"""What a stream yields."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from sqid_lib.errors import UsageError
+
+B = TypeVar("B")
 Rows = npt.NDArray[np.int64]
 Arrays = dict[str, npt.NDArray[Any]]
 Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # field → dtype and shape
 
 
 class Batch:
-    """Fields are torch tensors, or numpy arrays with format="numpy"; they belong to the one who got the batch."""
+    """Fields are torch tensors, or numpy arrays with format="numpy"; the user may keep and change them."""
+
+    text_features: Any
+    gain: Any
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """The texts that the stream was asked for, by name; "" for null.
+
+        A list of B texts; a list of B lists for the products of a ListBatch and for names that begin with `negative_`.
+        """
+        found: dict[str, Any] = self.__dict__.get("_texts", {})
+        return found
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
-        """The same batch on a torch device."""
+        """The same batch on a torch device; texts stay as they are.
+
+        Raises:
+            UsageError: the batch is of numpy arrays.
+        """
+        self._need_tensors("to")
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory; DataLoader(pin_memory=True) calls this."""
+        """The same batch in page-locked memory; DataLoader(pin_memory=True) calls this.
+
+        Raises:
+            UsageError: the batch is of numpy arrays.
+        """
+        self._need_tensors("pin_memory")
         return self._each(lambda tensor: tensor.pin_memory())
+
+    def __repr__(self) -> str:
+        size = " × ".join(map(str, self.text_features.shape))
+        device = getattr(self.text_features, "device", "cpu")
+        parts = [f"batch {size}"]
+        if str(device) != "meta":  # which has no values
+            parts.append(f"{int((self.gain > 0).sum())} with gain > 0")
+        dtype = str(self.text_features.dtype).removeprefix("torch.")
+        texts = [f"texts {', '.join(self.texts)}"] if self.texts else []
+        return f"{type(self).__name__}({', '.join([*parts, dtype, str(device), *texts])})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         send = self.__dict__.pop("_send", None)  # of a batch that lies in shared memory
-        return send() if send else (type(self), tuple(self.__dict__[f.name] for f in dataclasses.fields(self)))  # type: ignore[arg-type]
+        make, args = send() if send else (type(self), tuple(self.__dict__[f.name] for f in self._fields()))
+        return (with_texts, (make, args, self.texts)) if self.texts else (make, args)
 
-    def _each(self, change: Any) -> Self:
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return type(self)(**{field.name: change(getattr(self, field.name)) for field in fields})
+    @classmethod
+    def _fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        return dataclasses.fields(cls)  # type: ignore[arg-type]
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
+        fields = {field.name: change(getattr(self, field.name)) for field in self._fields()}
+        return with_texts(type(self), (), self.texts, **fields)
+
+    def _need_tensors(self, method: str) -> None:
+        if isinstance(self.gain, np.ndarray):
+            raise UsageError("the batch is of numpy arrays", where=method, fix='Make the stream with format="torch".')
 
 
-@dataclass(frozen=True)
+def with_texts(make: Callable[..., B], args: tuple[Any, ...], texts: dict[str, Any], **fields: Any) -> B:
+    """The batch that `make` makes, with texts."""
+    batch = make(*args, **fields)
+    if texts:
+        batch.__dict__["_texts"] = texts  # not a field: fields are arrays
+    return batch
+
+
+@dataclass(frozen=True, repr=False)
 class PairBatch(Batch):
     """B judgments.
 
@@ -54,7 +107,7 @@ class PairBatch(Batch):
     product_index: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ListBatch(Batch):
     """B queries, each with all its judged products, padded to the longest list L of the batch.
 
@@ -78,7 +131,7 @@ class ListBatch(Batch):
     product_index: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NegativeBatch(Batch):
     """B judgments, each with N products that nobody judged for its query.
 

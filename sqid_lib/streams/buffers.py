@@ -1,4 +1,4 @@
-"""Memory that batches are gathered into, used again once nothing refers to it."""
+"""Memory that batches are gathered into, reused once nothing refers to it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def carve(buffer: npt.NDArray[np.uint8], layout: Layout) -> Arrays:
 
 
 class Memory(Protocol):
-    """Where batches are gathered into, and what is made of them there."""
+    """Memory for batches, and how a batch is made in it."""
 
     def take(self, size: int) -> Buffer: ...
 
@@ -49,21 +49,21 @@ class Memory(Protocol):
         """A batch of what was gathered into `buffer`, made by any thread."""
 
     def hand_over(self, batch: Any) -> Any:
-        """The batch for the thread that asks, which is the one that uses it."""
+        """The batch again; called in the thread that uses it."""
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Some bytes to gather into, and what they belong to."""
+    """Some bytes to gather into, and the object that owns them."""
 
     bytes: npt.NDArray[np.uint8]
     owner: Any = None
 
 
 class Recycler:
-    """Hands out buffers, and again those that nothing refers to any more: fresh pages cost more than the gather.
+    """Gives out buffers, and reuses those that nothing refers to any more: fresh pages cost more than the gather.
 
-    Every view of a buffer, numpy or torch, keeps its lease alive, so a batch that is kept is never written over.
+    Every view of a buffer, numpy or torch, keeps its lease alive, so a batch that the user keeps is never overwritten.
     """
 
     def __init__(self, keep: int = 8) -> None:
@@ -76,7 +76,7 @@ class Recycler:
                 whole = self._free.pop()  # the latest, which the processor's cache may still hold
             except IndexError:  # another thread was quicker
                 break
-            if len(whole) >= size:  # a smaller one is let go
+            if len(whole) >= size:  # a smaller one is dropped
                 return Buffer(lease(whole, size, self._free.append, whole))
         whole = np.empty(size, dtype=np.uint8)
         return Buffer(lease(whole, size, self._free.append, whole))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqid_lib.streams.batches import Arrays, Batch, Layout, ListBatch, NegativeBatch, PairBatch, Rows, pair_layout
+from sqid_lib.streams.texts import Texts
 
 
 class Products(Protocol):
@@ -58,10 +59,16 @@ class Gather(Protocol):
     @property
     def kind(self) -> type[Batch]: ...
 
+    @property
+    def texts(self) -> Texts | None: ...
+
     def layout(self, units: Rows) -> Layout: ...
 
     def fill(self, units: Rows, out: Arrays, draw: tuple[int, ...], /) -> None:
         """Write the batch of `units` into `out`; `draw` seeds whatever is random in it."""
+
+    def read_texts(self, texts: Texts, units: Rows, out: Arrays, /) -> dict[str, Any]:
+        """`Batch.texts` of the batch of `units` that was written into `out`."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Pairs:
     store: JudgedStore
     judgments: Rows
     dtype: np.dtype[Any]
+    texts: Texts | None = None
     kind: type[Batch] = PairBatch
 
     @property
@@ -89,6 +97,10 @@ class Pairs:
         take_products(store, out["product_index"], out)
         np.take(store.query_ids, queries, out=out["query_id"], mode="clip")
 
+    def read_texts(self, texts: Texts, units: Rows, out: Arrays, /) -> dict[str, Any]:
+        queries = self.store.judgment_query_index[self.judgments[units]]
+        return {**texts.of_queries(queries), **texts.of_products(out["product_index"])}
+
 
 @dataclass(frozen=True)
 class Lists:
@@ -98,6 +110,7 @@ class Lists:
     judgments: Rows
     starts: Rows  # [units + 1]
     dtype: np.dtype[Any]
+    texts: Texts | None = None
     kind: type[Batch] = ListBatch
 
     @property
@@ -134,6 +147,12 @@ class Lists:
         take(store.query_features, queries, out["query_features"])
         out["query_id"][...] = store.query_ids[queries]
 
+    def read_texts(self, texts: Texts, units: Rows, out: Arrays, /) -> dict[str, Any]:
+        queries = self.store.judgment_query_index[self.judgments[self.starts[units]]]
+        lengths = self.starts[units + 1] - self.starts[units]
+        products = texts.of_products(out["product_index"][out["mask"]])
+        return {**texts.of_queries(queries), **{name: split(found, lengths) for name, found in products.items()}}
+
 
 @dataclass(frozen=True)
 class Negatives:
@@ -146,6 +165,10 @@ class Negatives:
     @property
     def units(self) -> int:
         return self.pairs.units
+
+    @property
+    def texts(self) -> Texts | None:
+        return self.pairs.texts
 
     def layout(self, units: Rows) -> Layout:
         shape = (len(units), self.count)
@@ -166,6 +189,20 @@ class Negatives:
         out["negative_product_index"][...] = store.judged.draw_others(queries, self.count, np.random.default_rng(draw))
         take_products(store, out["negative_product_index"], out, "negative_")
         np.logical_not(store.judged.has(queries[:, None], out["product_index"][None]), out=out["in_batch_mask"])
+
+    def read_texts(self, texts: Texts, units: Rows, out: Arrays, /) -> dict[str, Any]:
+        negatives = texts.of_products(out["negative_product_index"].reshape(-1))
+        lengths = np.full(len(units), self.count)
+        return {
+            **self.pairs.read_texts(texts, units, out),
+            **{f"negative_{name}": split(found, lengths) for name, found in negatives.items()},
+        }
+
+
+def split(values: list[str], lengths: Rows) -> list[list[str]]:
+    """The values in lists of these lengths."""
+    stops = np.cumsum(lengths)
+    return [values[stop - length : stop] for stop, length in zip(stops.tolist(), lengths.tolist(), strict=True)]
 
 
 def take(matrix: npt.NDArray[Any], rows: Rows, out: npt.NDArray[Any]) -> None:

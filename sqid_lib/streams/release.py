@@ -3,175 +3,230 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from sqid_lib import schemas
+from sqid_lib.streams.arrow import select_rows
 from sqid_lib.streams.batches import Arrays, PairBatch, Rows, pair_layout
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
+from sqid_lib.streams.checks import checked_images, checked_texts
 from sqid_lib.streams.gather import take, take_products
-from sqid_lib.streams.release_reader import Judgments, Release
-from sqid_lib.streams.stream import Order, Stream, ahead
-from sqid_lib.tables.keys import key_strings
-from sqid_lib.tables.vector_columns import dense, read_vectors
+from sqid_lib.streams.order import Order
+from sqid_lib.streams.release_pairs import Pairs
+from sqid_lib.streams.release_reader import VECTORS, Release
+from sqid_lib.streams.stream import Stream, ahead
+from sqid_lib.streams.texts import PRODUCT_TEXTS, QUERY_TEXTS, strings
+
+
+class Part(NamedTuple):
+    """Some pairs of a row group."""
+
+    group: int
+    start: int  # rows of Pairs
+    stop: int
 
 
 class ReleaseStream(Stream[PairBatch]):
-    """What `stream_pairs` gives. It has no length: how many pairs a row group holds is known once it is read."""
+    """What `stream_pairs` returns.
 
-    _START = (0, 0)  # a position is a block of row groups, and a pair of it
+    The pairs of an epoch stand in one line, row group by row group. Each rank has a run of it, and each worker of a
+    rank a run of the rank's batches; a row group at the end of a run is read by both neighbours.
+    """
 
     def __init__(
         self,
         release: Release,
+        pairs: Pairs,
         *,
         order: Order,
-        judged: Judgments,
-        has_image: bool | None,
         dtype: np.dtype[Any],
         buffer: int,
         prefetch: int,
+        texts: tuple[str, ...] = (),
     ) -> None:
-        name = f"{release.name} {has_image} {dtype} {buffer} {judged.digest}"
-        super().__init__(order, name=name, prefetch=prefetch)
-        self.release, self.judged, self.dtype, self.buffer, self.wanted = release, judged, dtype, buffer, has_image
+        name = f"pairs {release.content[:16]} {pairs.digest[:16]}"
+        super().__init__(order, len(pairs.products), name=name, prefetch=prefetch)
+        self.release, self.pairs, self.dtype, self.buffer, self.texts = release, pairs, dtype, buffer, texts
+        self.groups, self._first_rows = release.groups()
+        new = np.diff(pairs.products, prepend=-1) > 0
+        self._products_before = np.concatenate([[0], np.cumsum(new)])  # [J + 1]: how many products begin before a pair
+
+    def _kind(self) -> type[Any]:
+        return PairBatch
 
     def _settings(self) -> dict[str, Any]:
-        # a position is in the row groups of one worker of one rank
+        # a position is in the run of one worker
         worker, workers, _ = self._worker()
-        return {**super()._settings(), "rank": self.order.rank, "worker": worker, "workers": workers}
+        return {**super()._settings(), "buffer": self.buffer, "worker": worker, "workers": workers}
 
-    def _batches(self, epoch: int, start: Any) -> Iterator[PairBatch]:
+    def _end(self) -> int:
+        return len(self._starts()) - 1
+
+    def _starts(self) -> Rows:
+        """[batches + 1]: where each batch of this worker begins in the line of an epoch, and where the last ends."""
         worker, workers, _ = self._worker()
-        blocks = self._blocks(epoch, self.order.rank * workers + worker, self.order.world_size * workers)
+        starts = self.order.starts(self.units) + self.order.share(self.units)[0]
+        count = len(starts) - 1
+        return starts[worker * count // workers : (worker + 1) * count // workers + 1]
+
+    def _batches(self, epoch: int, start: int) -> Iterator[PairBatch]:
+        starts = self._starts().tolist()
+        blocks = self._blocks(epoch, starts[0], starts[-1])
+        ends = starts[0] + np.cumsum([sum(part.stop - part.start for part in block) for block in blocks])
+        first = int(np.searchsorted(ends, starts[start], side="right"))
+        offset = starts[start] - (int(ends[first - 1]) if first else starts[0])  # pairs of that block to pass over
         memory, block_memory = self._kept_memory(), Recycler()
-        block_number, offset = start
-        for shard in self.release.features:
-            shard.enter_process()
+        for file in self.release.features:
+            file.enter_process()
+        worker, workers, _ = self._worker()
 
         def read(number: int) -> _Block:
-            draw = (self.order.seed, epoch, number, self.order.rank, worker, workers)
-            return self._read(blocks[number], draw, block_memory)
+            return self._read(
+                blocks[number], (self.order.seed, epoch, number, self.order.rank, worker, workers), block_memory
+            )
 
+        sizes = iter(np.diff(starts[start:]).tolist())
+        size = next(sizes, 0)
         waiting: list[tuple[_Block, Rows]] = []  # pairs that no batch has yet
         count = 0
-        for number, block in ahead(read, iter(range(block_number, len(blocks))), self.prefetch):
-            rows = np.arange(offset, len(block.judgments))
+        for _, block in ahead(read, iter(range(first, len(blocks))), self.prefetch):
+            rows = np.arange(offset, len(block.pairs))
             offset = 0
-            while count + len(rows) >= self.order.batch_size:
-                cut = self.order.batch_size - count
-                batch = self._batch([*waiting, (block, rows[:cut])], memory)
-                rows, waiting, count = rows[cut:], [], 0
-                self._at = (epoch, (number, len(block.judgments) - len(rows)))
+            while len(rows) and count + len(rows) >= size:
+                batch = self._batch([*waiting, (block, rows[: size - count])], memory)
+                rows, waiting, count = rows[size - count :], [], 0
+                start, size = start + 1, next(sizes, 0)
+                self._at = (epoch, start)
                 yield memory.hand_over(batch)
-                del batch  # not held on to while the next one is made
+                del batch  # its memory is free while the next one is made
             if len(rows):
                 waiting.append(block.only(rows))
                 count += len(rows)
             del block  # its memory is for the block after the next
-        if count and not self.order.drop_last:
-            self._at = (epoch, (len(blocks), 0))
-            yield memory.hand_over(self._batch(waiting, memory))
 
-    def _blocks(self, epoch: int, slot: int, slots: int) -> list[list[tuple[int, int]]]:
-        """This slot's row groups of an epoch, as (file, group), in blocks of `buffer` products."""
-        groups = [(f, g) for f, shard in enumerate(self.release.features) for g in range(shard.metadata.num_row_groups)]
-        if self.order.shuffle:
-            order = np.random.default_rng([self.order.seed, epoch]).permutation(len(groups))
-            groups = [groups[i] for i in order]
-        blocks: list[list[tuple[int, int]]] = []
+    def _blocks(self, epoch: int, start: int, stop: int) -> list[list[Part]]:
+        """The pairs from `start` to `stop` in the line of an epoch, in blocks of at most `buffer` products.
+
+        A block has one row group or a part of it at least, however large that is.
+        """
+        line = self.order.permutation(epoch, len(self.groups))
+        first, last = self.pairs.group_starts[line], self.pairs.group_starts[line + 1]
+        ends = np.cumsum(last - first)
+        begins = ends - (last - first)
+        blocks: list[list[Part]] = []
         room = 0
-        for f, g in groups[slot::slots]:
-            rows = self.release.features[f].metadata.row_group(g).num_rows
-            if rows > room or not blocks:
+        for at in np.flatnonzero((ends > start) & (begins < stop) & (ends > begins)):
+            low, high = max(start - begins[at], 0), min(stop, ends[at]) - begins[at]
+            part = Part(int(line[at]), int(first[at] + low), int(first[at] + high))
+            products = int(self._count_products(part))
+            if products > room or not blocks:
                 blocks.append([])
                 room = self.buffer
-            blocks[-1].append((f, g))
-            room -= rows
+            blocks[-1].append(part)
+            room -= products
         return blocks
 
-    def _read(self, groups: list[tuple[int, int]], draw: tuple[int, ...], memory: Recycler) -> _Block:
-        room = sum(self.release.features[f].metadata.row_group(g).num_rows for f, g in groups)
-        layout = pair_layout(max(room, self.buffer), self.judged.width, self.dtype)
-        layout = {name: layout[name] for name in ("text_features", "image_features", "has_image", "product_index")}
-        products = carve(memory.take(size_of(layout)).bytes, layout)
-        pairs, start = [], 0
-        for f, g in groups:
-            *found, start = self.release.features[f].read(g, partial(self._take, (f, g), products, start))
-            pairs.append(found)
-        positions, judgments = (np.concatenate(column) for column in zip(*pairs, strict=True))
-        if self.order.shuffle:
-            order = np.random.default_rng(draw).permutation(len(positions))
-            positions, judgments = positions[order], judgments[order]
-        return _Block(**products, products=positions, judgments=judgments)
+    def _count_products(self, part: Part) -> int:
+        # the product of the first pair may begin before it
+        return int(self._products_before[part.stop] - self._products_before[part.start + 1]) + 1
 
-    def _take(
-        self, group: tuple[int, int], products: Arrays, start: int, pieces: Iterator[pa.Table]
-    ) -> tuple[Rows, Rows, int]:
-        """Write the judged products of a row group from row `start` of `products` on: their pairs, and the next row."""
-        shard = self.release.features[group[0]]
-        where, first = f"{shard.file}, row group {group[1]}", shard.first_of(group[1])
-        positions, judgments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for table in pieces:
-            shown = dense(table["has_image"])
-            rows, found = self.judged.of(key_strings(table), shard.split)
-            if self.wanted is not None:
-                kept = shown[rows] == self.wanted
-                rows, found = rows[kept], found[kept]
-            some, position = np.unique(rows, return_inverse=True)  # the others need no memory
-            here = slice(start, start + len(some))
-            for name, column in zip(("text_features", "image_features"), schemas.VECTOR_COLUMNS, strict=True):
-                take(read_vectors(table, column, self.judged.width, where)[0], some, products[name][here])
-            products["has_image"][here] = shown[some]
-            products["product_index"][here] = first + some
-            positions.append(position + start)
-            judgments.append(found)
-            start, first = here.stop, first + len(table)
-        return np.concatenate(positions), np.concatenate(judgments), start
+    def _read(self, block: list[Part], draw: tuple[int, ...], memory: Recycler) -> _Block:
+        room = max(self.buffer, sum(map(self._count_products, block)))
+        layout = pair_layout(room, self.release.width, self.dtype)
+        layout = {name: layout[name] for name in ("text_features", "image_features", "has_image")}
+        products = carve(memory.take(size_of(layout)).bytes, layout)
+        rows, texts, start = [], [], 0
+        for part in block:
+            wanted, found = np.unique(self.pairs.products[part.start : part.stop], return_inverse=True)
+            rows.append(found + start)
+            texts.append(
+                self._read_products(
+                    part.group, wanted, {n: a[start : start + len(wanted)] for n, a in products.items()}
+                )
+            )
+            start += len(wanted)
+        pairs = np.concatenate([np.arange(part.start, part.stop) for part in block])
+        row = np.concatenate(rows)
+        if self.order.shuffle:
+            order = np.random.default_rng(draw).permutation(len(pairs))
+            pairs, row = pairs[order], row[order]
+        columns = {name: pa.chunked_array([t[name] for t in texts]).combine_chunks() for name in texts[0]}
+        return _Block(**products, rows=row, pairs=pairs, texts=columns)
+
+    def _read_products(self, group: int, wanted: Rows, out: Arrays) -> dict[str, pa.Array]:
+        """Write the vectors of products, rows of the release in one row group, into `out`; return their texts."""
+        file, number = self.groups[group]
+        names = [name for name in self.texts if name in PRODUCT_TEXTS]
+        rows = wanted - self._first_rows[group]
+
+        def use(pieces: Iterator[pa.Table]) -> dict[str, pa.Array]:
+            texts: dict[str, list[pa.Array]] = {name: [pa.nulls(0, pa.string())] for name in names}
+            first = 0
+            for table in pieces:
+                low, high = np.searchsorted(rows, (first, first + len(table)))
+                if low < high:
+                    where, some = f"{file.file}, row group {number}, rows from {first}", rows[low:high] - first
+                    here = {name: field[low:high] for name, field in out.items()}
+                    self._take(table, where, some, here)
+                    for name, found in texts.items():
+                        found.append(select_rows(table[name], some).cast(pa.string()).combine_chunks())
+                first += len(table)
+            return {name: pa.concat_arrays(found) for name, found in texts.items()}
+
+        return file.read(number, int(rows[-1]) + 1, use, [*VECTORS, *names])
+
+    def _take(self, table: pa.Table, where: str, rows: Rows, out: Arrays) -> None:
+        text, image = schemas.VECTOR_COLUMNS
+        width = self.release.width
+        take(checked_texts(table, text, width, self.dtype, where), rows, out["text_features"])
+        images, shown = checked_images(table, image, width, self.dtype, where)
+        take(images, rows, out["image_features"])
+        np.take(shown, rows, out=out["has_image"], mode="clip")
 
     def _batch(self, parts: list[tuple[_Block, Rows]], memory: Memory) -> PairBatch:
-        rows = sum(len(chosen) for _, chosen in parts)
-        layout = pair_layout(rows, self.judged.width, self.dtype)
+        layout = pair_layout(sum(len(chosen) for _, chosen in parts), self.release.width, self.dtype)
         buffer = memory.take(size_of(layout))
         out, start = carve(buffer.bytes, layout), 0
+        texts: dict[str, list[str]] = {name: [] for name in self.texts}
         for block, chosen in parts:
-            here = {name: field[start : start + len(chosen)] for name, field in out.items()}
-            products, judgments = block.products[chosen], block.judgments[chosen]
+            here = {name: column[start : start + len(chosen)] for name, column in out.items()}
+            products, pairs = block.rows[chosen], block.pairs[chosen]
+            queries = self.pairs.queries[pairs]
             take_products(block, products, here)
-            here["product_index"][...] = block.product_index[products]
-            queries = self.judged.query_rows[judgments]
-            take(self.judged.query_features, queries, here["query_features"])
-            here["query_id"][...] = self.judged.query_ids[queries]
-            here["gain"][...] = self.judged.gain[judgments]
+            take(self.pairs.query_features, queries, here["query_features"])
+            here["product_index"][...] = self.pairs.product_index[pairs]
+            here["query_id"][...] = self.pairs.query_ids[queries]
+            here["gain"][...] = self.pairs.gain[pairs]
+            for name, found in texts.items():
+                of_query = name in QUERY_TEXTS
+                column, rows = (self.pairs.query_texts[name], queries) if of_query else (block.texts[name], products)
+                found += strings(column, rows)
             start += len(chosen)
         batch: PairBatch = memory.batch(PairBatch, buffer, layout)
+        if texts:
+            batch.__dict__["_texts"] = texts
         return batch
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Products in memory, and the pairs they are in: `products` [N] rows of the former, `judgments` [N]."""
+    """Products in memory, and the pairs they are in: `rows` [N] of the former, `pairs` [N]."""
 
     text_features: npt.NDArray[Any]
     image_features: npt.NDArray[Any]
     has_image: npt.NDArray[np.bool_]
-    product_index: Rows
-    products: Rows
-    judgments: Rows
+    rows: Rows
+    pairs: Rows
+    texts: dict[str, pa.Array] = field(default_factory=dict)
 
-    def only(self, pairs: Rows) -> tuple[_Block, Rows]:
-        """A copy of some pairs, which does not hold on to the memory of the others, and their numbers in it."""
-        rows, here = self.products[pairs], np.arange(len(pairs))
-        return _Block(
-            self.text_features[rows],
-            self.image_features[rows],
-            self.has_image[rows],
-            self.product_index[rows],
-            products=here,
-            judgments=self.judgments[pairs],
-        ), here
+    def only(self, chosen: Rows) -> tuple[_Block, Rows]:
+        """A copy of some pairs, which keeps no memory of the others, and their numbers in it."""
+        rows, here = self.rows[chosen], np.arange(len(chosen))
+        texts = {name: select_rows(column, rows) for name, column in self.texts.items()}
+        vectors = (self.text_features[rows], self.image_features[rows], self.has_image[rows])
+        return _Block(*vectors, rows=here, pairs=self.pairs[chosen], texts=texts), here

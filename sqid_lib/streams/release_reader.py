@@ -1,131 +1,44 @@
-"""A release read in place: its judgments and queries in memory, its products row group by row group."""
+"""A release read in place: which files it has, its product keys, and its products row group by row group."""
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import threading
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sqid_lib import schemas, sources
-from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError
-from sqid_lib.files import File, parse_shard_name
+from sqid_lib.cache import cache_places, download_cache
+from sqid_lib.errors import CorruptFileError, EmptyFileError, SchemaError
+from sqid_lib.files import File
 from sqid_lib.sources import Address, open_ranges
+from sqid_lib.sources.local import version
 from sqid_lib.sources.retry import downloading
 from sqid_lib.streams.batches import Rows
-from sqid_lib.tables.keys import key_strings
-from sqid_lib.tables.reader import open_parquet, read_parquet, reporting
-from sqid_lib.tables.vector_columns import dense, read_vectors
+from sqid_lib.streams.release_files import digest, parts, stated_digests
+from sqid_lib.tables.reader import check_columns, reporting
 
 T = TypeVar("T")
-_PIECE = 256  # rows decoded at once; 1.5 MB at width 768
-_COLUMNS = ["product_id", "product_locale", "has_image", *schemas.VECTOR_COLUMNS]
-
-
-class Judgments:
-    """The judgments that the filters keep, and their queries, in memory."""
-
-    def __init__(self, tables: list[tuple[str, pa.Table]], width: int) -> None:
-        self.width = width
-        judged = np.concatenate([dense(table["query_id"]) for _, table in tables])
-        self.gain: npt.NDArray[np.float32] = np.concatenate([dense(table["gain"]) for _, table in tables])
-        self.query_ids, rows = np.unique(judged, return_inverse=True)
-        self.query_rows: Rows = rows.astype(np.int64)
-        self.query_features = np.empty((len(self.query_ids), width), np.float32)
-        parts = (self.query_ids, self.query_rows, self.gain)
-        self.digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
-        self._by_split: dict[str, tuple[pa.Array, Rows, Rows]] = {}
-        splits = np.repeat([split for split, _ in tables], [len(table) for _, table in tables])
-        for part in dict.fromkeys(split for split, _ in tables):
-            keys = key_strings(pa.concat_tables(table for split, table in tables if split == part))
-            order = pc.sort_indices(keys)
-            keys = keys.take(order)
-            new = pc.not_equal(keys[1:], keys[:-1])
-            known = pa.concat_arrays([keys[:1], keys[1:].filter(new)])
-            starts = np.concatenate([[0], np.flatnonzero(dense(new)) + 1, [len(keys)]])
-            self._by_split[part] = (known, starts, np.flatnonzero(splits == part)[dense(order)])
-
-    def read_queries(self, files: Iterable[File]) -> None:
-        """Fill `query_features`. A query occurs several times if it is judged in several splits."""
-        missing = np.ones(len(self.query_ids), np.bool_)
-        columns = ["query_id", schemas.VECTOR_COLUMNS[0]]
-        for file in files:
-            with open_parquet(file) as parquet, reporting(file.url):
-                for piece in parquet.iter_batches(_PIECE, columns=columns):
-                    ids = dense(piece["query_id"])
-                    rows = np.searchsorted(self.query_ids, ids).clip(max=len(missing) - 1)
-                    asked = (self.query_ids[rows] == ids) & missing[rows]
-                    vectors, _ = read_vectors(pa.Table.from_batches([piece]), columns[1], self.width, file.url)
-                    self.query_features[rows[asked]] = vectors[asked]
-                    missing[rows[asked]] = False
-        if missing.any():
-            raise IntegrityError("a judged query is not in the release", where=schemas.JUDGMENTS)
-
-    def of(self, keys: pa.Array, split: str) -> tuple[Rows, Rows]:
-        """The pairs of some products: their position in `keys`, and the judgment."""
-        if split not in self._by_split:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        known, starts, judgments = self._by_split[split]
-        least, most = pc.min_max(keys).values()  # of a sorted release, so that few of `known` need a look
-        low, high = (
-            side(range(len(known)), end.as_py() or "", key=lambda n: known[n].as_py())
-            for side, end in ((bisect_left, least), (bisect_right, most))
-        )
-        found = pc.index_in(keys, value_set=known[low:high])
-        rows, nth = np.flatnonzero(dense(found.is_valid())), dense(found.drop_null()) + low
-        first, counts = starts[nth], starts[nth + 1] - starts[nth]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(rows, counts), judgments[np.repeat(first, counts) + within]
-
-
-def read_judgments(
-    release: Release, labels: Iterable[str] | None, split: str | None, queries: Iterable[int] | None
-) -> Judgments:
-    """The judgments that the filters keep; errors as `stream_pairs`."""
-    wanted = None if queries is None else pa.array(sorted(queries), pa.int64())
-    grades = None if labels is None else pa.array(sorted(labels), pa.string())
-    tables = []
-    for part, file in release.judgments:
-        table = read_parquet(file, _JUDGMENT_SCHEMA)
-        for column, values in (("esci_label", grades), ("query_id", wanted)):
-            if values is not None:
-                table = table.filter(pc.is_in(table[column], value_set=values))
-        if len(table) and split in (None, part):
-            tables.append((part, table))
-    if not tables:
-        raise StoreError("no judgment is left", where=release.name, fix="Loosen the filters.")
-    judged = Judgments(tables, release.width)
-    tables.clear()
-    del table
-    judged.read_queries(release.queries)
-    pa.default_memory_pool().release_unused()
-    return judged
-
-
-_JUDGMENT_SCHEMA = pa.schema(
-    [
-        schemas.config_schema(schemas.JUDGMENTS).field(name)
-        for name in ("query_id", "product_id", "product_locale", "esci_label", "gain")
-    ]
-)
+PIECE = 256  # rows decoded at once; 1.5 MB at width 768
+_AT_ONCE = 8  # requests for keys
+_GROUPS = 8  # row groups whose keys one connection asks for
+_FEATURES = schemas.config_schema(schemas.FEATURES)
+VECTORS = ["has_image", *schemas.VECTOR_COLUMNS]
 
 
 class FeatureFile:
     """A parquet file of product_features, here or elsewhere; every process that reads it opens it itself."""
 
-    def __init__(self, file: File, split: str, first_row: int) -> None:
-        self.file, self.split, self.first_row = file, split, first_row
+    def __init__(self, file: File, split: str) -> None:
+        self.file, self.split = file, split
         self._close()
         self.metadata: pq.FileMetaData = None
         self.metadata = self._reporting(lambda: self._open().metadata, file.url)
@@ -147,16 +60,62 @@ class FeatureFile:
         if self._pid != os.getpid():
             self._close()
 
-    def first_of(self, group: int) -> int:
-        """The first row of a row group, counted through the files of the release."""
-        return self.first_row + sum(int(self.metadata.row_group(before).num_rows) for before in range(group))
+    def group_rows(self) -> list[int]:
+        """Rows of each row group."""
+        return [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
 
-    def read(self, group: int, use: Callable[[Iterator[pa.Table]], T]) -> T:
-        """What `use` makes of a row group, which comes in small pieces: decoding whole ones takes 50 MB more.
+    def width(self, texts: tuple[str, ...]) -> int:
+        """Floats in a vector; SchemaError unless the file has the columns of a release, and `texts`."""
+        schema = self.metadata.schema.to_arrow_schema()
+        fix = "Use EmbeddingStore.open for other files."
+        vectors = [schema.field(name).type for name in schemas.VECTOR_COLUMNS if name in schema.names]
+        if len(vectors) < len(schemas.VECTOR_COLUMNS) or not all(map(pa.types.is_fixed_size_list, vectors)):
+            expected = f"{', '.join(schemas.VECTOR_COLUMNS)} as fixed-size lists"
+            raise SchemaError(
+                "not the columns of a release", where=self.file, expected=expected, got=schema.names, fix=fix
+            )
+        check_columns(
+            schema, pa.schema([_FEATURES.field(n) for n in (*schemas.PRODUCT_KEY, "has_image", *texts)]), str(self.file)
+        )
+        return int(vectors[0].list_size)
 
-        `use` is called again from the start if the network fails; DownloadError if it keeps failing.
+    def content(self, stated: str | None) -> str:
+        """What identifies the content: its sha256 where that is known, else a hash of the parquet footer.
+
+        The footer, as this pyarrow writes it, has the layout, sizes and statistics of all row groups.
+
+        Args:
+            stated: the sha256 in SHA256SUMS; a local file is held against it.
         """
-        result: T = self._reporting(lambda: self._read(group, use), f"{self.file}, row group {group}")
+        if self.file.local:
+            if stated is not None:
+                return digest(Path(self.file.path), cache_places(), stated)
+        elif not self.file.version.startswith(sources.http.UNKNOWN):
+            return self.file.version.removeprefix(sources.http.SHA256)
+        sink = pa.BufferOutputStream()
+        self.metadata.write_metadata_file(sink)
+        return hashlib.sha256(sink.getvalue()).hexdigest()
+
+    def key_reads(self, columns: list[str]) -> list[Callable[[], pa.Table]]:
+        """Calls that together read some small columns of all rows, in order; several may run at once."""
+        groups = list(range(self.metadata.num_row_groups))
+        size = max(1, len(groups)) if self.file.local else _GROUPS
+        return [self._key_read(groups[start : start + size], columns) for start in range(0, len(groups), size)]
+
+    def _key_read(self, groups: list[int], columns: list[str]) -> Callable[[], pa.Table]:
+        def read() -> pa.Table:
+            with self._new() as file:  # its own: requests of one file wait for each other
+                return file.read_row_groups(groups, columns=columns, use_threads=False)
+
+        return lambda: self._reporting(read, f"{self.file}, row groups {groups[0]} to {groups[-1]}")
+
+    def read(self, group: int, stop: int, use: Callable[[Iterator[pa.Table]], T], columns: list[str]) -> T:
+        """What `use` makes of the rows of a row group before `stop`, at least; they come in pieces of PIECE rows.
+
+        Decoding whole row groups takes 50 MB more. `use` is called again from the start if the network fails;
+        DownloadError if it keeps failing.
+        """
+        result: T = self._reporting(lambda: self._read(group, stop, use, columns), f"{self.file}, row group {group}")
         return result
 
     def _reporting(self, call: Callable[[], Any], where: str) -> Any:
@@ -165,80 +124,107 @@ class FeatureFile:
         with reporting(where):
             return call()
 
-    def _read(self, group: int, use: Callable[[Iterator[pa.Table]], T]) -> T:
+    def _read(self, group: int, stop: int, use: Callable[[Iterator[pa.Table]], T], columns: list[str]) -> T:
         with self._lock:
             try:
-                return use(self._pieces(group))
+                return use(self._pieces(group, stop, columns))
             except BaseException:
                 self._file = None  # a broken connection is not asked again
                 raise
 
-    def _pieces(self, group: int) -> Iterator[pa.Table]:
-        rows, expected = 0, self.metadata.row_group(group).num_rows
-        for piece in self._open().iter_batches(_PIECE, row_groups=[group], columns=_COLUMNS):
+    def _pieces(self, group: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
+        rows = 0
+        for piece in self._open().iter_batches(PIECE, row_groups=[group], columns=columns):
             rows += len(piece)
             yield pa.Table.from_batches([piece])
-        if rows != expected:
-            raise CorruptFileError("the row group is cut", where=self.file, expected=expected, got=f"{rows} rows")
+            if rows >= stop:
+                return
+        raise CorruptFileError("the row group is cut", where=self.file, expected=f"{stop} rows", got=rows)
 
     def _open(self) -> pq.ParquetFile:
         if self._file is None:
-            if not self.file.local:
-                # without a cache: pyarrow asks for whole columns, each once
-                stream = pa.PythonFile(open_ranges(self.file.url, cache=False), mode="r")
-                self._file = pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True)
-            else:
-                self._file = pq.ParquetFile(
-                    self.file.path, metadata=self.metadata, buffer_size=1 << 20, pre_buffer=False
-                )
+            self._file = self._new()
         return self._file
+
+    def _new(self) -> pq.ParquetFile:
+        if not self.file.local:
+            # without a cache: pyarrow asks for whole columns, each once
+            stream = pa.PythonFile(open_ranges(self.file.url, cache=False), mode="r")
+            return pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True)
+        if _size_and_time(version(Path(self.file.path))) != _size_and_time(self.file.version):
+            raise CorruptFileError("the file changed while it was streamed", where=self.file, fix="Open it again.")
+        return pq.ParquetFile(self.file.path, metadata=self.metadata, buffer_size=1 << 20, pre_buffer=False)
+
+
+def _size_and_time(version: str) -> str:
+    return version.rpartition("-")[0]  # without the inode, which some network file systems number anew
 
 
 @dataclass(frozen=True)
 class Release:
-    """The files of a release that pairs are made of; `name` tells it from others."""
+    """The files of a release that pairs are made of.
+
+    Attributes:
+        name: its address, for messages.
+        width: floats in a vector.
+        content: identifies the content of the feature files, and how they are divided into row groups.
+    """
 
     name: str
     features: tuple[FeatureFile, ...]
-    queries: tuple[File, ...]
-    judgments: tuple[tuple[str, File], ...]  # split, file
+    queries: tuple[tuple[str, File], ...]  # split, file
+    judgments: tuple[tuple[str, File], ...]
+    width: int
+    content: str
 
-    @property
-    def width(self) -> int:
-        """Floats in a vector."""
-        first = self.features[0]
-        schema = first.metadata.schema.to_arrow_schema()
-        missing = [name for name in _COLUMNS if name not in schema.names]
-        if missing or not pa.types.is_fixed_size_list(schema.field(schemas.VECTOR_COLUMNS[0]).type):
-            fix = "Use EmbeddingStore.open for other files."
-            raise SchemaError("not the columns of a release", where=first.file, got=schema.names, fix=fix)
-        return int(schema.field(schemas.VECTOR_COLUMNS[0]).type.list_size)
+    def read_keys(self, columns: list[str]) -> list[tuple[str, pa.Table]]:
+        """(split, table) with some small columns of all products, in order."""
+        reads = [(file.split, read) for file in self.features for read in file.key_reads(columns)]
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sqid-keys") as pool:
+            tables = list(pool.map(lambda read: read[1](), reads))
+        return [(split, table) for (split, _), table in zip(reads, tables, strict=True)]
+
+    def groups(self) -> tuple[list[tuple[FeatureFile, int]], Rows]:
+        """The row groups of all files, and [groups + 1] the first row of each, counted through the files."""
+        groups = [(file, group) for file in self.features for group in range(file.metadata.num_row_groups)]
+        rows = [rows for file in self.features for rows in file.group_rows()]
+        return groups, np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
 
 
-def open_release(address: Address) -> Release:
-    """The release at an address, on the Hub at the commit its revision stands for now; errors as `stream_pairs`."""
+def open_release(address: Address, texts: tuple[str, ...] = ()) -> Release:
+    """The release at an address, on the Hub at the commit its revision stands for now; errors as `stream_pairs`.
+
+    Args:
+        texts: further columns of product_features that will be read.
+    """
     files = sources.listing(address)
-    parts = {
-        config: fnmatch.filter(files, f"data/{config}/*.parquet")
-        for config in (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)
-    }
-    for config, found in parts.items():
-        if not found:
-            raise MissingFileError("the release lacks a part", where=address, expected=f"data/{config}/*.parquet")
-    features: list[FeatureFile] = []
-    rows = 0
-    for name in sorted(parts[schemas.FEATURES]):
-        features.append(FeatureFile(files[name], _split(name), rows))
-        rows += features[-1].metadata.num_rows
+    found = parts(files, address)
+    features = tuple(FeatureFile(files[name], split) for split, name in found[schemas.FEATURES])
+    if not any(file.metadata.num_rows for file in features):
+        raise EmptyFileError(f"{schemas.FEATURES} has no rows", where=features[0].file)
+    widths = {file.width(texts) for file in features}
+    if len(widths) > 1:
+        raise SchemaError(
+            "files differ in the width of vectors", where=address, expected="one width", got=sorted(widths)
+        )
+    stated = stated_digests(Path(address.path)) if address.local else {}
+    contents = [file.content(stated.get(Path(file.file.path))) for file in features]
     here = {
-        name: sources.download(files[name]) for config in (schemas.QUERIES, schemas.JUDGMENTS) for name in parts[config]
+        config: tuple((split, _local(files[name], stated)) for split, name in found[config])
+        for config in (schemas.QUERIES, schemas.JUDGMENTS)
     }
-    judgments = tuple((_split(name), here[name]) for name in sorted(parts[schemas.JUDGMENTS]))
-    first = features[0].file
-    name = first.url.removesuffix(sorted(parts[schemas.FEATURES])[0]).rstrip("/")
-    return Release(name, tuple(features), tuple(here[name] for name in sorted(parts[schemas.QUERIES])), judgments)
+    name = features[0].file.url.removesuffix(found[schemas.FEATURES][0][1]).rstrip("/")
+    content = hashlib.sha256("\n".join(contents).encode()).hexdigest()
+    return Release(name, features, here[schemas.QUERIES], here[schemas.JUDGMENTS], widths.pop(), content)
 
 
-def _split(name: str) -> str:
-    shard = parse_shard_name(name)
-    return shard.split if shard else Path(name).stem
+def _local(file: File, stated: dict[Path, str]) -> File:
+    """A small file that is read whole: downloaded, or held against its checksum where it is local."""
+    if file.local:
+        if sha256 := stated.get(Path(file.path)):
+            digest(Path(file.path), cache_places(), sha256)
+        return file
+    moved = download_cache(None)
+    if moved is not None and file.url.startswith("hf://"):
+        return replace(file, path=sources.hub.download(file, moved))
+    return sources.download(file, moved)

@@ -1,77 +1,55 @@
-"""Streams of batches: every row once per epoch, in an order that neither workers nor resuming can change."""
+"""Streams of batches: every row once per epoch, and exact resumption."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-import numpy as np
-
 from sqid_lib.errors import StoreError, UsageError
-from sqid_lib.streams.batches import Batch, Rows
+from sqid_lib.streams.batches import Batch
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
 from sqid_lib.streams.gather import Gather
+from sqid_lib.streams.order import Order, whole_number
 
 B = TypeVar("B", bound=Batch)
 T = TypeVar("T")
-_ALIGN = 64  # bytes; a cache line
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which units make which batch.
-
-    Attributes:
-        batch_size: units of a batch.
-        shuffle: a new permutation each epoch, from `seed` and the epoch alone.
-        rank, world_size: this process has every world_size-th unit of the epoch, from `rank` on.
-        drop_last: only full batches, and as many on every rank; otherwise ranks may differ by one batch.
-    """
-
-    batch_size: int = 1024
-    shuffle: bool = False
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-    drop_last: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.world_size < 1:
-            raise UsageError(
-                "batch_size and world_size start at 1", where="stream", got=(self.batch_size, self.world_size)
-            )
-        if not 0 <= self.rank < self.world_size:
-            raise UsageError("no such rank", where="stream", expected=f"0 to {self.world_size - 1}", got=self.rank)
-
-    def units(self, epoch: int, units: int) -> Rows:
-        """This rank's units of an epoch, in order."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(units) if self.shuffle else np.arange(units)
-        mine = order[self.rank :: self.world_size]
-        return mine[: self.batches(units) * self.batch_size]
-
-    def batches(self, units: int) -> int:
-        """How many batches this rank has in an epoch."""
-        if self.drop_last:
-            return units // self.world_size // self.batch_size
-        return -(-len(range(self.rank, units, self.world_size)) // self.batch_size)
+_STATE_FORMAT = 2  # a change makes every older state unusable
 
 
 class Stream(Generic[B]):
     """Iterate for one epoch of batches. Iterating again repeats it: call `set_epoch` for another order."""
 
-    _START: Any = 0  # a position is the number of the next batch
-
-    def __init__(self, order: Order, *, name: str, prefetch: int) -> None:
-        """`name` tells the rows of one stream from those of another, for states."""
-        self.order, self.name, self.prefetch = order, name, prefetch
+    def __init__(self, order: Order, units: int, *, name: str, prefetch: int) -> None:
+        """`units` make an epoch over all ranks; `name` identifies the rows, for states."""
+        order.check(units)
+        self.order, self.units, self.name, self.prefetch = order, units, name, prefetch
         self._epoch = 0
-        self._resume: Any = self._START  # where the next iteration starts
-        self._at = (0, self._START)  # epoch and position of the latest iteration
+        self._resume = 0  # the number of the batch where the next iteration starts
+        self._at = (0, 0)  # epoch and number of the next batch of the latest iteration
         self._kept: tuple[int, Memory] | None = None  # a process and its memory
+
+    def __len__(self) -> int:
+        """Batches of this rank in an epoch, over all its workers; every rank has as many."""
+        return self.order.batches(self.units)
+
+    def __getitem__(self, index: Any) -> Any:
+        """UsageError: rows are only iterated. A DataLoader asks for them by number if the stream is of numpy arrays."""
+        fix = 'Iterate it; for a DataLoader make it with format="torch".'
+        raise UsageError("a stream has no rows by number", where=type(self).__name__, got=index, fix=fix)
+
+    def __repr__(self) -> str:
+        shown = {
+            "batch_size": self.order.batch_size,
+            "batches": len(self),
+            "rows": self.units,
+            **{name: getattr(self.order, name) for name in ("shuffle", "seed", "rank", "world_size", "drop_last")},
+            "epoch": self.epoch,
+        }
+        settings = ", ".join(f"{name}={value}" for name, value in shown.items())
+        return f"{type(self).__name__}({self._kind().__name__}, {settings})"
 
     @property
     def epoch(self) -> int:
@@ -79,37 +57,55 @@ class Stream(Generic[B]):
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Visit `epoch` from the next iteration on, from its start unless a state of that epoch was just loaded."""
-        if epoch < 0:
-            raise UsageError("epochs start at 0", where="set_epoch", got=epoch)
+        """Visit `epoch` from the next iteration on, from its start unless a state of that epoch was just loaded.
+
+        Raises:
+            UsageError: not a whole number of 0 or more.
+        """
+        epoch = whole_number("epoch", epoch)
         if epoch != self.epoch:
-            self._go_to(epoch, self._START)
+            self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the latest iteration stands: plain values, the same for every rank, whatever was gathered ahead."""
-        epoch, position = self._at
-        return {"epoch": epoch, "position": position, **self._settings()}
+        """Position of the latest iteration, in plain ints, bools and strings, whatever was gathered ahead.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+        It is the same for every rank: one saved state resumes all of them. It names the rows by their content, so that
+        the same release elsewhere can go on with it.
+        """
+        epoch, position = self._at
+        return {"format": _STATE_FORMAT, "epoch": epoch, "position": position, **self._settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on behind the last batch that was yielded when the state was taken.
 
         Raises:
-            StoreError: the state is of a stream over other rows, or with other settings.
+            StoreError: the state is of a stream over other rows or with other settings, was saved by another version of
+                sqid, or has no epoch and position of this stream.
         """
+        if not isinstance(state, Mapping) or "position" not in state:
+            raise StoreError("not a state of a stream", where="load_state_dict", expected="what state_dict() returned")
+        if state.get("format") != _STATE_FORMAT:
+            raise StoreError(
+                "the state was saved by another version of sqid",
+                where="format",
+                expected=_STATE_FORMAT,
+                got=state.get("format", "an older state without format"),
+                fix="Start the epoch again with set_epoch().",
+            )
         for key, value in self._settings().items():
             if state.get(key) != value:
-                fix = "Make the stream with the settings it was saved with."
+                fix = "Make the stream from the same release, with the settings it was saved with."
                 raise StoreError(
                     "the state is of another stream", where=key, expected=value, got=state.get(key), fix=fix
                 )
-        self._go_to(state["epoch"], state["position"])
+        self._go_to(_stated(state, "epoch", None), _stated(state, "position", self._end()))
 
     def __iter__(self) -> Iterator[B]:
-        start, self._resume = self._resume, self._START
+        start, self._resume = self._resume, 0
         self._at = (self.epoch, start)
         return self._batches(self.epoch, start)
 
-    def _go_to(self, epoch: int, position: Any) -> None:
+    def _go_to(self, epoch: int, position: int) -> None:
         self._epoch, self._resume, self._at = epoch, position, (epoch, position)
 
     def _settings(self) -> dict[str, Any]:
@@ -117,7 +113,14 @@ class Stream(Generic[B]):
         names = ("batch_size", "shuffle", "seed", "world_size", "drop_last")
         return {"rows": self.name, **{name: getattr(order, name) for name in names}}
 
-    def _batches(self, epoch: int, start: Any) -> Iterator[B]:
+    def _end(self) -> int:
+        """The largest position in an epoch."""
+        return len(self)
+
+    def _kind(self) -> type[Any]:
+        raise NotImplementedError
+
+    def _batches(self, epoch: int, start: int) -> Iterator[B]:
         raise NotImplementedError
 
     def _worker(self) -> tuple[int, int, bool]:
@@ -137,36 +140,47 @@ class Stream(Generic[B]):
         return {**self.__dict__, "_kept": None}
 
 
+def _stated(state: Mapping[str, Any], key: str, most: int | None) -> int:
+    """A whole number of a state, at most `most`."""
+    value = state.get(key)
+    if type(value) is not int or value < 0 or (most is not None and value > most):
+        expected = "a whole number of 0 or more" if most is None else f"a whole number from 0 to {most}"
+        raise StoreError("the state is damaged", where=key, expected=expected, got=repr(value))
+    return value
+
+
 class StoreStream(Stream[B]):
     """Batches gathered from a store by threads, ahead of their use."""
 
     def __init__(self, gather: Gather, order: Order, *, name: str, prefetch: int = 2) -> None:
-        super().__init__(order, name=name, prefetch=prefetch)
+        super().__init__(order, gather.units, name=name, prefetch=prefetch)
         self.gather = gather
 
-    def __len__(self) -> int:
-        """Batches of this rank in an epoch, over all its workers."""
-        return self.order.batches(self.gather.units)
+    def _kind(self) -> type[Any]:
+        return self.gather.kind
 
-    def _batches(self, epoch: int, start: Any) -> Iterator[B]:
-        units = self.order.units(epoch, self.gather.units)
-        size = self.order.batch_size
+    def _batches(self, epoch: int, start: int) -> Iterator[B]:
+        units, starts = self.order.units(epoch, self.units), self.order.starts(self.units).tolist()
         worker, workers, in_worker = self._worker()
-        # batch k is worker k % workers's, so DataLoader, which asks them in turn, gives the order of one process
+        # batch k belongs to worker k % workers: DataLoader asks them in turn, which gives the order of one process
         mine = (k for k in range(start, len(self)) if k % workers == worker)
         memory = self._kept_memory()
 
         def make(k: int) -> B:
-            chosen = units[k * size : (k + 1) * size]
+            chosen = units[starts[k] : starts[k + 1]]
             layout = self.gather.layout(chosen)
             buffer = memory.take(size_of(layout))
-            self.gather.fill(chosen, carve(buffer.bytes, layout), (self.order.seed, epoch, self.order.rank, k))
-            return cast(B, memory.batch(self.gather.kind, buffer, layout))
+            out = carve(buffer.bytes, layout)
+            self.gather.fill(chosen, out, (self.order.seed, epoch, self.order.rank, k))
+            batch = cast(B, memory.batch(self.gather.kind, buffer, layout))
+            if self.gather.texts is not None:
+                batch.__dict__["_texts"] = self.gather.read_texts(self.gather.texts, chosen, out)
+            return batch
 
         for k, batch in ahead(make, mine, 0 if in_worker else self.prefetch):
             self._at = (epoch, k + 1)
             yield memory.hand_over(batch)
-            del batch  # not held on to while the next one is made
+            del batch  # its memory is free while the next one is made
 
 
 def ahead(make: Callable[[int], T], keys: Iterator[int], depth: int) -> Iterator[tuple[int, T]]:

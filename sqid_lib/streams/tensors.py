@@ -17,11 +17,32 @@ from sqid_lib.streams.buffers import Buffer, Memory, Recycler, lease, place
 from sqid_lib.streams.release import ReleaseStream
 from sqid_lib.streams.stream import StoreStream
 
+try:  # how a DataLoader makes batches of what a dataset yields; an extension point of torch
+    from torch.utils.data._utils.collate import default_collate_fn_map
+except ImportError:  # not a documented place
+    default_collate_fn_map = {}
+
 B = TypeVar("B", bound=Batch)
 
 
+def _collate(batches: list[Batch], *, collate_fn_map: Any = None) -> Batch:  # noqa: ARG001 - torch passes it
+    """What a DataLoader without batch_size=None makes of batches: with its default of 1, the batch itself."""
+    if len(batches) == 1:
+        return batches[0]
+    raise UsageError(
+        "the stream makes batches itself",
+        where="DataLoader",
+        expected="batch_size=None",
+        got=f"batch_size={len(batches)}",
+        fix="Use DataLoader(stream, batch_size=None), and set batch_size where the stream is made.",
+    )
+
+
+default_collate_fn_map[Batch] = _collate
+
+
 class _Tensors:
-    """What a stream of tensors does otherwise than one of arrays; stands before it in the order of bases."""
+    """What differs for tensors: a mixin, named before the stream class among the bases."""
 
     def __init__(self, *args: Any, pin_memory: bool = False, device: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +58,7 @@ class _Tensors:
         """The epoch that the next iteration visits."""
         return int(self._shared_epoch.item())
 
-    def _go_to(self, epoch: int, position: Any) -> None:
+    def _go_to(self, epoch: int, position: int) -> None:
         super()._go_to(epoch, position)  # type: ignore[misc]
         self._shared_epoch.fill_(epoch)
 
@@ -55,11 +76,11 @@ class _Tensors:
 
 
 class TorchStream(_Tensors, StoreStream[B], IterableDataset):  # type: ignore[type-arg]
-    """As `StoreStream`, with tensors. Iterate it directly, or hand it to a DataLoader with batch_size=None."""
+    """As `StoreStream`, with tensors. Iterate it directly, or give it to a DataLoader with batch_size=None."""
 
 
 class TorchReleaseStream(_Tensors, ReleaseStream, IterableDataset):  # type: ignore[type-arg]
-    """As `ReleaseStream`, with tensors; workers of a DataLoader share the row groups out."""
+    """As `ReleaseStream`, with tensors; the workers of a DataLoader share its batches."""
 
 
 def _views(kind: type[Any], flat: torch.Tensor, layout: Layout) -> Any:
@@ -106,7 +127,10 @@ class _Pinned:
         return batch
 
     def hand_over(self, batch: Any) -> Any:
-        """Let the user's stream, which another thread cannot know, wait for the copy, and its memory for the user."""
+        """Make the user's CUDA stream wait for the copy, and keep the memory until that stream has used it.
+
+        Called in the user's thread: another thread does not know which CUDA stream is current there.
+        """
         if self.copies is not None:
             flat, copied = batch.__dict__.pop("_copied")
             user = torch.cuda.current_stream(self.copies.device)
@@ -116,7 +140,7 @@ class _Pinned:
 
 
 class _Slots:
-    """In a worker of a DataLoader: shared memory that goes to the training process without a copy and comes back."""
+    """In a worker of a DataLoader: shared memory that the training process uses without a copy, and returns."""
 
     def __init__(self) -> None:
         self._slots: list[_Slot] = []
@@ -143,9 +167,10 @@ class _Slots:
 
 
 class _Slot:
-    """Shared bytes behind a header: byte 0 is 1 while the training process uses the batch in them, byte 1 once that
-    process keeps them mapped, so that from then on a name is enough: handing memory over costs a handshake. Byte 2 is 1
-    once the worker is done with them for good.
+    """Shared bytes behind a header of flags.
+
+    Byte 0 is 1 while the training process uses the batch in them. Byte 1 is 1 once that process keeps them mapped:
+    then their name is enough, and no file descriptor is exchanged. Byte 2 is 1 once the worker needs them no more.
     """
 
     HEADER = 64
@@ -170,7 +195,7 @@ class _Slot:
         self.leased = False
 
     def sender(self, kind: type[Any], layout: Layout, size: int) -> Callable[[], tuple[Any, ...]]:
-        """What pickles a batch that lies here: the memory itself is handed over, not its content."""
+        """A function that pickles a batch in this slot: it sends the memory itself, not its content."""
 
         def send() -> tuple[Any, ...]:
             self.whole[0] = 1
@@ -183,7 +208,7 @@ _mapped: dict[tuple[int, int], Any] = {}  # in the training process: slots of li
 
 
 def _receive(name: tuple[int, int], shared: torch.Tensor | None, kind: type[Any], layout: Layout, size: int) -> Any:
-    """In the training process: the batch in a slot, which is given back once no view of the batch is left."""
+    """In the training process: the batch in a slot, which is returned once no view of the batch is left."""
     if shared is not None:
         _unmap()
         _mapped[name] = shared.numpy()
@@ -198,7 +223,7 @@ def _receive(name: tuple[int, int], shared: torch.Tensor | None, kind: type[Any]
 
 
 def _unmap() -> None:
-    """Let go the slots of dead workers, and those that a worker let go."""
+    """Forget the slots of dead workers, and those that a worker needs no more."""
     names = list(_mapped)  # DataLoader(pin_memory=True) receives in a thread of its own
     dead = {pid for pid in {pid for pid, _ in names} if not _lives(pid)}
     for name in names:

@@ -1,7 +1,8 @@
-"""The embedding store: what it holds, and what it does with damaged, half-made and contradicting files."""
+"""The embedding store: what it holds, and what it does with damaged, unfinished and contradicting files."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -17,10 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tiny_esci
+from file_server import FileServer
 from loopback_hub import LoopbackHub
 from tiny_release import write_release
 
 from sqid_lib import schemas
+from sqid_lib.cache import default_cache
 from sqid_lib.errors import (
     ContractError,
     CorruptFileError,
@@ -36,7 +39,6 @@ from sqid_lib.errors import (
 from sqid_lib.files import shard_name
 from sqid_lib.joined.selection import Selection
 from sqid_lib.store import EmbeddingStore, convert
-from sqid_lib.store.store import default_cache
 
 
 @pytest.fixture
@@ -357,7 +359,7 @@ def test_a_missing_column(release: Path, tmp_path: Path) -> None:
         open_store(release, tmp_path)
 
 
-def test_no_room_is_told_before_anything_is_written(
+def test_missing_space_is_reported_before_anything_is_written(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert, "DISK_MARGIN", shutil.disk_usage(tmp_path).total)
@@ -426,6 +428,31 @@ def test_opens_a_hub_repo_at_one_commit(release: Path, tmp_path: Path) -> None:
         assert _run(hub, tmp_path, "").stdout.split()[1] == str(len(local.judgments) - 2)
     gone = _run(hub, tmp_path, commit)  # a commit that is here needs no Hub
     assert gone.stdout.split()[0] == local.path.name, gone.stderr
+
+
+def test_of_a_release_the_classic_files_are_not_downloaded(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", classic=True)
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.add_repo("ORG/sqid", release)
+        assert _run(hub, tmp_path, "").stdout.split()[1] == "84"
+        fetched = {request.path.rpartition("/main/")[2] or request.path for request in hub.requests}
+        assert any("query_features/test-" in path for path in fetched)
+        assert not [path for path in fetched if path.endswith((schemas.PRODUCT_FEATURES, schemas.QUERY_FEATURES))]
+
+
+def test_classic_files_elsewhere(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", classic=True)
+    shutil.rmtree(release / "data")
+    manifest = json.loads((release / schemas.MANIFEST).read_text())
+    files = {name: stated for name, stated in manifest["files"].items() if not name.startswith("data/")}
+    (release / schemas.MANIFEST).write_text(json.dumps({"files": files}))
+    code = _OPEN.replace('"ORG/sqid"', "sys.argv[3]")
+    with LoopbackHub(tmp_path / "hub") as hub, FileServer(release) as server:
+        hub.add_repo("ORG/sqid", release)
+        for address in ("ORG/sqid", server.url):
+            command = [sys.executable, "-c", code, str(tmp_path / "cache"), "", address]
+            done = subprocess.run(command, capture_output=True, text=True, env=hub.env(), check=False)
+            assert done.stdout.split()[1:] == ["0"], done.stderr
 
 
 def test_says_that_a_repo_or_revision_is_not_there(release: Path, tmp_path: Path) -> None:

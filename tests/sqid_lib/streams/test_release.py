@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import pickle
@@ -48,49 +49,145 @@ def store(release: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingS
     return EmbeddingStore.open(release, cache_dir=tmp_path_factory.mktemp("cache"), progress=False)
 
 
-def keys(batches: Any) -> list[tuple[int, int]]:
-    return [key for b in batches for key in zip(b.query_id.tolist(), b.product_index.tolist(), strict=True)]
+def keys(batches: Any) -> list[list[tuple[int, int]]]:
+    """The pairs of each batch, as (query_id, product_index)."""
+    return [list(zip(b.query_id.tolist(), b.product_index.tolist(), strict=True)) for b in batches]
+
+
+def flat(batches: Any) -> list[tuple[int, int]]:
+    return list(itertools.chain(*keys(batches)))
 
 
 def every_pair(store: EmbeddingStore) -> list[tuple[int, int]]:
     return sorted(zip(store.judgments["query_id"].to_pylist(), store.judgment_product_index.tolist(), strict=True))
 
 
-@settings(max_examples=25, deadline=None)
+# -- order, ranks and workers -------------------------------------------------------------------------------------
+
+LAYOUTS = {"one group": (1, 60), "eight groups": (2, 9), "a group a product": (1, 1), "uneven": (3, 13)}
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same rows in other row groups."""
+    root = tmp_path_factory.mktemp("layouts")
+    return {
+        name: write_release(root / name.replace(" ", "-"), locales=("us", "es"), shards=shards, row_group=rows)
+        for name, (shards, rows) in LAYOUTS.items()
+    }
+
+
+def runs(path: Path, workers: int, epoch: int = 0, **options: Any) -> list[Any]:
+    """The stream of each worker, as a DataLoader copies it into its processes."""
+    whole: Any = stream_pairs(path, format="numpy", **options)
+    whole.set_epoch(epoch)
+    streams = [copy.copy(whole) for _ in range(workers)]
+    for number, stream in enumerate(streams):
+        stream._worker = lambda number=number: (number, workers, True)
+    return streams
+
+
+@settings(max_examples=80, deadline=None)
 @given(
+    layout=st.sampled_from(list(LAYOUTS)),
     batch_size=st.integers(1, 40),
-    world_size=st.integers(1, 9),  # the release has eight row groups
+    world_size=st.integers(1, 9),
+    workers=st.integers(1, 4),
+    drop_last=st.booleans(),
     shuffle=st.booleans(),
+    epoch=st.integers(0, 2),
     buffer=st.integers(1, 80),
     prefetch=st.integers(0, 2),
+    few=st.booleans(),
 )
-def test_ranks_share_out_every_pair(
-    release: Path, store: EmbeddingStore, batch_size: int, world_size: int, shuffle: bool, buffer: int, prefetch: int
+def test_ranks_have_equal_numbers_of_batches_and_each_pair_once(
+    layouts: dict[str, Path], store: EmbeddingStore, layout: str, workers: int, few: bool, **options: Any
 ) -> None:
-    options: Any = {"batch_size": batch_size, "shuffle": shuffle, "buffer": buffer, "prefetch": prefetch}
-    seen = []
-    for rank in range(world_size):
-        batches = list(stream_pairs(release, rank=rank, world_size=world_size, **options))
-        assert all(len(batch.gain) == batch_size for batch in batches[:-1])
-        seen += keys(batches)
-    assert sorted(seen) == every_pair(store)
+    filters: Any = {"has_image": False} if few else {}
+    pairs = sorted(itertools.chain(*keys(store.pairs(format="numpy", **filters))))
+    size, ranks, epoch = options["batch_size"], options["world_size"], options.pop("epoch")
+    call: Any = lambda rank: runs(layouts[layout], workers, epoch, rank=rank, **options, **filters)  # noqa: E731
+    if not options["drop_last"] and len(pairs) % ranks and (size == 1 or len(pairs) < ranks):
+        with pytest.raises(UsageError, match="cannot have equal numbers of batches"):
+            call(0)
+        return
+    counts, seen = set(), []
+    for rank in range(ranks):
+        streams = call(rank)
+        by_worker = [keys(stream) for stream in streams]
+        assert by_worker == [keys(stream) for stream in streams]  # the order of an epoch is fixed
+        batches = list(itertools.chain(*by_worker))
+        assert len(batches) == len(streams[0])
+        assert all(0 < len(batch) <= size for batch in batches)
+        assert not options["drop_last"] or all(len(batch) == size for batch in batches)
+        counts.add(len(batches))
+        seen += list(itertools.chain(*batches))
+    assert len(counts) == 1
+    if options["drop_last"]:
+        assert len(seen) == len(set(seen)) == len(pairs) // (ranks * size) * ranks * size
+        assert set(seen) <= set(pairs)
+    else:
+        assert sorted(seen) == pairs
 
 
-@settings(max_examples=25, deadline=None)
-@given(data=st.data(), batch_size=st.integers(1, 30), buffer=st.integers(1, 80), world_size=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    layout=st.sampled_from(list(LAYOUTS)),
+    batch_size=st.integers(2, 30),
+    buffer=st.integers(1, 80),
+    world_size=st.integers(1, 3),
+    workers=st.integers(1, 3),
+    drop_last=st.booleans(),
+)
 def test_resumes_at_any_batch(
-    release: Path, data: st.DataObject, batch_size: int, buffer: int, world_size: int
+    layouts: dict[str, Path], data: st.DataObject, layout: str, workers: int, **options: Any
 ) -> None:
-    options: Any = {"batch_size": batch_size, "buffer": buffer, "shuffle": True, "world_size": world_size, "rank": 0}
-    stream = stream_pairs(release, **options)
-    stream.set_epoch(1)
-    whole = [keys([batch]) for batch in stream]
+    rank = data.draw(st.integers(0, options["world_size"] - 1))
+    worker = data.draw(st.integers(0, workers - 1))
+    first, again = (runs(layouts[layout], workers, 1, rank=rank, shuffle=True, **options)[worker] for _ in range(2))
+    whole = keys(first)
     stop = data.draw(st.integers(0, len(whole)))
-    list(itertools.islice(stream, stop))
-    state = json.loads(json.dumps(stream.state_dict()))
-    again = stream_pairs(release, **options)
-    again.load_state_dict(state)
-    assert [keys([batch]) for batch in again] == whole[stop:]
+    list(itertools.islice(first, stop))
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert keys(again) == whole[stop:]
+    assert keys(again) == whole
+
+
+def test_one_state_resumes_every_rank(release: Path) -> None:
+    options: Any = {"batch_size": 5, "shuffle": True, "world_size": 2, "format": "numpy"}
+    state = None
+    for rank in (0, 1):
+        whole = keys(stream_pairs(release, rank=rank, **options))
+        stream = stream_pairs(release, rank=rank, **options)
+        if state is None:
+            list(itertools.islice(stream, 3))
+            state = stream.state_dict()
+        stream.load_state_dict(state)
+        assert keys(stream) == whole[3:]
+
+
+def test_a_large_row_group_is_shared_by_ranks(layouts: dict[str, Path]) -> None:
+    """As many batches for two ranks over one row group; before, one rank had none."""
+    for name in LAYOUTS:
+        ranks = [stream_pairs(layouts[name], batch_size=4, rank=rank, world_size=2, format="numpy") for rank in (0, 1)]
+        assert [len(stream) for stream in ranks] == [11, 11]
+        assert [sum(len(batch.gain) for batch in stream) for stream in ranks] == [42, 42]
+
+
+def test_only_the_needed_row_groups_are_read(layouts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = release_reader.FeatureFile.read
+
+    def noted(self: Any, group: int, *arguments: Any) -> Any:
+        read.append(group)
+        return original(self, group, *arguments)
+
+    monkeypatch.setattr(release_reader.FeatureFile, "read", noted)
+    for worker in runs(layouts["a group a product"], 4, batch_size=7, buffer=10):
+        list(worker)
+    assert len(set(read)) < 60  # products that nobody judged are not read
+    assert len(read) - len(set(read)) <= 3  # one row group for each border between workers
 
 
 def test_content(release: Path, store: EmbeddingStore) -> None:
@@ -117,17 +214,17 @@ def test_content(release: Path, store: EmbeddingStore) -> None:
 )
 def test_filters_as_the_store(release: Path, store: EmbeddingStore, filters: Any) -> None:
     some = store.query_ids[::2].tolist()
-    expected = keys(store.pairs(queries=some, **filters))
+    expected = flat(store.pairs(queries=some, **filters))
     assert 0 < len(expected) < len(every_pair(store))
-    assert sorted(keys(stream_pairs(release, queries=some, **filters))) == sorted(expected)
+    assert sorted(flat(stream_pairs(release, queries=some, **filters))) == sorted(expected)
 
 
 def test_epochs_differ_and_drop_last_drops(release: Path, store: EmbeddingStore) -> None:
     stream = stream_pairs(release, batch_size=16, shuffle=True, buffer=1000, drop_last=True)
-    first = keys(stream)
-    assert keys(stream) == first
+    first = flat(stream)
+    assert flat(stream) == first
     stream.set_epoch(1)
-    assert keys(stream) != first
+    assert flat(stream) != first
     assert len(first) == len(every_pair(store)) // 16 * 16
 
 
@@ -135,7 +232,7 @@ def test_epochs_differ_and_drop_last_drops(release: Path, store: EmbeddingStore)
 def test_workers_share_out_every_pair(release: Path, store: EmbeddingStore, workers: int) -> None:
     stream = stream_pairs(release, batch_size=7, shuffle=True, buffer=10)
     dataset: Any = stream
-    assert sorted(keys(DataLoader(dataset, batch_size=None, num_workers=workers))) == every_pair(store)
+    assert sorted(flat(DataLoader(dataset, batch_size=None, num_workers=workers))) == every_pair(store)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -144,7 +241,7 @@ def test_stateful_dataloader_resumes(release: Path, workers: int) -> None:
         stream = stream_pairs(release, batch_size=5, shuffle=True, buffer=10)
         return StatefulDataLoader(stream, batch_size=None, num_workers=workers)
 
-    whole = [keys([batch]) for batch in loader()]
+    whole = keys(loader())
     first = loader()
     iterator = iter(first)
     for _ in range(6):
@@ -152,7 +249,7 @@ def test_stateful_dataloader_resumes(release: Path, workers: int) -> None:
     state = pickle.loads(pickle.dumps(first.state_dict()))
     again = loader()
     again.load_state_dict(state)
-    assert [keys([batch]) for batch in again] == whole[6:]
+    assert keys(again) == whole[6:]
 
 
 def test_numpy_and_dtype(release: Path) -> None:
@@ -167,7 +264,7 @@ def test_numpy_and_dtype(release: Path) -> None:
 def test_row_groups_in_many_pieces(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: Any = {"batch_size": 11, "shuffle": True, "buffer": 20, "has_image": True, "labels": ["E", "S"]}
     whole = list(stream_pairs(release, **options))
-    monkeypatch.setattr(release_reader, "_PIECE", 2)
+    monkeypatch.setattr(release_reader, "PIECE", 2)
     for one, other in zip(whole, stream_pairs(release, **options), strict=True):
         for name, field in vars(one).items():
             assert torch.equal(field, getattr(other, name))
@@ -182,14 +279,19 @@ def test_pandas_is_not_imported(release: Path) -> None:
 
 
 def test_splits_that_share_products(release: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(release, tmp_path / "two")
+    other = shutil.copytree(release, tmp_path / "two")
     for config in (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS):
         for shard in range(2):
-            source = copy / shard_name(config, "test", shard, 2)
-            shutil.copy(source, copy / shard_name(config, "train", shard, 2))
-    one, two = (sum(len(b.gain) for b in stream_pairs(path)) for path in (release, copy))
+            source = other / shard_name(config, "test", shard, 2)
+            shutil.copy(source, other / shard_name(config, "train", shard, 2))
+    one, two = (sum(len(b.gain) for b in stream_pairs(path)) for path in (release, other))
     assert two == 2 * one
-    assert sum(len(b.gain) for b in stream_pairs(copy, split="train")) == one
+    assert sum(len(b.gain) for b in stream_pairs(other, split="train")) == one
+    # a product of both splits is one product, with the row that a store gives it
+    merged = EmbeddingStore.open(other, cache_dir=tmp_path / "cache", progress=False)
+    assert sorted(flat(stream_pairs(other))) == sorted(flat(merged.pairs()))
+    for batch in stream_pairs(other, split="train"):
+        np.testing.assert_array_equal(batch.text_features, merged.text_features[batch.product_index.numpy()])
 
 
 @pytest.mark.parametrize(
@@ -200,8 +302,8 @@ def test_splits_that_share_products(release: Path, tmp_path: Path) -> None:
         ({"rank": 1}, UsageError),
         ({"revision": "main"}, UsageError),
         ({"format": "jax"}, UsageError),
-        ({"labels": []}, StoreError),
-        ({"split": "train"}, StoreError),
+        ({"labels": []}, UsageError),
+        ({"split": "train"}, UsageError),
     ],
 )
 def test_wrong_options(release: Path, options: Any, error: type[Exception]) -> None:
@@ -217,25 +319,21 @@ def test_states_of_other_streams_are_refused(release: Path) -> None:
             stream_pairs(release, **options).load_state_dict(state)
 
 
-def test_no_length(release: Path) -> None:
-    with pytest.raises(TypeError):
-        len(stream_pairs(release))  # type: ignore[arg-type]
-
-
 # -- damaged files -----------------------------------------------------------------------------------------------
 
 
 def test_damage_in_the_middle_is_an_error(release: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(release, tmp_path / "damaged")
-    path = copy / shard_name(schemas.FEATURES, "test", 1, 2)
-    last = pq.ParquetFile(path).metadata.row_group(3).column(0)
+    other = shutil.copytree(release, tmp_path / "damaged")
+    (other / schemas.SHA256SUMS).unlink()
+    path = other / shard_name(schemas.FEATURES, "test", 1, 2)
+    last = pq.ParquetFile(path).metadata.row_group(3).column(6)
     data = bytearray(path.read_bytes())
     start = last.dictionary_page_offset or last.data_page_offset
     data[start : start + 30] = bytes(30)
     path.write_bytes(data)
     seen = 0
     with pytest.raises(CorruptFileError, match="row group 3"):
-        for batch in stream_pairs(copy, batch_size=4, buffer=5, prefetch=0):
+        for batch in stream_pairs(other, batch_size=4, buffer=5, prefetch=0):
             seen += len(batch.gain)
     assert seen > 0
 
@@ -243,23 +341,24 @@ def test_damage_in_the_middle_is_an_error(release: Path, tmp_path: Path) -> None
 def test_missing_parts(release: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="a directory or a dataset on the Hub"):
         stream_pairs(tmp_path / "nowhere")
-    copy = shutil.copytree(release, tmp_path / "copy")
-    shutil.rmtree(copy / "data" / schemas.JUDGMENTS)
+    other = shutil.copytree(release, tmp_path / "copy")
+    shutil.rmtree(other / "data" / schemas.JUDGMENTS)
     with pytest.raises(MissingFileError, match="judgments"):
-        stream_pairs(copy)
+        stream_pairs(other)
 
 
 def test_other_columns_and_unknown_queries(release: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(release, tmp_path / "copy")
-    path = copy / shard_name(schemas.JUDGMENTS, "test", 0, 2)
+    other = shutil.copytree(release, tmp_path / "copy")
+    (other / schemas.SHA256SUMS).unlink()
+    path = other / shard_name(schemas.JUDGMENTS, "test", 0, 2)
     table = pq.read_table(path)
     pq.write_table(table.set_column(1, "query_id", pa.array([-1] * len(table))), path)
-    with pytest.raises(IntegrityError, match="judged query"):
-        stream_pairs(copy)
-    first = copy / shard_name(schemas.FEATURES, "test", 0, 2)
+    with pytest.raises(IntegrityError, match="query_id: judged, and not in the release"):
+        stream_pairs(other)
+    first = other / shard_name(schemas.FEATURES, "test", 0, 2)
     pq.write_table(pq.read_table(first).drop_columns(["has_image"]), first)
-    with pytest.raises(SchemaError, match="not the columns of a release"):
-        stream_pairs(copy)
+    with pytest.raises(SchemaError, match="column 'has_image' is missing"):
+        stream_pairs(other)
 
 
 # -- threads and forks ---------------------------------------------------------------------------------------------
@@ -280,7 +379,7 @@ def test_leaving_early_ends_the_threads(release: Path, store: EmbeddingStore, pr
     for thread in gatherers():
         thread.join(timeout=10)
     assert not gatherers()
-    assert sorted(keys(stream)) == every_pair(store)
+    assert sorted(flat(stream)) == every_pair(store)
 
 
 def test_an_error_in_a_thread_ends_the_epoch_every_time(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +387,7 @@ def test_an_error_in_a_thread_ends_the_epoch_every_time(release: Path, monkeypat
         raise OSError("disk gone")
 
     stream = stream_pairs(release, batch_size=3, buffer=5, prefetch=2)
-    monkeypatch.setattr("sqid_lib.streams.release.read_vectors", fail)
+    monkeypatch.setattr("sqid_lib.streams.checks.read_vectors", fail)
     for _ in range(3):
         with pytest.raises(CorruptFileError, match="disk gone"):
             list(stream)
@@ -301,7 +400,7 @@ def test_a_fork_while_a_thread_reads(release: Path, store: EmbeddingStore) -> No
     stream: Any = stream_pairs(release, batch_size=7, shuffle=True, buffer=10)
     with stream.release.features[0]._lock, stream.release.features[1]._lock:  # as a thread that reads ahead holds them
         loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
-        assert sorted(keys(loader)) == every_pair(store)
+        assert sorted(flat(loader)) == every_pair(store)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -351,6 +450,47 @@ def test_streams_from_the_hub_without_a_copy(release: Path, store: EmbeddingStor
         assert pairs_of(lines[1:-1]) == every_pair(store)
         cached = [path.name for path in (hub.root / "home").rglob("*.parquet") if "product_features" in str(path)]
         assert not cached
+
+
+_OPEN = """
+import sys
+from sqid_lib.streams import release_reader
+from sqid_lib import stream_pairs
+original, read = release_reader.open_ranges, []
+def counting(*arguments, **options):
+    stream = original(*arguments, **options)
+    plain = stream.read
+    def counted(*a):
+        data = plain(*a)
+        read.append(len(data))
+        return data
+    stream.read = counted
+    return stream
+release_reader.open_ranges = counting
+stream = stream_pairs("ORG/sqid", batch_size=8, format="numpy")
+print(len(stream), sum(read))
+"""
+
+
+def test_opening_on_the_hub_reads_footers_and_keys(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", products=600, width=256, row_group=50)
+    files = sorted((release / "data" / schemas.FEATURES).glob("*.parquet"))
+    keys_and_footers = 0
+    for path in files:
+        metadata = pq.ParquetFile(path).metadata
+        keys_and_footers += 65536  # what pyarrow reads at the end of a file
+        keys_and_footers += sum(
+            metadata.row_group(group).column(column).total_compressed_size
+            for group in range(metadata.num_row_groups)
+            for column in range(2)
+        )
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.add_repo("ORG/sqid", release)
+        command = [sys.executable, "-c", _OPEN]
+        done = subprocess.run(command, capture_output=True, text=True, env=hub.env(), timeout=100, check=False)
+    batches, read = map(int, done.stdout.split())
+    assert batches == 11
+    assert 0 < read <= keys_and_footers < sum(path.stat().st_size for path in files) / 4
 
 
 @pytest.mark.parametrize("kind", [503, "cut"])

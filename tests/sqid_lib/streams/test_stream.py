@@ -20,12 +20,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from sqid_lib.errors import MissingExtraError, StoreError, UsageError
 from sqid_lib.store import EmbeddingStore
-from sqid_lib.streams import open as doors
+from sqid_lib.streams import open as opening
 from sqid_lib.streams import tensors
 from sqid_lib.streams.batches import PairBatch
 from sqid_lib.streams.buffers import Recycler
 from sqid_lib.streams.gather import JudgedProducts
-from sqid_lib.streams.stream import Order
+from sqid_lib.streams.order import Order
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # more workers than cores
@@ -74,6 +74,12 @@ def load(dataset: Any, workers: int, kind: Any = DataLoader, **options: Any) -> 
 )
 def test_ranks_share_out_every_unit(units: int, order: dict[str, Any], epoch: int) -> None:
     orders = [Order(rank=rank, **order) for rank in range(order["world_size"])]
+    ranks, size = order["world_size"], order["batch_size"]
+    if not order["drop_last"] and units % ranks and (units < ranks or size == 1):
+        with pytest.raises(UsageError, match="cannot have equal numbers of batches"):
+            orders[0].check(units)
+        return
+    orders[0].check(units)
     parts = [one.units(epoch, units).tolist() for one in orders]
     seen = list(itertools.chain(*parts))
     assert len(set(seen)) == len(seen)
@@ -82,8 +88,13 @@ def test_ranks_share_out_every_unit(units: int, order: dict[str, Any], epoch: in
     else:
         assert sorted(seen) == list(range(units))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert len({one.batches(units) for one in orders}) == 1
     for one, part in zip(orders, parts, strict=True):
-        assert one.batches(units) == -(-len(part) // order["batch_size"])
+        sizes = np.diff(one.starts(units))
+        assert len(sizes) == one.batches(units)
+        assert sum(sizes) == len(part)
+        assert ((sizes > 0) & (sizes <= size)).all()
+        assert (sizes[:-2] == size).all()  # only the last two may be shorter
 
 
 @settings(max_examples=40, deadline=None)
@@ -287,7 +298,7 @@ def test_negatives_reach_every_unjudged_product(data: st.DataObject, queries: in
     [
         ({"labels": ["E", "C"]}, lambda row, store: row["esci_label"] in "EC"),
         ({"has_image": False}, lambda row, store: not store.has_image[store.product_index(row["product_id"])]),
-        ({"split": "test", "labels": "I"}, lambda row, store: row["esci_label"] == "I"),
+        ({"split": "test", "labels": ["I"]}, lambda row, store: row["esci_label"] == "I"),
     ],
 )
 def test_filters(store: EmbeddingStore, filters: Any, keep: Any) -> None:
@@ -310,11 +321,13 @@ def test_filter_by_queries(store: EmbeddingStore) -> None:
     [
         ({"labels": ["E", "X"]}, "no judgment has this esci_label.*X"),
         ({"split": "train"}, "no judgment has this split"),
-        ({"batch_size": 0}, "start at 1"),
+        ({"batch_size": 0}, "batch_size: has to be a whole number of 1 or more; got 0"),
         ({"rank": 2, "world_size": 2}, "no such rank"),
         ({"format": "jax"}, "auto, torch or numpy"),
         ({"dtype": "float8"}, "unknown dtype"),
-        ({"prefetch": -1}, "negative"),
+        ({"prefetch": -1}, "prefetch: has to be a whole number of 0 or more; got -1"),
+        ({"seed": 1.5}, "seed: has to be a whole number"),
+        ({"rank": True}, "rank: has to be a whole number"),
         ({"format": "numpy", "device": "cpu"}, "need tensors"),
     ],
 )
@@ -326,10 +339,11 @@ def test_wrong_options(store: EmbeddingStore, options: Any, message: str) -> Non
 def test_filters_that_leave_nothing(store: EmbeddingStore) -> None:
     with pytest.raises(StoreError, match="no judgment is left"):
         store.pairs(queries=[-1])
-    with pytest.raises(UsageError, match="negative"):
+    with pytest.raises(UsageError, match="count: has to be a whole number of 0 or more; got -1"):
         store.negatives(-1)
-    with pytest.raises(UsageError, match="start at 0"):
-        store.pairs().set_epoch(-1)
+    for epoch in (-1, 1.5, True, "1"):
+        with pytest.raises(UsageError, match="epoch: has to be a whole number of 0 or more"):
+            store.pairs().set_epoch(epoch)  # type: ignore[arg-type]
 
 
 # -- memory ----------------------------------------------------------------------------------------------------
@@ -511,5 +525,5 @@ def test_spawned_workers(store: EmbeddingStore) -> None:
 
 
 def test_options_are_documented() -> None:
-    documented = doors.StreamOptions.__doc__ or ""
-    assert all(name in documented for name in doors.StreamOptions.__annotations__)
+    documented = opening.StreamOptions.__doc__ or ""
+    assert all(name in documented for name in opening.StreamOptions.__annotations__)

@@ -1,0 +1,67 @@
+"""Texts of a batch, for models that read texts, such as cross-encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from sqid_lib import schemas
+from sqid_lib.errors import UsageError
+from sqid_lib.streams.arrow import select_rows
+from sqid_lib.streams.batches import Rows
+
+
+def _of(config: str) -> tuple[str, ...]:
+    return tuple(column.name for column in schemas.DECLARED[config].columns if column.type == pa.string())
+
+
+QUERY_TEXTS, PRODUCT_TEXTS = _of(schemas.QUERIES), _of(schemas.FEATURES)
+
+
+def read_texts(texts: Iterable[str]) -> tuple[str, ...]:
+    """The names of texts as a user gives them, those of queries first.
+
+    Raises:
+        UsageError: not a list of names, or an unknown one.
+    """
+    known = (*QUERY_TEXTS, *PRODUCT_TEXTS)
+    names = (texts,) if isinstance(texts, str) or not isinstance(texts, Iterable) else tuple(texts)
+    wrong = names if isinstance(texts, str) else [name for name in names if name not in known]
+    if wrong:
+        raise UsageError("no such texts", where="texts", expected=f"a list of {', '.join(known)}", got=repr(wrong[0]))
+    return tuple(name for name in known if name in names)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Columns of text: a row for each query, and for each product."""
+
+    queries: Mapping[str, Any]  # name → pa.Array or pa.ChunkedArray
+    products: Mapping[str, Any]
+
+    def of_queries(self, rows: Rows) -> dict[str, list[str]]:
+        """The asked texts of some queries; "" for null."""
+        return {name: strings(column, rows) for name, column in self.queries.items()}
+
+    def of_products(self, rows: Rows) -> dict[str, list[str]]:
+        """The asked texts of some products; "" for null."""
+        return {name: strings(column, rows) for name, column in self.products.items()}
+
+
+def choose(names: Iterable[str], queries: pa.Table, products: pa.Table) -> Texts | None:
+    """The named columns of two tables; None where no text is asked for."""
+    asked = tuple(names)
+    if not asked:
+        return None
+    return Texts(
+        {name: queries[name].combine_chunks() for name in asked if name in QUERY_TEXTS},
+        {name: products[name].combine_chunks() for name in asked if name in PRODUCT_TEXTS},
+    )
+
+
+def strings(column: Any, rows: Rows) -> list[str]:
+    """The texts in some rows; "" for null."""
+    return [text or "" for text in select_rows(column, rows).to_pylist()]
