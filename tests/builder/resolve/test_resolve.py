@@ -154,7 +154,7 @@ def test_esci_s_lines_plain_and_compressed(work: Path, tmp_path: Path, suffix: s
     assert found["null/us"] is found["nan/us"] is found["B09/us"] is None
 
 
-def test_amazon_reviews_take_the_best_rendition_of_the_main_picture(work: Path, tmp_path: Path) -> None:
+def test_amazon_reviews_take_the_best_rendition_of_the_main_image(work: Path, tmp_path: Path) -> None:
     def image(variant: str, hi_res: str | None, large: str | None, thumb: str | None) -> dict[str, str | None]:
         return {"variant": variant, "hi_res": hi_res, "large": large, "thumb": thumb}
 
