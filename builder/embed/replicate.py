@@ -41,7 +41,7 @@ class Replicate:
 
     Args:
         recipe: `encoder.model` is OWNER/NAME:VERSION, or anything else for the published one; batches as set there.
-        width: floats per vector, if it is known; else a prediction tells.
+        width: floats per vector, if known; else found with one prediction.
 
     Raises:
         EncoderError: no token in the environment, or the service refuses it.

@@ -76,7 +76,7 @@ class Ledger:
         return {row[0]: Outcome(*row) for row in rows}
 
     def reserve(self, length: int) -> int:
-        """An offset of the spool where so many bytes may be written; it is given to nobody else."""
+        """An offset of the spool where so many bytes may be written; no other caller gets any of them."""
         offset: int = self._end
         self._end += length
         return offset

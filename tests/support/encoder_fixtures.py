@@ -84,7 +84,7 @@ def write_clip(folder: Path, *, seed: int = 0, width: int = 32, hidden: int = 64
     )
     torch.manual_seed(seed)
     model = transformers.CLIPModel(config)
-    with torch.no_grad():  # rich enough that every token and pixel tells
+    with torch.no_grad():  # varied enough that every token and pixel counts
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(folder, safe_serialization=True)

@@ -1,4 +1,4 @@
-"""A loopback server that answers raw bytes: every way in which a stranger's server can be wrong, slow or hostile."""
+"""A loopback server that answers raw bytes: every way in which an untrusted server can be wrong, slow or hostile."""
 
 from __future__ import annotations
 

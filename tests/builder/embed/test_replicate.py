@@ -1,4 +1,4 @@
-"""builder.embed.replicate: the genuine client against a loopback server that speaks the prediction API."""
+"""builder.embed.replicate: the genuine client against a loopback server with the prediction API."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def vector(line: str) -> list[float]:
 
 
 class Service(ThreadingHTTPServer):
-    """Predictions in memory; `script` holds statuses to answer before any honest work."""
+    """Predictions in memory; `script` holds statuses to answer before any prediction."""
 
     daemon_threads = True
 
@@ -165,7 +165,7 @@ def test_images_and_those_that_fail(service: Service, recipe: Recipe) -> None:
     assert np.array_equal(vectors[[0, 2]], np.array([vector(urls[0]), vector(urls[2])], np.float32))
 
 
-def test_long_texts_are_cut_at_the_last_word_that_fits(service: Service, recipe: Recipe) -> None:
+def test_long_texts_are_truncated_at_the_last_word_that_fits(service: Service, recipe: Recipe) -> None:
     words = [f"word{chr(97 + n)}" for n in range(26)]
     vectors = in_order(Replicate(recipe).texts(["short", " ".join(words), "other"]))
     assert np.array_equal(vectors[1], np.array(vector(" ".join(words[:LIMIT])), np.float32))
@@ -199,7 +199,7 @@ def test_a_server_that_fails(service: Service, recipe: Recipe) -> None:
         in_order(backend.texts(["lamp"]))
 
 
-def test_nobody_there(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_cannot_be_reached(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("REPLICATE_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")

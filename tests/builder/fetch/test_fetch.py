@@ -476,7 +476,7 @@ def test_a_kill_beside_a_commit_repeats_only_what_was_in_flight(
     server: LoopbackServer, tmp_path: Path, when: str
 ) -> None:
     built, work = recipe(server, concurrency=6), resolved(tmp_path / "killed", numbered(*range(60)))
-    settings = json.dumps(dataclasses.asdict(built.fetch))
+    settings = built.fetch.model_dump_json()
     command = [sys.executable, "-c", f"WHEN = {when!r}\n{DEATHS}\n{RUN}", str(work), settings]
     killed = subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -552,7 +552,7 @@ dying(*points[POINT])
 
 @pytest.fixture(scope="module")
 def changed_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LoopbackServer, Path, Path]]:
-    """A finished stage whose urls changed since, and an undisturbed run over the new urls."""
+    """A finished stage whose URLs changed since, and an undisturbed run over the new URLs."""
     folder = tmp_path_factory.mktemp("changed")
     urls = numbered(50, *range(5, 25), 51, *range(3))
     with LoopbackServer(shop) as running:

@@ -33,7 +33,7 @@ def server() -> Iterator[LoopbackServer]:
 
 @pytest.fixture(scope="module")
 def private() -> Iterator[LoopbackServer]:
-    """A service on the maintainer's own network; nobody may reach it."""
+    """A service on the user's own network, which must never be reached."""
 
     async def secret(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(JPEG))
@@ -312,7 +312,7 @@ def test_a_lookup_that_fails_too_late_is_not_printed(
 
 
 @pytest.mark.parametrize("proxy", ["http://me:SECRET@bad host:1", "http://mé:SECRET@127.0.0.1:1", "me:SECRET@[::1"])
-def test_the_password_of_a_proxy_is_never_told(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+def test_the_password_of_a_proxy_is_never_shown(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("http_proxy", proxy)
     answered, _ = get("http://h.example/", FetchSettings(trust_env=True))
     assert answered.status in ("connection", "refused")
@@ -514,7 +514,7 @@ def test_a_socks_proxy_passes_requests_through(monkeypatch: pytest.MonkeyPatch) 
     assert heads[0].startswith(b"GET /x%7c HTTP/1.1\r\n")
 
 
-def test_requests_are_honest_and_plain(server: LoopbackServer) -> None:
+def test_requests_name_the_program_and_its_contact(server: LoopbackServer) -> None:
     get(f"{server.origin}/cookie?a=%7C|", limits(server))
     get(f"{server.origin}/ok", limits(server))
     path, headers = server.requests[-2].path, server.requests[-1].headers

@@ -389,7 +389,7 @@ def test_a_busy_server_is_waited_for_and_then_left_alone(tmp_path: Path) -> None
         assert server.hits()["/dp/BUSY"] == 4
 
 
-def test_a_server_that_asks_for_a_day_of_peace_ends_the_run(tmp_path: Path) -> None:
+def test_a_server_with_a_retry_after_of_a_day_ends_the_run(tmp_path: Path) -> None:
     with scripted(answer(b"", 404), lambda request, times: answer(b"", 429, Retry_After=86_400)) as server:
         with pytest.raises(FetchError, match="left alone for 86400 s"):
             resolve(recipe(server), sampled(tmp_path, "OK", "GONE"))

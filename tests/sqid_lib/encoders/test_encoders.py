@@ -63,7 +63,7 @@ def test_equals_row_by_row(clip: Path, encoder: Encoder) -> None:
     texts, images = row_by_row(clip, ODD_TEXTS, list(ODD_IMAGES.values()))
     assert relative(encoder.encode_text(ODD_TEXTS, batch_size=2), texts) < 1e-5
     assert relative(encoder.encode_images(ODD_IMAGES.values(), batch_size=2), images) < 1e-5
-    assert texts.std(axis=0).min() > 0.01  # the inputs do tell themselves apart
+    assert texts.std(axis=0).min() > 0.01  # the inputs do differ
     assert images.std(axis=0).min() > 0.01
 
 
@@ -358,7 +358,7 @@ def test_not_even_one_fits(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) ->
         encoder.encode_text(["a", "b c d"])
 
 
-def test_a_failing_model_is_told(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_model_is_reported(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(method: Any, inputs: dict[str, Any]) -> Any:
         raise RuntimeError("shapes cannot be multiplied")
 
@@ -580,7 +580,7 @@ def test_a_model_of_the_hub(model_hub: list[str], encoder: Encoder, monkeypatch:
     assert np.array_equal(ours.encode_text(["red shoes"]), encoder.encode_text(["red shoes"]))
     assert "model.safetensors" in model_hub
     assert not set(model_hub) & {"pytorch_model.bin", "code.py", "model.fp16.safetensors", "onnx/config.json"}
-    # nobody there: the cache serves, and what it lacks is told
+    # no server: the cache is used, and what it lacks is reported
     at("http://127.0.0.1:9", monkeypatch)
     assert load_encoder("ORG/clip", device="cpu").revision == COMMIT
     with pytest.raises(EncoderError, match=r"cannot be downloaded, and is not in the cache.*directory that holds"):
