@@ -42,7 +42,7 @@ def open_database(path: Path, tables: str) -> sqlite3.Connection:
 
 
 def query_copy(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
-    """Rows of a query on a copy of a ledger, so that nothing beside the ledger is written; none if there is no ledger.
+    """Rows of a query on a copy of a database, so that nothing beside it is written; none if it does not exist.
 
     Raises:
         CorruptFileError: it cannot be read.
@@ -57,7 +57,7 @@ def query_copy(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
             with closing(sqlite3.connect(Path(folder) / path.name)) as db:
                 return db.execute(sql, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise CorruptFileError(f"the ledger cannot be read: {error}", where=path) from error
+            raise CorruptFileError(f"the record of finished work cannot be read: {error}", where=path) from error
 
 
 @contextmanager

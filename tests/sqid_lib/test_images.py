@@ -22,7 +22,7 @@ def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 
 def noise(mode: str, size: tuple[int, int] = (31, 17)) -> Image.Image:
-    """A image in which every pixel, and every alpha, differs."""
+    """An image in which every pixel, and every alpha, differs."""
     raw = "RGB" if mode in ("1", "L") else mode
     pixels = np.random.default_rng(0).bytes(size[0] * size[1] * len(raw))
     return Image.frombytes(raw, size, pixels).convert(mode)
@@ -147,7 +147,7 @@ def test_exactly_the_allowed_pixels_pass() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(IMAGES)), st.integers(0, 10_000), st.binary(min_size=1, max_size=16))
-def test_damaged_bytes_give_a_image_or_a_status_and_nothing_else(name: str, at: int, junk: bytes) -> None:
+def test_damaged_bytes_give_an_image_or_a_status_and_nothing_else(name: str, at: int, junk: bytes) -> None:
     data = bytearray(IMAGES[name]())
     at %= len(data)
     data[at : at + len(junk)] = junk

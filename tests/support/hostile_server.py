@@ -119,7 +119,7 @@ def bomb_png(width: int, height: int) -> bytes:
 
 
 def large_png() -> bytes:
-    """A image of about 900 KB."""
+    """An image of about 900 KB."""
     buffer = io.BytesIO()
     Image.effect_noise((950, 950), 90).save(buffer, "PNG")
     return buffer.getvalue()

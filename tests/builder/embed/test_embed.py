@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -296,7 +297,7 @@ def poison(model: Path, name: str) -> None:
     save_file(weights, model / "model.safetensors", {"format": "pt"})
 
 
-def test_a_image_too_long_to_enlarge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_too_long_to_enlarge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "STORED", [("ok", encoded(make_image(1, (1, 600)))), *STORED[1:]])
     work = make_work(tmp_path)
     embed(recipe, work)
@@ -316,13 +317,27 @@ def test_the_disk_fails(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
     assert [*contents(work)] == ["encoder.json"]
 
 
+def test_progress_counts_batches(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units: list[int] = []
+
+    class Bar:
+        def update(self, n: int = 1, /) -> None:
+            units.append(n)
+
+    monkeypatch.setattr("builder.embed.stage.progress", lambda *_, **__: contextlib.nullcontext(Bar()))
+    embed(recipe, make_work(tmp_path))
+    shards = [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "embed/items").iterdir())]
+    assert sum(units) == sum(shards)
+    assert len(units) > len(shards)
+
+
 def test_progress_is_logged(recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="builder.embed"):
         embed(recipe, make_work(tmp_path))
     assert "images-00001.parquet" in caplog.text
 
 
-def test_a_image_that_fetch_did_not_store(recipe: Recipe, tmp_path: Path) -> None:
+def test_an_image_that_fetch_did_not_store(recipe: Recipe, tmp_path: Path) -> None:
     work = make_work(tmp_path)
     (work / "fetch/images-00001.parquet").unlink()
     with pytest.raises(IntegrityError, match=r"not stored.*fetch stage again"):

@@ -39,7 +39,7 @@ LARGE = STATIC["/large"].partition(b"\r\n\r\n")[2]
 
 
 async def shop(request: Request, writer: asyncio.StreamWriter) -> None:
-    """/N.jpg is a image of its own; every seventh is not there."""
+    """/N.jpg is an image of its own; every seventh is not there."""
     number = int(request.path.strip("/").removesuffix(".jpg"))
     writer.write(STATIC["/404"] if number % 7 == 6 else answer(jpeg(number)))
 

@@ -127,7 +127,7 @@ def test_no_table_leaves_every_url_missing(work: Path) -> None:
     assert {r["image_status"] for r in resolved(work)} == {"missing"}
 
 
-ESCI_S = [
+ESCI_S: list[dict[str, Any]] = [
     {"type": "error", "asin": "nan", "locale": "us", "error": "not found"},
     {"type": "product", "asin": "B01", "locale": "us", "image": URL.format("us")},
     {"type": "product", "asin": "B01", "locale": "es", "image": URL.format("es")},

@@ -81,10 +81,37 @@ def test_one_string_is_not_a_list(encoder: Encoder) -> None:
         encoder.encode_text("red shoes")
 
 
-def test_a_image_that_does_not_decode_is_nan(encoder: Encoder) -> None:
+def test_an_image_that_does_not_decode_is_nan(encoder: Encoder) -> None:
     images = list(ODD_IMAGES.items())
     vectors = encoder.encode_images(images, decode=lambda item: None if item[0] == "wide" else item[1])
     assert [bool(np.isnan(row).all()) for row in vectors] == [name == "wide" for name, _ in images]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, None])
+def test_batches_of_texts_hold_the_vectors_of_the_whole(encoder: Encoder, batch_size: int | None) -> None:
+    texts = list(dict.fromkeys(ODD_TEXTS))
+    batches = encoder.text_batches(texts, batch_size=batch_size)
+    assert sorted(row for rows in batches.rows for row in rows) == list(range(len(texts)))
+    whole = encoder.encode_text(texts, batch_size=batch_size)
+    for rows, vectors in zip(batches.rows, batches.vectors, strict=True):
+        assert np.array_equal(vectors, whole[rows])
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_batches_of_images_hold_the_vectors_of_the_whole(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    monkeypatch.setattr(Encoder, "on_gpu", property(lambda self: on_gpu))
+    images = [*ODD_IMAGES.items()][:5]
+
+    def decode(item: tuple[str, Any]) -> Any:
+        return None if item[0] in dict(images[2:4]) else item[1]
+
+    parts = list(encoder.image_batches(images, batch_size=2, decode=decode))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert np.isnan(parts[1]).all()  # not one image of the batch decodes
+    whole = encoder.encode_images(images, batch_size=2, decode=decode)
+    assert np.array_equal(np.concatenate(parts), whole, equal_nan=True)
 
 
 def test_an_error_of_decode_is_the_callers(encoder: Encoder) -> None:
