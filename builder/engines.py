@@ -152,6 +152,8 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
                 _send(replies, None)
     except SqidError as error:
         _send(replies, error)
+    except BrokenPipeError:
+        os._exit(1)  # the parent ended: nobody reads replies
     except Exception as error:
         traceback.print_exc()
         _send(replies, StageError(f"a worker failed: {type(error).__name__}: {first_line(error)}"))

@@ -70,7 +70,10 @@ def _main(spool: int) -> None:
     os.dup2(2, 1)  # a library that prints must not write into the replies
     replies.write(READY)
     replies.flush()
-    serve(sys.stdin.buffer, replies, spool)
+    try:
+        serve(sys.stdin.buffer, replies, spool)
+    except BrokenPipeError:
+        os._exit(1)  # the parent ended: nobody reads replies
 
 
 if __name__ == "__main__":
