@@ -57,28 +57,43 @@ def open_backend(recipe: Recipe, work: Path, record: dict[str, Any], place: str)
     """The recipe's backend on a device.
 
     Args:
-        record: revision and linear to use, of a recipe or of an earlier `Backend.record`; perhaps width.
+        record: revision and linear to use, of a recipe or of an earlier `Backend.record`.
     """
     if recipe.encoder.backend == "replicate":
         from builder.embed.replicate import Replicate
 
-        return Replicate(recipe, record.get("width"))
+        return Replicate(recipe)
     return Local(recipe, work, place, record)
 
 
-@contextmanager
-def open_encoder(recipe: Recipe, work: Path, record: dict[str, Any], place: str) -> Iterator[Work[EncodeTask]]:
-    """The worker of embed: the model on one device; arguments as for `open_backend`."""
-    backend = open_backend(recipe, work, record, place)
+@dataclass(frozen=True)
+class OpenEncoder:
+    """Opens the worker of embed at a place: a model on a device. Arguments as for `open_backend`.
 
-    def complete(task: EncodeTask, tick: Tick) -> None:
-        if shards.is_finished(task.shard):
-            tick(task.shard.rows)
-        else:
-            encode(task.shard, task.items, backend, record["width"], tick)
-            log.info("embed: wrote %s", task.shard.path.name)
+    Attributes:
+        backend: one that is open in this process already; a pickled copy opens its own.
+    """
 
-    yield complete
+    recipe: Recipe
+    work: Path
+    record: dict[str, Any]
+    backend: Backend | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "backend": None}
+
+    @contextmanager
+    def __call__(self, place: str) -> Iterator[Work[EncodeTask]]:
+        backend = self.backend or open_backend(self.recipe, self.work, self.record, place)
+
+        def complete(task: EncodeTask, tick: Tick) -> None:
+            if shards.is_finished(task.shard):
+                tick(task.shard.rows)
+            else:
+                encode(task.shard, task.items, backend, self.record["width"], tick)
+                log.info("embed: wrote %s", task.shard.path.name)
+
+        yield complete
 
 
 def encode(shard: Shard, items: Sequence[str], backend: Backend, width: int, tick: Tick) -> None:

@@ -41,19 +41,18 @@ class Replicate:
 
     Args:
         recipe: `encoder.model` is OWNER/NAME:VERSION, or anything else for the published one; batches as set there.
-        width: floats per vector, if known; else found with one prediction.
 
     Raises:
         EncoderError: no token in the environment, or the service refuses it.
         MissingExtraError: the package replicate is not installed.
     """
 
-    def __init__(self, recipe: Recipe, width: int | None = None) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self._settings = recipe.encoder
         self._version = reference(recipe.encoder.model).partition(":")[2]
         self._client, close = _client()
         weakref.finalize(self, close)
-        self.width = width or int(self._predict(["a"])["a"].shape[0])
+        self.width = int(self._predict(["a"])["a"].shape[0])
 
     @property
     def record(self) -> dict[str, Any]:

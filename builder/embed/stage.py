@@ -8,7 +8,6 @@ run loses the shards in progress, and nothing stale is used again.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from builder import engines
 from builder.embed import record as records
 from builder.embed import shards
 from builder.embed.assemble import ItemVectors
-from builder.embed.encode import EncodeTask, open_backend, open_encoder
+from builder.embed.encode import Backend, EncodeTask, OpenEncoder, open_backend
 from builder.embed.inputs import Inputs, read_inputs
 from builder.embed.local import devices
 from builder.embed.plan import Plan, make_plan
@@ -50,9 +49,10 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     run = engines.find(engine)
     folder = work / "embed"
     inputs, places = _inputs(recipe, work), _places(recipe)
-    record = records.read(folder / records.NAME, recipe, places)
+    record, backend = records.read(folder / records.NAME, recipe, places), None
     if record is None or make_plan(folder, inputs, recipe, record).missing():
-        record = _current_record(recipe, work, places, record)  # as it was, unless another machine began this
+        backend = _open_first(recipe, work, places, record)
+        record = records.request(recipe, places) | backend.record  # as it was, unless another machine began this
     plan = make_plan(folder, inputs, recipe, record)
     shards.remove_others([folder, folder / "items"], [shard.path for shard in plan.every])
     records.write(folder / records.NAME, record)
@@ -60,8 +60,9 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     if missing:
         tasks, done = _pending(plan, inputs)
         rows = sum(task.shard.rows for task in tasks)
+        worker = OpenEncoder(recipe, work, record, backend if len(places) == 1 else None)
         with progress("embed", done + rows, done, unit="input") as bar:
-            run(Job(partial(open_encoder, recipe, work, record), tasks, places), bar.update)
+            run(Job(worker, tasks, places), bar.update)
         vectors = ItemVectors(plan.items, recipe.encoder.shard_rows, record["width"])
         for shard, part in missing:
             shards.write(shard, vectors.assemble(part, shard))
@@ -94,13 +95,11 @@ def _is_remote(recipe: Recipe) -> bool:
     return recipe.encoder.backend == "replicate"
 
 
-def _current_record(recipe: Recipe, work: Path, places: list[str], record: dict[str, Any] | None) -> dict[str, Any]:
-    """What this machine makes of the recipe, or of a record; found by opening the backend once."""
+def _open_first(recipe: Recipe, work: Path, places: list[str], record: dict[str, Any] | None) -> Backend:
+    """The backend on the place, or on the CPU if there are several, which are for workers in other processes."""
     linear = "auto" if places[0].startswith("cpu") else "plain"
     opening = record or {"revision": recipe.encoder.revision, "linear": linear}
-    # the memory of a GPU is for its worker, which is another process if there are several places
-    backend = open_backend(recipe, work, opening, places[0] if len(places) == 1 else "cpu")
-    return records.request(recipe, places) | backend.record
+    return open_backend(recipe, work, opening, places[0] if len(places) == 1 else "cpu")
 
 
 def _pending(plan: Plan, inputs: Inputs) -> tuple[list[EncodeTask], int]:

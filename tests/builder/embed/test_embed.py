@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ pytest.importorskip("transformers")
 
 from encoder_fixtures import ODD_TEXTS, encoded, make_image, write_clip
 
-from builder.embed import embed
+from builder.embed import embed, encode
 from builder.recipe import EncoderSettings, EsciSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders import load_encoder
@@ -232,7 +233,7 @@ def test_killed_and_run_again_gives_the_same_bytes(recipe: Recipe, tmp_path: Pat
 import os, signal
 from pathlib import Path
 from sqid_lib import files as atomic
-from builder.embed import embed
+from builder.embed import embed, encode
 from builder.recipe import EncoderSettings, EsciSettings, Recipe
 calls = []
 sync = atomic.sync
@@ -315,6 +316,27 @@ def test_the_disk_fails(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DiskError, match=words):
         embed(recipe, work)
     assert [*contents(work)] == ["encoder.json"]
+
+
+def test_the_model_is_opened_once_in_this_process_and_by_each_other_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = encode.open_backend
+
+    def counting(recipe: Recipe, work: Path, record: dict[str, Any], place: str) -> encode.Backend:
+        opened.append(place)
+        return real(recipe, work, record, place)
+
+    monkeypatch.setattr("builder.embed.stage.open_backend", counting)
+    monkeypatch.setattr("builder.embed.encode.open_backend", counting)
+    embed(recipe, make_work(tmp_path))
+    assert opened == ["cpu"]
+    worker = encode.OpenEncoder(
+        recipe, tmp_path, {}, real(recipe, tmp_path, {"revision": "", "linear": "plain"}, "cpu")
+    )
+    assert worker.backend is not None
+    assert pickle.loads(pickle.dumps(worker)) == encode.OpenEncoder(recipe, tmp_path, {})
 
 
 def test_progress_counts_batches(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
