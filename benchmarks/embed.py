@@ -1,4 +1,4 @@
-"""The CLIP pass against the way people write it, on seeded weights: python benchmarks/embed.py --help.
+"""Encoding with CLIP, against the usual way to write it, on seeded weights: python benchmarks/embed.py --help.
 
 Rounds are interleaved, and every figure is a ratio within one round: median (lowest to highest). Weights are random,
 made from the published config: speed does not depend on them. Needs CLIP's vocabulary, which open_clip_torch carries
@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from sqid_lib.encoders import Encoder, load_encoder
+from sqid_lib.encoders.batching import VectorBatches, in_batches
 from sqid_lib.images import decode
 
 # hidden, intermediate, layers, heads of text and vision; patch; projection width: configs of openai/clip-vit-*
@@ -32,7 +33,7 @@ ARCHITECTURES = {
     "B/32": ((512, 2048, 12, 8), (768, 3072, 12, 12), 32, 512),
     "L/14": ((768, 3072, 12, 12), (1024, 4096, 24, 16), 14, 768),
 }
-OFFICIAL_PICTURES, OFFICIAL_TEXTS = 164_900, 174_000
+OFFICIAL_IMAGES, OFFICIAL_TEXTS = 164_900, 174_000
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--model", help="a CLIP directory or Hub id instead of seeded weights")
     parser.add_argument("--titles", type=Path, help="parquet file with a column product_title; default: made-up titles")
     parser.add_argument("--texts", type=int, default=1024, help="titles per round; 0: no texts")
-    parser.add_argument("--pictures", type=int, default=32, help="pictures per round; 0: no pictures")
+    parser.add_argument("--images", type=int, default=32, help="images per round; 0: no images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its default")
@@ -63,21 +64,21 @@ def main() -> None:
             f"# {args.model or args.arch}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         )
         if args.device.startswith("cuda"):
-            return on_gpu(folder, args.device, args.pictures, args.rounds)
+            return on_gpu(folder, args.device, args.images, args.rounds)
         naive = Naive(folder, args.device)
         encoder = load_encoder(folder, device=args.device, linear="plain" if args.plain else "auto")
         print(f"linear layers: {encoder.linear}; {args.clock} seconds")
         rates = {}
         if args.texts:
             rates["text"] = compare_texts(naive, encoder, titles(args.titles, args.texts * args.rounds), args)
-        if args.pictures:
-            rates["picture"] = compare_pictures(naive, encoder, args)
+        if args.images:
+            rates["image"] = compare_images(naive, encoder, args)
         report_official_run(rates)
     return None
 
 
 class Naive:
-    """CLIPModel and CLIPProcessor inside `Dataset.map`, as in most code there is."""
+    """CLIPModel and CLIPProcessor inside `Dataset.map`, as most code does it."""
 
     def __init__(self, folder: str, device: str) -> None:
         from transformers import CLIPModel, CLIPProcessor
@@ -92,7 +93,7 @@ class Naive:
 
         return self.map({"text": list(texts)}, encode, batch)
 
-    def pictures(self, pictures: Sequence[bytes], batch: int = 64) -> np.ndarray:
+    def images(self, files: Sequence[bytes], batch: int = 64) -> np.ndarray:
         def encode(rows: dict[str, list[bytes]]) -> dict[str, Any]:
             images = [Image.open(io.BytesIO(data)) for data in rows["image"]]
             return {
@@ -101,7 +102,7 @@ class Naive:
                 )
             }
 
-        return self.map({"image": list(pictures)}, encode, batch)
+        return self.map({"image": list(files)}, encode, batch)
 
     def features(self, method: Callable[..., Any], inputs: Any) -> np.ndarray:
         import torch
@@ -126,7 +127,7 @@ def compare_texts(naive: Naive, encoder: Encoder, every: list[str], args: argpar
     print(f"{len(every)} titles, {statistics.mean(lengths):.1f} tokens on average, {max(lengths)} at most")
     runs: dict[str, Callable[[list[str]], np.ndarray]] = {
         "naive map": naive.texts,
-        "ours": lambda texts: through_map(encoder.encode_text, texts, encoder.width),
+        "ours": lambda texts: through_map(encoder.text_batches(texts), len(texts), encoder.width),
         "ours, forward only": lambda texts: forward_only(encoder, texts),
     }
     if args.others:
@@ -135,21 +136,22 @@ def compare_texts(naive: Naive, encoder: Encoder, every: list[str], args: argpar
     return compare("text", runs, rounds)
 
 
-def compare_pictures(naive: Naive, encoder: Encoder, args: argparse.Namespace) -> float:
-    """Print ratios to the naive map; returns pictures per second of ours."""
-    every = list(pictures(args.pictures * args.rounds))
-    print(f"{len(every)} JPEG pictures of 500 × 500, {statistics.mean(map(len, every)) / 1000:.0f} kB on average")
+def compare_images(naive: Naive, encoder: Encoder, args: argparse.Namespace) -> float:
+    """Print ratios to the naive map; returns images per second of ours."""
+    every = list(make_images(args.images * args.rounds))
+    print(f"{len(every)} JPEG images of 500 × 500, {statistics.mean(map(len, every)) / 1000:.0f} kB on average")
 
-    def ours(batch: list[bytes]) -> np.ndarray:
-        return through_map(lambda some: encoder.encode_images(some, decode=decode), batch, encoder.width)
+    def ours(some: list[bytes]) -> np.ndarray:
+        rows = list(in_batches(range(len(some)), encoder.image_batch))
+        return through_map(VectorBatches(rows, encoder.image_batches(some, decode=decode)), len(some), encoder.width)
 
     runs: dict[str, Callable[[list[bytes]], np.ndarray]] = {
-        "naive map": naive.pictures,
+        "naive map": naive.images,
         "ours": ours,
-        "ours, forward only": lambda batch: forward_only_pictures(encoder, batch),
+        "ours, forward only": lambda batch: forward_only_images(encoder, batch),
     }
-    rounds = [every[start : start + args.pictures] for start in range(0, len(every), args.pictures)]
-    rate = compare("picture", runs, rounds)
+    rounds = [every[start : start + args.images] for start in range(0, len(every), args.images)]
+    rate = compare("image", runs, rounds)
     report_profile(encoder, every[:16])
     return rate
 
@@ -186,13 +188,13 @@ now: list[Callable[[], float]] = [time.perf_counter]
 
 
 def forward_only(encoder: Encoder, texts: list[str]) -> np.ndarray:
-    """Seconds inside the forward passes of `encode_text` go to CLOCK."""
+    """Encode, with the seconds inside forward passes added to CLOCK."""
     with counting_forwards(encoder):
         return encoder.encode_text(texts)
 
 
-def forward_only_pictures(encoder: Encoder, batch: list[bytes]) -> np.ndarray:
-    """Seconds of the forward passes with every picture prepared before go to CLOCK."""
+def forward_only_images(encoder: Encoder, batch: list[bytes]) -> np.ndarray:
+    """Seconds of the forward passes with all images prepared before go to CLOCK."""
     prepared = [encoder._pixels.prepare(decode(data)) for data in batch]
     start = now[0]()
     size = encoder.image_batch
@@ -220,14 +222,11 @@ def counting_forwards(encoder: Encoder) -> Iterator[None]:
         CLOCK.append(total[0])
 
 
-def through_map(encode: Callable[[Any], np.ndarray], inputs: list[Any], width: int) -> np.ndarray:
-    """As the embed stage runs it, through its batched `Dataset.map`."""
+def through_map(batches: VectorBatches, count: int, width: int) -> np.ndarray:
+    """As the embed stage does it, through its batched `Dataset.map`."""
     from builder.embed.encode import _map
 
-    # only row numbers go through the map where inputs are bytes
-    return _map(
-        lambda rows: encode([inputs[int(row)] for row in rows]), [str(i) for i in range(len(inputs))], width, "0"
-    )
+    return _map(batches, count, width, "0", lambda _: None)
 
 
 def sentence_transformers(naive: Naive) -> Callable[[list[str]], np.ndarray]:
@@ -239,7 +238,7 @@ def sentence_transformers(naive: Naive) -> Callable[[list[str]], np.ndarray]:
 
 
 def report_profile(encoder: Encoder, some: list[bytes]) -> None:
-    """Milliseconds per picture of each step, alone and on one thread."""
+    """Milliseconds per image of each step, alone and on one thread."""
     images = [decode(data) for data in some]
     prepared = [encoder._pixels.prepare(image) for image in images]
     size = encoder.image_batch
@@ -254,12 +253,12 @@ def report_profile(encoder: Encoder, some: list[bytes]) -> None:
         for _ in range(3):
             with timed(seconds):
                 step()
-        print(f"  {name:22} {1000 * min(seconds) / len(some):8.2f} ms per picture")
+        print(f"  {name:22} {1000 * min(seconds) / len(some):8.2f} ms per image")
 
 
 def report_official_run(rates: dict[str, float]) -> None:
     """What the whole dataset costs at these rates."""
-    for unit, count in (("picture", OFFICIAL_PICTURES), ("text", OFFICIAL_TEXTS)):
+    for unit, count in (("image", OFFICIAL_IMAGES), ("text", OFFICIAL_TEXTS)):
         if unit in rates:
             print(f"{count:,} {unit}s: {count / rates[unit] / 3600:.1f} hours at {rates[unit]:.2f} {unit}s/s")
 
@@ -270,11 +269,11 @@ def on_gpu(folder: str, device: str, count: int, rounds: int) -> None:
 
     exact = load_encoder(folder, device=device)
     half = load_encoder(folder, device=device, dtype="bfloat16")
-    every = list(pictures(count))
+    every = list(make_images(count))
     shares, rates = [], []
     half.encode_images(every[:256], decode=decode)
     for _ in range(rounds):
-        forward_only_pictures(half, every)
+        forward_only_images(half, every)
         torch.cuda.synchronize()
         start = time.perf_counter()
         vectors = half.encode_images(every, decode=decode)
@@ -283,9 +282,9 @@ def on_gpu(folder: str, device: str, count: int, rounds: int) -> None:
         rates.append(count / seconds)
     truth = exact.encode_images(every[:512], decode=decode)
     near = cosine(vectors[:512], truth)
-    print(f"bf16 end to end {statistics.median(rates):.0f} pictures/s, {spread(shares)} of forward only")
+    print(f"bf16 end to end {statistics.median(rates):.0f} images/s, {spread(shares)} of forward only")
     print(f"cosine of bf16 and float32: {near.mean():.6f} on average, {near.min():.6f} at least")
-    report_official_run({"picture": statistics.median(rates)})
+    report_official_run({"image": statistics.median(rates)})
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -322,8 +321,8 @@ def titles(path: Path | None, count: int) -> list[str]:
     return [" ".join(rng.choice(words, rng.integers(5, 41))) + f" {row}" for row in range(count)]
 
 
-def pictures(count: int) -> Iterator[bytes]:
-    """Smooth seeded noise, as large as a product picture after JPEG."""
+def make_images(count: int) -> Iterator[bytes]:
+    """Smooth seeded noise, as large as a product image after JPEG."""
     for seed in range(count):
         rng = np.random.default_rng(seed)
         coarse = Image.fromarray(rng.integers(0, 256, (60, 60, 3), np.uint8))

@@ -1,9 +1,9 @@
 """How fast and how small the fetch stage is, against a bare aiohttp loop over the same connections.
 
-    python benchmarks/fetch.py [--pictures 5000] [--rounds 3]
+    python benchmarks/fetch.py [--images 5000] [--rounds 3]
 
 Serves JPEGs of about 70 KB from loopback (nginx where it is installed, else aiohttp in a process of its own) and prints
-pictures per second and peak memory, each measurement in a fresh process, rounds interleaved.
+images per second and peak memory, each measurement in a fresh process, rounds interleaved.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 CONNECTIONS = 32
-KINDS = ("bare aiohttp loop", "download and keep", "download, decode and keep", "whole stage, with shards")
+KINDS = ("bare aiohttp loop", "download, decode and store", "whole stage, with shards")
 ENDLESS = "endless bodies"
 
 
-def make_pictures(folder: Path, count: int) -> None:
-    """JPEGs of about 70 KB, 640 × 640, no two alike: 40 drawn ones, told apart by a comment."""
+def make_images(folder: Path, count: int) -> None:
+    """JPEGs of about 70 KB, 640 × 640: 40 drawn ones, each file made different by a comment."""
     from PIL import Image, ImageFilter
 
     for number in range(count):
@@ -84,7 +84,7 @@ def serve_plainly(folder: str, port: int) -> None:
 
 
 async def bare(urls: list[str]) -> None:
-    """The least a downloader can do: read every body and drop it."""
+    """The minimum of a downloader: read every body and drop it."""
     import aiohttp
 
     left = iter(urls)
@@ -99,7 +99,7 @@ async def bare(urls: list[str]) -> None:
 
 
 def measure(kind: str, port: int, count: int) -> dict[str, float]:
-    """Pictures per second, and peak MiB of this process; a decoder process needs another 27, the one that keeps 19."""
+    """Images per second, and peak MiB of this process; each decoder process needs another 27."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -124,16 +124,13 @@ def measure(kind: str, port: int, count: int) -> dict[str, float]:
         start = time.perf_counter()
         if kind == KINDS[0]:
             asyncio.run(bare(urls))
-        elif kind == KINDS[3]:
+        elif kind == KINDS[2]:
             fetch(Recipe(name="bench", version="1", esci=EsciSettings(path="."), fetch=limits), work)
         else:
-            (work / "fetch").mkdir()
-            with progress("fetch", count) as bar:
-                asyncio.run(download(urls, limits, work / "fetch", bar, decode=kind != KINDS[1]))
-        seconds = time.perf_counter() - start
-        if kind in KINDS[1:3]:
-            with Ledger(work / "fetch") as ledger:
+            with Ledger(work / "fetch") as ledger, progress("fetch", count) as bar:
+                asyncio.run(download(urls, limits, ledger, bar.update))
                 assert ledger.spooled == count
+        seconds = time.perf_counter() - start
     return {"rate": count / seconds, "own": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -161,13 +158,13 @@ async def endless() -> None:
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         out, _ = await process.communicate()
     result = json.loads(out)
-    print(f"endless bodies, 200 urls: peak {result['own']:.0f} MiB")
+    print(f"endless bodies, 200 URLs: peak {result['own']:.0f} MiB")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -178,14 +175,14 @@ def main() -> None:
         kind, port, count = args.measure[0], int(args.measure[1]), int(args.measure[2])
         print(json.dumps(measure(kind, port, count)))
     else:
-        compare(args.pictures, args.rounds)
+        compare(args.images, args.rounds)
 
 
 def compare(count: int, rounds: int) -> None:
     """The table of all kinds."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_pictures(folder, count)
+        make_images(folder, count)
         size = sum(path.stat().st_size for path in folder.glob("*.jpg")) / count / 1000
         with serving(folder) as (server, port):
             print(f"{count} JPEGs of {size:.0f} KB, {server}, {CONNECTIONS} connections, {os.cpu_count()} CPUs")

@@ -1,8 +1,8 @@
-"""How much of a release has to be uploaded again when a few rows change: `python benchmarks/growth.py [--rows N]`.
+"""How much of a release is uploaded again after a few rows changed: `python benchmarks/growth.py [--rows N]`.
 
 Writes product_features and urls twice with the release's own writer, before and after a change, and uploads both to an
-empty local store with hf_xet, the client that the Hub's uploads go through: what it calls new in the second upload is
-what would be sent, before its own compression. The same rows with zstd alone stand beside it.
+empty local store with hf_xet, the client of the Hub's uploads: what it reports as new in the second upload is what
+would be sent, before its own compression. Measured for comparison: the same rows with zstd alone.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def shop(rows: int) -> pa.Table:
     return pa.table(columns)
 
 
-def with_other_pictures(table: pa.Table, rows: Array) -> pa.Table:
-    """The same products, `rows` of them with another image url and image vector."""
+def with_other_images(table: pa.Table, rows: Array) -> pa.Table:
+    """The same products, `rows` of them with another image URL and image vector."""
     image = np.stack(table["clip_image_features"].to_numpy()).astype(np.float32)
     image[rows] = np.random.default_rng(1).normal(size=(len(rows), WIDTH)) * 0.5
     urls = table["image_url"].to_pylist()
@@ -116,7 +116,7 @@ def main() -> None:
     some = np.sort(np.random.default_rng(2).choice(rows + TOUCHED, TOUCHED, replace=False))
     before = every.take(pa.array(np.setdiff1d(np.arange(rows + TOUCHED), some)))
     versions = {
-        f"{TOUCHED} other pictures": with_other_pictures(before, some[some < rows]),
+        f"{TOUCHED} other images": with_other_images(before, some[some < rows]),
         f"{TOUCHED} new products": every,
         "nothing": before,
     }

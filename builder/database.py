@@ -1,4 +1,4 @@
-"""What ledgers of finished work share: a SQLite file that survives kill -9 and belongs to one build at a time."""
+"""SQLite files that record finished work: they survive kill -9 and belong to one build at a time."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import Any
 
 from sqid_lib.errors import CorruptFileError, DiskError
 
-LOCK_SECONDS = 10.0  # how long a start waits for another build to end
+LOCK_SECONDS = 10.0  # how long a build waits for another one to close the file
 
 
-def open_ledger(path: Path, tables: str) -> sqlite3.Connection:
+def open_database(path: Path, tables: str) -> sqlite3.Connection:
     """A connection in autocommit mode, with the tables of the script `tables`; one thread at a time may use it.
 
-    Every commit is in the write-ahead log before it returns, which needs no sync to survive the death of the process;
-    only a power cut can take the last ones.
+    Every commit is in the write-ahead log before it returns, so it survives the death of the process without a sync;
+    only a power failure can lose the last commits.
 
     Raises:
-        CorruptFileError: no database, damaged, or in use by another build.
+        CorruptFileError: not a database, damaged, or in use by another build.
     """
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS, check_same_thread=False)
-        db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two builds in one directory would spoil each other
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two builds in one directory would damage each other's work
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("PRAGMA wal_autocheckpoint=10000")  # pages; each checkpoint waits for the disk
         db.executescript(tables)
     except sqlite3.DatabaseError as error:
         raise CorruptFileError(
-            f"the ledger cannot be read: {error}",
+            f"the record of finished work cannot be read: {error}",
             where=path,
             fix="Is another build using this directory? Otherwise delete the file to start this stage over.",
         ) from error
@@ -42,7 +42,7 @@ def open_ledger(path: Path, tables: str) -> sqlite3.Connection:
 
 
 def query_copy(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
-    """Rows of a query on a copy of a ledger, so that nothing beside the ledger is written; none if there is no ledger.
+    """Rows of a query on a copy of a database, so that nothing beside it is written; none if it does not exist.
 
     Raises:
         CorruptFileError: it cannot be read.
@@ -57,7 +57,7 @@ def query_copy(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
             with closing(sqlite3.connect(Path(folder) / path.name)) as db:
                 return db.execute(sql, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise CorruptFileError(f"the ledger cannot be read: {error}", where=path) from error
+            raise CorruptFileError(f"the record of finished work cannot be read: {error}", where=path) from error
 
 
 @contextmanager
@@ -73,14 +73,14 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def telling_disk(path: Path) -> Iterator[None]:
-    """Turns what a full disk raises into DiskError; `path` is what is being written."""
+def reporting_disk_errors(path: Path) -> Iterator[None]:
+    """Raise DiskError for a full disk and for any other error of writing `path`."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else "full" in str(error)
         raise DiskError(
             "no space left" if full else f"cannot be written: {error}",
             where=path,
-            fix="Make room and run the build again; what is done is kept.",
+            fix="Make room and run the build again; finished work is kept.",
         ) from error

@@ -1,7 +1,172 @@
-"""Execution engines: what runs the independent tasks of a stage."""
+"""Execution engines: what runs the independent tasks of a stage, and where.
+
+An engine is one function over a Job and an entry in ENGINES; the stages know nothing else of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any, Generic, TypeVar
 
-ENGINES: Mapping[str, object] = {"local": None}
+from sqid_lib.errors import SqidError, StageError, UsageError, first_line
+
+Task = TypeVar("Task")
+Tick = Callable[[int], object]  # called with the number of units just finished
+Work = Callable[[Task, Tick], None]
+
+
+@dataclass(frozen=True)
+class Job(Generic[Task]):
+    """Independent tasks and the worker that does them: all of it picklable, for other processes and machines.
+
+    Attributes:
+        open: place → context manager that opens what a worker needs, such as a model, and gives the function that does
+            one task. A task may be done again, even twice at a time: that function skips what is finished and writes
+            results whole or not at all.
+        tasks: plain values.
+        places: one worker for each: devices as torch names them.
+    """
+
+    open: Callable[[str], AbstractContextManager[Work[Task]]]
+    tasks: Sequence[Task]
+    places: Sequence[str] = ("cpu",)
+
+
+Engine = Callable[[Job[Any], Tick], None]
+
+
+def local(job: Job[Any], tick: Tick) -> None:
+    """On this machine: in this process for one place, in a process each for several."""
+    if len(job.places) > 1:
+        _in_processes(job, tick)
+    elif job.tasks:
+        with job.open(job.places[0]) as work:
+            for task in job.tasks:
+                work(task, tick)
+
+
+ENGINES: Mapping[str, Engine] = MappingProxyType({"local": local})
+
+
+def find(name: str) -> Engine:
+    """The engine of that name. It returns when all tasks are done, and raises the first error of a task.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in ENGINES:
+        raise UsageError("unknown engine", where="--engine", expected=" or ".join(ENGINES), got=name)
+    return ENGINES[name]
+
+
+def import_path() -> str:
+    """PYTHONPATH for a process of our own: it imports what this process would."""
+    root = str(Path(__file__).resolve().parents[1])  # an editable install may not put it on sys.path
+    return os.pathsep.join(path for path in (*sys.path, root) if path)
+
+
+# -- a process for each place: a program of its own, since multiprocessing would run the caller's script again ------
+
+
+def _in_processes(job: Job[Any], tick: Tick) -> None:
+    left, lock = deque(job.tasks), threading.Lock()
+
+    def take() -> Any:
+        with lock:
+            return left.popleft() if left else None
+
+    def tick_in_turn(units: int) -> None:
+        with lock:
+            tick(units)
+
+    with ThreadPoolExecutor(len(job.places)) as threads:
+        processes = [_start() for _ in job.places[: len(job.tasks)]]
+        try:
+            running = [
+                threads.submit(_drive, process, job.open, place, take, tick_in_turn)
+                for process, place in zip(processes, job.places, strict=False)
+            ]
+            for finished in as_completed(running):
+                finished.result()
+        finally:
+            for process in processes:
+                process.kill()  # after an error or Ctrl-C: a task may be interrupted anywhere
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # the processes share the cores, unless the user set it otherwise
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": import_path()}
+    command = [sys.executable, "-m", "builder.engines"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
+def _drive(process: subprocess.Popen[bytes], opener: Any, place: str, take: Callable[[], Any], tick: Tick) -> None:
+    """Give a process one task after another until none is left."""
+    with process:  # at the end closes its pipes, which ends it, and waits
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            _send(process.stdin, (opener, place))
+            while (task := take()) is not None:
+                _send(process.stdin, task)
+                while (reply := pickle.load(process.stdout)) is not None:
+                    if isinstance(reply, SqidError):
+                        raise reply
+                    tick(reply)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
+            code = process.wait()
+            raise StageError(
+                "a worker process ended",
+                where=place,
+                got=signal.Signals(-code).name if code < 0 else f"exit status {code}",
+                fix="Run the build again; finished work is kept.",
+            ) from error
+
+
+def _send(pipe: IO[bytes], value: object) -> None:
+    pickle.dump(value, pipe)
+    pipe.flush()
+
+
+def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    """The other end of `_drive`: units as they are finished, None after each task, a SqidError where one fails."""
+    try:
+        opener, place = pickle.load(requests)
+        with opener(place) as work:
+            for task in _received(requests):
+                work(task, lambda units: _send(replies, units))
+                _send(replies, None)
+    except SqidError as error:
+        _send(replies, error)
+    except BrokenPipeError:
+        os._exit(1)  # the parent ended: nobody reads replies
+    except Exception as error:
+        traceback.print_exc()
+        _send(replies, StageError(f"a worker failed: {type(error).__name__}: {first_line(error)}"))
+
+
+def _received(requests: IO[bytes]) -> Iterator[Any]:
+    with contextlib.suppress(EOFError):  # the parent has no more tasks, or has ended
+        while True:
+            yield pickle.load(requests)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
+    own_output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library that prints must not write into the replies
+    _serve(sys.stdin.buffer, own_output)

@@ -125,7 +125,7 @@ def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[st
         case "fetch":
             from builder.fetch import fetch
 
-            fetch(recipe, work, retry)
+            fetch(recipe, work, retry, engine)
         case "embed":
             from builder.embed import embed
 

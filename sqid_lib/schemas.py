@@ -110,6 +110,11 @@ IMAGE_STATUS = {
     "error": "anything else; see the build report",
 }
 EMBEDDED_STATUSES = (OK, GENERIC)  # what fetch downloads and embed turns into vectors
+# the failures of a stage, which may end otherwise when it tries again
+RETRIABLE = {
+    "resolve": (MISSING, "blocked", "error"),  # of product pages
+    "fetch": tuple(s for s in IMAGE_STATUS if s not in (OK, MISSING, PLACEHOLDER, GENERIC, "non_finite")),
+}
 
 GENERIC_IMAGE_URL = (
     "https://m.media-amazon.com/images/G/01/digital/video/web/Default_Background_Art_LTR._SX1080_FMjpg_.jpg"

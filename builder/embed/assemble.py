@@ -1,4 +1,4 @@
-"""Assembling: vectors of distinct texts and pictures → a row per product and query, in the order of sample."""
+"""Vectors of distinct texts and images → a row per product and query, in the order of sample."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.embed import shards
-from builder.embed.encode import PICTURES, TEXTS
-from builder.embed.inputs import QUERIES, Items, Part
-from builder.embed.local import Floats
+from builder.embed.inputs import IMAGES, QUERIES, TEXTS, Items, Part
 from builder.embed.shards import Shard
 from sqid_lib import schemas
+from sqid_lib.encoders.batching import Floats
 from sqid_lib.tables.vector_columns import fixed_lists
 
 _KEPT = 64  # item shards in memory at once: 64 × 2,000 vectors of 768 floats are 0.4 GB
@@ -34,11 +33,11 @@ def shard_schema(part: str, width: int) -> pa.Schema:
     )
 
 
-class Vectors:
+class ItemVectors:
     """The finished item shards, read as they are needed.
 
     Args:
-        items: kind ("texts", "pictures") → its shards, in order.
+        items: kind ("texts", "images") → its shards, in order.
         shard_rows: rows of every shard but the last of its kind.
         width: D.
     """
@@ -55,11 +54,11 @@ class Vectors:
         columns: dict[str, Any] = {name: ids[name] for name in ids.column_names}
         columns["clip_text_features"] = fixed_lists(texts)
         if part.name != QUERIES:
-            statuses, pictures = self._take(PICTURES, part.picture[span])
+            statuses, images = self._take(IMAGES, part.image[span])
             failed = pa.array(statuses != schemas.OK)
             columns["image_status"] = pc.if_else(failed, pa.array(statuses, pa.string()), ids["image_status"])
-            none = (part.picture[span] < 0) | (statuses != schemas.OK)
-            columns["clip_image_features"] = fixed_lists(pictures, null=none)
+            none = (part.image[span] < 0) | (statuses != schemas.OK)
+            columns["clip_image_features"] = fixed_lists(images, null=none)
         schema = shard_schema(part.name, self._width)
         return pa.table([columns[name] for name in schema.names], schema=schema)
 

@@ -1,4 +1,4 @@
-"""What embed works on: rows as sample and fetch left them, and the distinct texts and pictures among them."""
+"""What embed works on: the rows of sample and fetch, and the distinct texts and images among them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from sqid_lib import schemas
 from sqid_lib.errors import CountError, IntegrityError
 from sqid_lib.tables.reader import read_parquet
 
-PRODUCTS, SUPP, QUERIES = "products", "supp", "queries"
+PRODUCTS, SUPP, QUERIES = "products", "supp", "queries"  # parts: rows
+TEXTS, IMAGES = "texts", "images"  # kinds of what is encoded for them
 _AGAIN = "Run the sample, resolve and fetch stages again."
 Items = NDArray[np.int64]
 
@@ -28,39 +29,38 @@ class Part:
         name: "products", "supp" or "queries".
         ids: the columns of the output that are not vectors; products with the image_status of fetch.
         text: row → number of its text among the distinct ones.
-        picture: row → number of its picture, −1 where there is none; empty for queries.
+        image: row → number of its image, −1 where there is none; empty for queries.
     """
 
     name: str
     ids: pa.Table
     text: Items
-    picture: Items
+    image: Items
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All rows, and what is to be encoded for them, in order of first appearance.
+    """All rows, and what is encoded for them.
 
     Attributes:
         parts: products, queries, then supp if wanted.
-        texts: distinct texts.
-        pictures: distinct pictures: sha256 of their bytes, or urls for a backend that fetches them itself.
+        items: kind → distinct items in order of first appearance: texts; for images the sha256 of their bytes, or
+            URLs for a backend that downloads them itself.
     """
 
     parts: tuple[Part, ...]
-    texts: list[str]
-    pictures: list[str]
+    items: dict[str, list[str]]
 
 
-def read_inputs(recipe: Recipe, work: Path, *, pictures: str = "sha256") -> Inputs:
+def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> Inputs:
     """Read WORK/sample and WORK/fetch/outcomes.parquet.
 
     Args:
-        pictures: column of the outcomes that names a picture: "sha256" or "image_url".
+        image_name: column of the outcomes that names an image: "sha256" or "image_url".
 
     Raises:
         SourceError: a file is missing or damaged.
-        IntegrityError: sample and fetch speak of different products, or a good picture was not stored.
+        IntegrityError: sample and fetch have different products, or an image with a good status has no name.
         CountError: fetch has more or fewer outcomes than sample has products.
     """
     outcomes = read_parquet(str(work / "fetch" / "outcomes.parquet"), schemas.OUTCOMES_SCHEMA)
@@ -74,38 +74,39 @@ def read_inputs(recipe: Recipe, work: Path, *, pictures: str = "sha256") -> Inpu
             continue
         wanted = [*schemas.PRODUCT_KEY, "product_title"]
         products = read_parquet(str(path), pa.schema([schemas.PRODUCTS_SCHEMA.field(name) for name in wanted]))
-        ids, picture = _with_outcomes(products, outcomes.slice(start, products.num_rows), pictures, path)
-        columns.append((ids, products["product_title"], picture))
+        ids, image = _with_outcomes(products, outcomes.slice(start, products.num_rows), image_name, path)
+        columns.append((ids, products["product_title"], image))
         start += products.num_rows
     if recipe.selection.embed_supp and start != outcomes.num_rows:
         raise CountError(
             "fetch and sample differ", where=work, expected=f"{start} outcomes", got=outcomes.num_rows, fix=_AGAIN
         )
     texts, text_items = _distinct([pc.fill_null(text, "") for _, text, _ in columns])
-    distinct, picture_items = _distinct([pa.chunked_array([], pa.string()) if p is None else p for _, _, p in columns])
+    none = pa.chunked_array([], pa.string())
+    images, image_items = _distinct([none if image is None else image for _, _, image in columns])
     parts = (
-        Part(name, ids, text, picture)
-        for name, (ids, _, _), text, picture in zip(names, columns, text_items, picture_items, strict=True)
+        Part(name, ids, text, image)
+        for name, (ids, _, _), text, image in zip(names, columns, text_items, image_items, strict=True)
     )
-    return Inputs(tuple(parts), texts, distinct)
+    return Inputs(tuple(parts), {TEXTS: texts, IMAGES: images})
 
 
 def _with_outcomes(
-    products: pa.Table, outcomes: pa.Table, pictures: str, path: Path
+    products: pa.Table, outcomes: pa.Table, image_name: str, path: Path
 ) -> tuple[pa.Table, pa.ChunkedArray]:
-    """Id columns with image_status, and what names each row's picture (null: none)."""
+    """Id columns with image_status, and the name of each row's image (null: none)."""
     if any(not outcomes[key].equals(products[key]) for key in schemas.PRODUCT_KEY):
         raise IntegrityError("the products of sample are not those of fetch/outcomes.parquet", where=path, fix=_AGAIN)
     embedded = pc.is_in(outcomes["image_status"], pa.array(schemas.EMBEDDED_STATUSES))
-    picture = pc.if_else(embedded, outcomes[pictures], None)
-    unnamed = pc.and_(embedded, pc.is_null(picture))
+    image = pc.if_else(embedded, outcomes[image_name], None)
+    unnamed = pc.and_(embedded, pc.is_null(image))
     if pc.any(unnamed).as_py():
         first = outcomes["product_id"].filter(unnamed)[0]
         raise IntegrityError(
-            f"the picture is ok, and its {pictures} is null", where="fetch/outcomes.parquet", got=first, fix=_AGAIN
+            f"the image is ok, and its {image_name} is null", where="fetch/outcomes.parquet", got=first, fix=_AGAIN
         )
     ids = products.select(list(schemas.PRODUCT_KEY)).append_column("image_status", outcomes["image_status"])
-    return ids, picture
+    return ids, image
 
 
 def _distinct(columns: list[pa.ChunkedArray]) -> tuple[list[str], list[Items]]:

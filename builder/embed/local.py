@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from builder.embed.stored_images import Pictures
+from builder.embed.stored_images import StoredImages
 from builder.recipe import Recipe
+from sqid_lib.encoders.batching import VectorBatches, in_batches
 from sqid_lib.errors import missing_extra
-from sqid_lib.images import PictureError, decode
+from sqid_lib.images import ImageError, decode
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Floats = NDArray[np.float32]
-Tick = Callable[[int], object]
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "pillow")
-_MAX_ASPECT = 500  # the short side is brought to the model's size, and the long one grows with it
+_MAX_ASPECT = 500  # the short side is resized to the model's size, and the long side with it
 
 
 class Local:
-    """Encodes texts, and pictures that fetch stored, on one device.
+    """Encodes texts, and images that fetch stored, on one device.
 
     Args:
         recipe: [encoder] and fetch.max_pixels.
         work: the build's work directory.
         device: as torch names it, or "auto".
-        record: revision and linear to use: of an earlier run's `record`, to encode exactly as that one did.
+        record: revision and linear to use: of an earlier run's `record`, to encode exactly as that run did.
 
     Raises:
         EncoderError, UsageError, MissingExtraError: as `sqid_lib.load_encoder`.
-        CorruptFileError, SchemaError: what fetch stored is damaged.
     """
 
     def __init__(self, recipe: Recipe, work: Path, device: str, record: dict[str, Any]) -> None:
@@ -50,11 +46,11 @@ class Local:
             linear=record["linear"],
         )
         self._settings, self._max_pixels = settings, recipe.fetch.max_pixels
-        self._pictures = Pictures(work / "fetch")
+        self._folder = work / "fetch"
 
     @property
     def record(self) -> dict[str, Any]:
-        """What makes the vectors what they are."""
+        """What the vectors depend on."""
         return {
             "revision": self._encoder.revision,
             "width": self._encoder.width,
@@ -62,40 +58,50 @@ class Local:
             "versions": versions(),
         }
 
-    def texts(self, texts: Sequence[str], tick: Tick) -> Floats:
-        """float32 [N, D]."""
+    def texts(self, texts: Sequence[str]) -> VectorBatches:
+        """Texts of similar length together."""
         size = max(self._settings.text_batch, 4096) if self._encoder.on_gpu else self._settings.text_batch
-        vectors = self._encoder.encode_text(texts, batch_size=size)
-        tick(len(texts))
-        return vectors
+        return self._encoder.text_batches(texts, batch_size=size)
 
-    def pictures(self, digests: Sequence[str], tick: Tick) -> tuple[Floats, dict[str, str]]:
-        """float32 [N, D], NaN where there is no vector, and the status of those that did not decode."""
-        self._pictures.check(digests)
-        ordered = self._pictures.order(digests)
+    def images(self, names: Sequence[str]) -> tuple[VectorBatches, dict[str, str]]:
+        """Images in the order of the files that store them, and the status of those that cannot be decoded.
+
+        Args:
+            names: sha256 of each image.
+
+        Raises:
+            CorruptFileError, SchemaError, IntegrityError: what fetch stored is damaged or not complete.
+        """
+        self._stored.check(names)
+        ordered = self._stored.order(names)
         failed: dict[str, str] = {}
 
-        def open_picture(item: tuple[str, bytes]) -> Image.Image | None:
-            tick(1)
+        def open_image(item: tuple[str, bytes]) -> Image.Image | None:
             try:
                 image = decode(item[1], self._max_pixels)
                 if max(image.size) > _MAX_ASPECT * min(image.size):
-                    raise PictureError("too_many_pixels", "far longer than wide: enlarged, it would not fit")
-            except PictureError as error:
+                    raise ImageError(
+                        "too_many_pixels", "one side is much longer than the other: too large when resized"
+                    )
+            except ImageError as error:
                 failed[item[0]] = error.status
                 return None
             return image
 
         wanted, suits = self._settings.image_batch, self._encoder.image_batch
         size = max(wanted, suits) if self._encoder.on_gpu else min(wanted, suits)
-        stored = zip(ordered, self._pictures.read(ordered), strict=True)
-        vectors = self._encoder.encode_images(stored, decode=open_picture, batch_size=size)
-        place = {digest: row for row, digest in enumerate(ordered)}
-        return vectors[[place[digest] for digest in digests]], failed
+        stored = zip(ordered, self._stored.read(ordered), strict=True)
+        vectors = self._encoder.image_batches(stored, decode=open_image, batch_size=size)
+        place = {name: row for row, name in enumerate(names)}
+        return VectorBatches(list(in_batches((place[name] for name in ordered), size)), vectors), failed
+
+    @cached_property
+    def _stored(self) -> StoredImages:
+        return StoredImages(self._folder)
 
 
 def devices(setting: str) -> list[str]:
-    """The devices to use: those named, with commas between; "auto" means every GPU there is, or the CPU."""
+    """The devices to use: those named, with commas between; "auto" means every GPU, or the CPU if there is none."""
     try:
         import torch
     except ImportError as error:
@@ -106,5 +112,5 @@ def devices(setting: str) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose numbers end up in the vectors."""
+    """Versions of the packages that the vectors depend on."""
     return {package: metadata.version(package) for package in _VERSIONED}

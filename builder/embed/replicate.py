@@ -1,8 +1,8 @@
-"""The Replicate backend: texts and image urls → vectors of a hosted CLIP, through the `replicate` client.
+"""The Replicate backend: texts and image URLs → vectors of a hosted CLIP, through the `replicate` client.
 
-The model takes lines of text; a line that starts with http:// or https:// is fetched as a picture. It answers a list of
-{"input", "embedding"}, and fails as a whole if one picture cannot be fetched or one text is too long: a batch that
-fails is halved until the culprit stands alone.
+The model takes lines of text; a line that starts with http:// or https:// is downloaded as an image. It answers a list
+of {"input", "embedding"}, and fails as a whole if one image cannot be downloaded or one text is too long: a batch that
+fails is halved until the input that causes it is found.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from builder.recipe import Recipe
+from sqid_lib.encoders.batching import Floats, VectorBatches, in_batches
 from sqid_lib.errors import EncoderError, missing_extra
 
 if TYPE_CHECKING:
     from replicate.client import Client
-
-Floats = NDArray[np.float32]
 
 # the model and version the published README names; openai/clip-vit-large-patch14
 MODEL = "andreasjansson/clip-features:71addf5a5e7c400e091f33ef8ae1c40d72a25966897d05ebe36a7edb06a86a2c"
@@ -39,7 +37,7 @@ _MOST_PIECES = 75  # 77 tokens less start and end
 
 
 class Replicate:
-    """Encodes texts and image urls with a model hosted by Replicate.
+    """Encodes texts and image URLs with a model hosted by Replicate.
 
     Args:
         recipe: `encoder.model` is OWNER/NAME:VERSION, or anything else for the published one; batches as set there.
@@ -58,47 +56,58 @@ class Replicate:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What makes the vectors what they are."""
+        """What the vectors depend on."""
         return {"revision": self._version, "width": self.width, "linear": "remote", "versions": versions()}
 
-    def texts(self, texts: Sequence[str], tick: Callable[[int], object]) -> Floats:
-        """float32 [N, D]. A text the model finds too long is cut at the last word that fits."""
-        lines = [_line(text) for text in texts]
-        vectors: dict[str, NDArray[np.float32]] = {}
-        for found, failed in self._batches(list(dict.fromkeys(lines)), self._settings.text_batch, tick):
-            vectors |= found
-            for line in failed:
-                vectors[line] = self._cut(line)
-        return np.stack([vectors[line] for line in lines])
+    def texts(self, texts: Sequence[str]) -> VectorBatches:
+        """Texts in the order given. A text that the model finds too long is truncated at the last word that fits."""
+        places: dict[str, list[int]] = {}  # the model's line → rows of the texts that become it
+        for row, text in enumerate(texts):
+            places.setdefault(_as_line(text), []).append(row)
+        batches = list(in_batches(places, self._settings.text_batch))
 
-    def pictures(self, urls: Sequence[str], tick: Callable[[int], object]) -> tuple[Floats, dict[str, str]]:
-        """float32 [N, D], NaN where there is no vector, and the status of urls the model could not use."""
-        vectors: dict[str, NDArray[np.float32]] = {}
+        def vectors() -> Iterator[Floats]:
+            for lines, (found, failed) in self._solved(batches):
+                found |= {line: self._truncated(line) for line in failed}
+                yield np.stack([found[line] for line in lines for _ in places[line]])
+
+        return VectorBatches([[row for line in lines for row in places[line]] for lines in batches], vectors())
+
+    def images(self, names: Sequence[str]) -> tuple[VectorBatches, dict[str, str]]:
+        """Images in the order given, and the status of those that the model cannot use.
+
+        Args:
+            names: URL of each image.
+        """
         # the model takes anything else for a text
-        statuses = {url: "bad_url" for url in urls if not re.match(r"https?://\S+$", url)}
-        good = [url for url in urls if url not in statuses]
-        for found, failed in self._batches(good, self._settings.image_batch, tick):
-            vectors |= found
-            statuses |= dict.fromkeys(failed, "error")
-        if good and not vectors:
-            raise EncoderError(
-                f"not one of {len(urls)} pictures could be encoded",
-                where=self._settings.model,
-                got=good[0],
-                fix="Are the urls reachable from outside, and is the model well?",
-            )
+        statuses = {url: "bad_url" for url in names if not re.match(r"https?://\S+$", url)}
+        good = [row for row, url in enumerate(names) if url not in statuses]
+        rows = list(in_batches(good, self._settings.image_batch))
+        bad = [row for row, url in enumerate(names) if url in statuses]
         nothing = np.full(self.width, np.nan, np.float32)
-        return np.stack([vectors.get(url, nothing) for url in urls]), statuses
 
-    def _batches(
-        self, lines: list[str], size: int, tick: Callable[[int], object]
-    ) -> Iterator[tuple[dict[str, Floats], list[str]]]:
-        """What `_solve` gives for each batch, several in flight, in order."""
-        batches = [lines[start : start + size] for start in range(0, len(lines), size)]
+        def vectors() -> Iterator[Floats]:
+            encoded = 0
+            for batch, (found, failed) in self._solved([[names[row] for row in some] for some in rows]):
+                statuses.update(dict.fromkeys(failed, "error"))
+                encoded += len(found)
+                yield np.stack([found.get(url, nothing) for url in batch])
+            if good and not encoded:
+                raise EncoderError(
+                    f"not one of {len(names)} images could be encoded",
+                    where=self._settings.model,
+                    got=names[good[0]],
+                    fix="Check that the URLs can be reached from the internet and that the model works.",
+                )
+            if bad:
+                yield np.stack([nothing] * len(bad))
+
+        return VectorBatches([*rows, *([bad] if bad else [])], vectors()), statuses
+
+    def _solved(self, batches: list[list[str]]) -> Iterator[tuple[list[str], tuple[dict[str, Floats], list[str]]]]:
+        """Each batch with what `_solve` gives for it, several in flight, in order."""
         with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="replicate") as pool:
-            for batch, solved in zip(batches, pool.map(self._solve, batches), strict=True):
-                tick(len(batch))
-                yield solved
+            yield from zip(batches, pool.map(self._solve, batches), strict=True)
 
     def _solve(self, lines: list[str]) -> tuple[dict[str, Floats], list[str]]:
         """Vectors of the lines, and those lines for which the model fails even alone."""
@@ -113,7 +122,7 @@ class Replicate:
         (found, failed), (more, also) = self._solve(lines[:half]), self._solve(lines[half:])
         return found | more, failed + also
 
-    def _cut(self, line: str) -> Floats:
+    def _truncated(self, line: str) -> Floats:
         """The vector of as many leading words as the model takes."""
         ends = [match.end() for match in _PIECE.finditer(line)]
         takes, refuses, vector = 0, len(ends), None
@@ -133,17 +142,17 @@ class Replicate:
 
         Raises:
             _FailedError: the model failed.
-            EncoderError: the service refused, or answered something else than a vector per line.
+            EncoderError: the service refused, or did not answer a vector per line.
         """
-        # an empty first or last line would be stripped away
-        asked = ["a", *lines, "a"] if "" in lines else list(lines)
-        prediction = self._finished("\n".join(asked))
+        # the model strips an empty first or last line
+        inputs = ["a", *lines, "a"] if "" in lines else list(lines)
+        prediction = self._finished("\n".join(inputs))
         try:
             found = {row["input"]: np.asarray(row["embedding"], np.float32) for row in prediction.output}
             return {line: _vector(found[line]) for line in lines}
         except (TypeError, KeyError, ValueError) as error:
             raise EncoderError(
-                f"an answer that is not a vector per line: {type(error).__name__}: {error}",
+                f"the answer is not a vector per line: {type(error).__name__}: {error}",
                 where=self._settings.model,
                 fix="Name a model that answers as andreasjansson/clip-features does.",
             ) from error
@@ -180,7 +189,7 @@ class Replicate:
 
 
 class _FailedError(Exception):
-    """The model, not the service, failed."""
+    """The model failed, not the service."""
 
 
 def reference(model: str) -> str:
@@ -189,12 +198,12 @@ def reference(model: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages on this side."""
+    """Versions of the packages that the vectors depend on, as far as this machine knows."""
     return {"replicate": metadata.version("replicate")}
 
 
 def _client() -> tuple[Client, Callable[[], None]]:
-    """The client, and what closes its connections."""
+    """The client, and the function that closes its connections."""
     try:
         import httpx
         from replicate.client import Client, RetryTransport
@@ -202,13 +211,13 @@ def _client() -> tuple[Client, Callable[[], None]]:
         raise missing_extra("replicate", "replicate", 'for encoder.backend = "replicate"') from error
     if not os.environ.get(_TOKEN):
         raise EncoderError(f"{_TOKEN} is not set", where="encoder.backend", fix=f"Set {_TOKEN} in the environment.")
-    # the client retries only what it calls safe; a prediction refused for its rate was never made
+    # by default the client does not retry POST; a prediction refused by a rate limit was never started
     transport = RetryTransport(httpx.HTTPTransport(), retryable_methods=["POST"], retry_status_codes=[429, 503])
     return Client(transport=transport), transport.close
 
 
-def _line(text: str) -> str:
-    """A text as one line that is not taken for a picture: CLIP lowers case, the model's test for urls does not."""
+def _as_line(text: str) -> str:
+    """A text as one line that is not taken for an image: CLIP ignores case, the model's test for URLs does not."""
     line = " ".join(text.split())
     pieces = list(_PIECE.finditer(line))
     if len(pieces) > _MOST_PIECES:

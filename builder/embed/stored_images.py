@@ -1,4 +1,4 @@
-"""The bytes that fetch stored, by content hash, a file at a time."""
+"""The images that fetch stored, by the sha256 of their bytes, read one file after another."""
 
 from __future__ import annotations
 
@@ -10,47 +10,52 @@ import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, IntegrityError, SchemaError
+from sqid_lib.files import parse_numbered_name
+
+_KIND = "images"  # in the names of files
 
 
-class Pictures:
-    """Where each picture of `folder/images-*.parquet` lies; only hashes are kept in memory.
+class StoredImages:
+    """In which file of `folder` each image is; only hashes are kept in memory.
 
     Raises:
         CorruptFileError, SchemaError: a file cannot be read or has other columns.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = sorted(folder.glob("images-*.parquet"))
-        self._place: dict[str, int] = {}  # sha256 → number of the file that holds it first
+        self._folder = folder
+        names = {path: parse_numbered_name(path) for path in sorted(folder.glob("*"))}
+        self._files = [path for path, name in names.items() if name and name[0] == _KIND]
+        self._place: dict[str, int] = {}  # sha256 → number of the first file that has it
         for number, path in enumerate(self._files):
-            for digest in _read(path, ["sha256"])["sha256"].to_pylist():
-                self._place.setdefault(digest, number)
+            for sha256 in _read(path, ["sha256"])["sha256"].to_pylist():
+                self._place.setdefault(sha256, number)
 
-    def check(self, digests: Collection[str]) -> None:
-        """Raise IntegrityError unless every picture of `digests` is stored."""
-        absent = [digest for digest in digests if digest not in self._place]
+    def check(self, sha256s: Collection[str]) -> None:
+        """Raise IntegrityError unless every one of the images is stored."""
+        absent = [sha256 for sha256 in sha256s if sha256 not in self._place]
         if absent:
             raise IntegrityError(
-                f"{len(absent)} pictures that outcomes.parquet names are not stored",
-                where=self._files[0].parent if self._files else "fetch",
+                f"{len(absent)} images that outcomes.parquet names are not stored",
+                where=self._folder,
                 got=absent[0],
                 fix="Run the fetch stage again.",
             )
 
-    def order(self, digests: Collection[str]) -> list[str]:
-        """The digests in the order of files, so that `read` opens each file once."""
-        return sorted(digests, key=lambda digest: (self._place[digest], digest))
+    def order(self, sha256s: Collection[str]) -> list[str]:
+        """The images in the order of files, so that `read` opens each file once."""
+        return sorted(sha256s, key=lambda sha256: (self._place[sha256], sha256))
 
     def read(self, ordered: Collection[str]) -> Iterator[bytes]:
-        """The bytes of each digest; at most one file is in memory."""
+        """The bytes of each image; at most one file is in memory."""
         number = -1
         stored: dict[str, pa.Scalar] = {}
-        for digest in ordered:
-            if self._place[digest] != number:
-                number, stored = self._place[digest], {}
+        for sha256 in ordered:
+            if self._place[sha256] != number:
+                number, stored = self._place[sha256], {}
                 table = _read(self._files[number], schemas.IMAGES_SCHEMA.names)
                 stored = dict(zip(table["sha256"].to_pylist(), table["image"], strict=True))
-            yield stored[digest].as_py()
+            yield stored[sha256].as_py()
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:

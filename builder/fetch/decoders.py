@@ -1,35 +1,37 @@
-"""Decoding pictures of strangers in processes of their own: what kills a decoder costs one picture, not the run."""
+"""Decoding untrusted images in processes of their own: an image that kills its decoder costs one image, not the run."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import fcntl
+import json
 import os
 import signal
-import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, Self
 
+from builder.database import reporting_disk_errors
+from builder.engines import import_path
+from builder.fetch import decoder
+from builder.fetch.ledger import Ledger
 from sqid_lib.errors import StageError
-from sqid_lib.images import PictureError, check
 
-SECONDS = 20  # for one picture; the slowest honest ones take under one
-_REQUEST = struct.Struct("<QQ")  # bytes that follow, pixels allowed
-_PIPE = 1 << 20
-_READY = b"+"
+_PIPE = 1 << 20  # bytes
 _ENDED = "ended"
-_REPLY = struct.Struct("<iiQ")  # width, height (0 if refused), bytes of text that follow: "status\ndetail"
+_LIBRARY_PATHS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A decoded picture's size in pixels, or the status and detail of its refusal."""
+    """An image that was decoded: hash, offset in the spool, size in pixels; or status and detail of its refusal."""
 
     status: str
+    sha256: str | None = None
+    offset: int | None = None
     width: int | None = None
     height: int | None = None
     detail: str | None = None
@@ -39,13 +41,14 @@ class Decoders:
     """A pool of decoder processes, for one event loop. An async context manager.
 
     Args:
-        processes: how many; default one per CPU this process may use.
+        ledger: its spool takes the images; the processes share the spool's lock.
         max_pixels: as for `sqid_lib.images.decode`.
+        processes: how many; default one per CPU this process may use.
     """
 
-    def __init__(self, processes: int | None = None, *, max_pixels: int) -> None:
+    def __init__(self, ledger: Ledger, *, max_pixels: int, processes: int | None = None) -> None:
         self.processes = processes or _cpus()
-        self._max_pixels = max_pixels
+        self._ledger, self._max_pixels = ledger, max_pixels
         self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
         self.running: set[asyncio.subprocess.Process] = set()
         self._starting: set[asyncio.Task[asyncio.subprocess.Process]] = set()
@@ -63,12 +66,17 @@ class Decoders:
             await self._end(process)
 
     async def check(self, data: bytes) -> Checked:
-        """Decode a picture wholly in one of the processes. Raises nothing a picture causes."""
+        """Decode an image wholly in one of the processes, which writes its bytes to the spool.
+
+        Raises:
+            DiskError: the bytes could not be written. Nothing is raised because of what the bytes are.
+            StageError: the processes do not start.
+        """
         checked = await self._try(data)
-        if checked.status == _ENDED:  # perhaps killed from outside, so a fresh process may try once
+        if checked.status == _ENDED:  # the process may have been killed from outside, so try once in another one
             checked = await self._try(data)
         if checked.status == _ENDED:
-            return Checked("corrupt", detail=f"the decoder ended on this picture ({checked.detail})")
+            return Checked("corrupt", detail=f"the decoder ended on this image ({checked.detail})")
         return checked
 
     async def _try(self, data: bytes) -> Checked:
@@ -76,51 +84,52 @@ class Decoders:
         answered = False
         try:
             process = process or await self._started()
-            async with asyncio.timeout(SECONDS + 5):  # the process ends itself before; this is for a stopped one
-                checked = await self._ask(process, data)
+            async with asyncio.timeout(decoder.SECONDS + 5):  # it ends itself before, unless it was stopped
+                reply = await self._ask(process, data)
             answered = True
-            return checked
         except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError, TimeoutError) as error:
             return Checked(_ENDED, detail=_reason(await self._end(process) if process else None, error))
         finally:
             if not answered and process in self.running:
-                process.kill()  # cancelled half-way: its pipe is out of step; reaped as the pool ends
+                process.kill()  # cancelled before its reply; it is waited for when the pool ends
             self._idle.put_nowait(process if answered else None)
+        if "errno" in reply:
+            with reporting_disk_errors(self._ledger.spool_path):
+                raise OSError(reply["errno"], os.strerror(reply["errno"]))
+        return Checked(**reply)
 
-    async def _ask(self, process: asyncio.subprocess.Process, data: bytes) -> Checked:
+    async def _ask(self, process: asyncio.subprocess.Process, data: bytes) -> dict[str, Any]:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(_REQUEST.pack(len(data), self._max_pixels) + data)  # one system call, one wake-up
+        header = decoder.REQUEST.pack(len(data), self._max_pixels, self._ledger.reserve(len(data)))
+        process.stdin.write(header + data)  # one system call, one wake-up
         await process.stdin.drain()
-        width, height, length = _REPLY.unpack(await process.stdout.readexactly(_REPLY.size))
-        if not length:
-            return Checked("ok", width, height)
-        status, _, detail = (await process.stdout.readexactly(length)).decode().partition("\n")
-        return Checked(status, detail=detail)
+        reply: dict[str, Any] = json.loads(await process.stdout.readuntil(b"\n"))
+        return reply
 
     async def _started(self) -> asyncio.subprocess.Process:
         start = asyncio.create_task(self._start())
         self._starting.add(start)
         start.add_done_callback(self._starting.discard)
-        return await asyncio.shield(start)  # a start cancelled half-way would leave its process behind
+        return await asyncio.shield(start)  # cancelling a start would leave its process behind
 
     async def _start(self) -> asyncio.subprocess.Process:
-        # a program of its own, not multiprocessing: that would run the caller's script again
+        # a program of its own, since multiprocessing would run the caller's script again
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "builder.fetch.decoders",
+            *("-P", decoder.__file__, str(self._ledger.spool)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            pass_fds=(self._ledger.spool,),
             env=environment(),
         )
         self.running.add(process)
         _widen(process)
         assert process.stdout is not None
-        if await process.stdout.read(1) != _READY:
+        if await process.stdout.read(1) != decoder.READY:
             raise StageError(
                 "the decoder process does not start",
-                where="builder.fetch.decoders",
+                where=Path(decoder.__file__).name,
                 got=f"exit status {await self._end(process)}",
                 fix="Its own message is above.",
             )
@@ -139,15 +148,15 @@ class Decoders:
 
 
 def environment() -> dict[str, str]:
-    """For processes of our own: they import what this one would."""
-    root = str(Path(__file__).resolve().parents[1])  # which an editable install finds by other means
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (*sys.path, root) if p)}
+    """What a decoder process needs to find its packages, and nothing else: no token, no proxy's password."""
+    found = {name: os.environ[name] for name in _LIBRARY_PATHS if name in os.environ}
+    return found | {"PYTHONPATH": import_path()}
 
 
 def _widen(process: asyncio.subprocess.Process) -> None:
-    """Let a whole picture into the pipe at once; 64 KiB, the default, would take turns."""
+    """Let a whole image into the pipe at once: with the default of 64 KiB both processes would wait for each other."""
     if process.stdin is not None and hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux
-        with contextlib.suppress(OSError):  # above the user's allowance
+        with contextlib.suppress(OSError):  # more than the user may have
             fcntl.fcntl(process.stdin.transport.get_extra_info("pipe"), fcntl.F_SETPIPE_SZ, _PIPE)
 
 
@@ -157,43 +166,7 @@ def _cpus() -> int:
 
 def _reason(code: int | None, error: BaseException) -> str:
     if code == -signal.SIGALRM:
-        return f"not done after {SECONDS} s"
+        return f"not done after {decoder.SECONDS} s"
     if code is not None and code < 0:
         return signal.Signals(-code).name
     return f"exit status {code}" if code is not None else str(error)
-
-
-def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """What a decoder process does until its input ends."""
-    while header := requests.read(_REQUEST.size):
-        length, max_pixels = _REQUEST.unpack(header)
-        data = requests.read(length)
-        signal.alarm(SECONDS)  # its default action ends the process, even inside a C decoder
-        try:
-            reply = _REPLY.pack(*check(data, max_pixels), 0)
-        except PictureError as error:
-            text = f"{error.status}\n{error.detail}".encode()
-            reply = _REPLY.pack(0, 0, len(text)) + text
-        signal.alarm(0)
-        replies.write(reply)
-        replies.flush()
-
-
-def _main() -> None:
-    import resource
-    import warnings
-
-    import PIL.Image  # noqa: F401 - a missing package shows here, not as a damaged picture
-
-    warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which nobody reads here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then closes the pipe
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not speak into the replies
-    replies.write(_READY)
-    replies.flush()
-    serve(sys.stdin.buffer, replies)
-
-
-if __name__ == "__main__":
-    _main()

@@ -1,9 +1,9 @@
-"""The stage as a whole: which urls, what is left to do, and the two tables at its end."""
+"""The stage as a whole: which URLs are wanted, who downloads them, and the table of outcomes at its end."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +11,55 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.database import query_copy, telling_disk
-from builder.fetch.download import download
+from builder import engines
+from builder.database import query_copy, reporting_disk_errors
+from builder.engines import Job
 from builder.fetch.ledger import Ledger, Outcome
-from builder.fetch.shards import DamagedError, assemble, recover
+from builder.fetch.partition import Partition, open_downloader, outcomes
+from builder.fetch.shards import recover
 from builder.progress import progress
-from builder.recipe import FetchSettings, Recipe
+from builder.recipe import Recipe
 from sqid_lib import schemas
-from sqid_lib.errors import DiskError, UsageError
+from sqid_lib.errors import UsageError
 from sqid_lib.files import replacing
 from sqid_lib.tables.reader import open_parquet, reporting
 
 _FOLDER = "fetch"
-_BATCH = 4_096  # products or urls handled at once
-_NOT_FETCHED = Outcome("", "ok")
-_ROUNDS = 3  # of downloading what was found damaged on disk
-RETRIABLE = tuple(
-    status
-    for status in schemas.IMAGE_STATUS
-    if status not in (schemas.OK, schemas.MISSING, schemas.PLACEHOLDER, schemas.GENERIC, "unavailable", "non_finite")
-)
+_BATCH = 4_096  # products handled at once
+_NOT_FETCHED = Outcome("", schemas.OK)
 
 
-def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
-    """Download the distinct image urls of the resolved products, each once, and keep the distinct pictures.
+def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "local") -> None:
+    """Download the distinct image URLs of the resolved products, each once, and store the distinct images.
 
     Can be killed at any moment and run again: only the requests in flight are repeated. Run again when finished, it
-    makes no request; when urls changed, it requests the new ones. The shards' bytes depend on the pictures alone.
+    makes no request; when URLs changed, it requests the new ones. The shards' bytes depend on the images alone.
 
     Args:
         recipe: `[fetch]` holds the limits, mirrors and allowed hosts.
         work: reads resolve/urls.parquet; writes fetch/outcomes.parquet (`schemas.OUTCOMES_SCHEMA`, a row per product:
             main, and supp with `selection.embed_supp`) and fetch/images-*.parquet (`schemas.IMAGES_SCHEMA`).
-        retry: statuses of earlier failures to try again.
+        retry: statuses of earlier failures to try again, of `schemas.RETRIABLE["fetch"]`.
+        engine: of `builder.engines.ENGINES`.
 
     Raises:
-        UsageError: a status in `retry` is no failure.
+        UsageError: an unknown engine, or a status in `retry` that is not a failure of fetch.
         FetchError: the network is down.
         DiskError: no space left.
-        SourceError: resolve/urls.parquet is not there or damaged.
+        SourceError: resolve/urls.parquet is missing or damaged, or the ledger is damaged or in use.
     """
+    run = engines.find(engine)
     _check_retry(retry)
     folder = work / _FOLDER
     urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
     with Ledger(folder) as ledger:
         recover(folder, ledger)
         ledger.forget(retry)
-    for _ in range(_ROUNDS):
-        _download(recipe.fetch, folder, urls)
-        with Ledger(folder) as ledger:
-            if _assemble(recipe.fetch, folder, ledger, urls):
-                return _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledger)
-    raise DiskError("pictures read back differ from what was written", where=folder, fix="Check the disk.")
+        done = sum(outcome is not None for _, outcome in outcomes(ledger, urls))
+    with progress(_FOLDER, len(urls), done) as bar:
+        run(Job(partial(open_downloader, recipe.fetch), [Partition(folder, urls)]), bar.update)
+    with Ledger(folder) as ledger:
+        _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledger)
 
 
 def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None:
@@ -79,8 +76,15 @@ def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None
     return f"{len(done):,} of {len(urls):,} URLs done, {len(urls) - len(done):,} to fetch"
 
 
+def _check_retry(retry: Sequence[str]) -> None:
+    known = schemas.RETRIABLE[_FOLDER]
+    unknown = [status for status in retry if status not in known]
+    if unknown:
+        raise UsageError("not a failure", where="--retry", expected=", ".join(known), got=", ".join(unknown))
+
+
 def _products(recipe: Recipe, work: Path) -> Iterator[pa.RecordBatch]:
-    """The resolved products of the parts that get pictures, some thousand at a time: all at once need much memory."""
+    """The resolved products of the parts that get images, some thousand at a time: all at once need much memory."""
     path = str(work / "resolve" / "urls.parquet")
     columns = schemas.OUTCOMES_SCHEMA.names[:4]
     with open_parquet(path, schemas.RESOLVED_SCHEMA) as file, reporting(path):
@@ -95,42 +99,12 @@ def _wanted(products: pa.RecordBatch) -> list[str]:
     return urls
 
 
-def _check_retry(retry: Sequence[str]) -> None:
-    unknown = [status for status in retry if status not in RETRIABLE]
-    if unknown:
-        raise UsageError("no such failure", where="--retry", expected=", ".join(RETRIABLE), got=", ".join(unknown))
-
-
-def _download(limits: FetchSettings, folder: Path, urls: Sequence[str]) -> None:
-    with Ledger(folder) as ledger:
-        todo = [url for url, outcome in _outcomes(ledger, urls) if outcome is None]
-    if todo:
-        with progress(_FOLDER, len(urls), len(urls) - len(todo)) as bar:
-            asyncio.run(download(todo, limits, folder, bar))
-
-
-def _assemble(limits: FetchSettings, folder: Path, ledger: Ledger, urls: Sequence[str]) -> bool:
-    """Write the shards; says whether all pictures were sound, and forgets those that were not."""
-    sha256s = dict.fromkeys(o.sha256 for _, o in _outcomes(ledger, urls) if o and o.sha256)
-    try:
-        with telling_disk(folder):
-            assemble(folder, ledger, list(sha256s), limits.shard_rows)
-    except DamagedError as error:  # by a power cut, say: fetch those again
-        ledger.forget_pictures(error.sha256s)
-        recover(folder, ledger)
-        return False
-    return True
-
-
-def _outcomes(ledger: Ledger, urls: Sequence[str]) -> Iterator[tuple[str, Outcome | None]]:
-    for start in range(0, len(urls), _BATCH):
-        batch = urls[start : start + _BATCH]
-        found = ledger.look_up(batch)
-        yield from ((url, found.get(url)) for url in batch)
-
-
 def _write_outcomes(path: Path, products: Iterable[pa.RecordBatch], ledger: Ledger) -> None:
-    with telling_disk(path), replacing(path) as part, pq.ParquetWriter(part, schemas.OUTCOMES_SCHEMA) as writer:
+    with (
+        reporting_disk_errors(path),
+        replacing(path) as part,
+        pq.ParquetWriter(part, schemas.OUTCOMES_SCHEMA) as writer,
+    ):
         for batch in products:
             writer.write_batch(_with_outcomes(batch, ledger))
 
@@ -140,7 +114,7 @@ def _with_outcomes(products: pa.RecordBatch, ledger: Ledger) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {name: [] for name in schemas.OUTCOMES_SCHEMA.names[3:]}
     for url, resolved in zip(*(products[c].to_pylist() for c in ("image_url", "image_status")), strict=True):
         outcome = found[url] if resolved in schemas.EMBEDDED_STATUSES else _NOT_FETCHED
-        columns["image_status"].append(resolved if outcome.status == "ok" else outcome.status)
+        columns["image_status"].append(resolved if outcome.status == schemas.OK else outcome.status)
         for name in schemas.OUTCOMES_SCHEMA.names[4:]:
             columns[name].append(getattr(outcome, name))
     keys = {name: products[name] for name in schemas.OUTCOMES_SCHEMA.names[:3]}

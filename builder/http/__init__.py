@@ -1,1 +1,1 @@
-"""HTTP towards untrusted URLs and servers: every step is guarded and bounded."""
+"""HTTP requests to untrusted URLs and servers: every step is checked and limited."""

@@ -1,4 +1,4 @@
-"""Which IP addresses a stranger's url may lead to: public ones, and nothing on the maintainer's network."""
+"""Which IP addresses an untrusted URL may lead to: public ones, and none on the user's own network."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SPECIAL_V4 = tuple(
             *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24"),
             *("192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
             "224.0.0.0/3",  # multicast and reserved
-            "168.63.129.16/32",  # a cloud's own platform service, in public space
+            "168.63.129.16/32",  # platform service of a cloud (Azure), in public space
         ),
     )
 )
-_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # the only space given out for global unicast
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # the only space assigned to global unicast
 _SPECIAL_V6 = tuple(  # 2001::/32 is Teredo, 2002::/16 6to4
     map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"))
 )
@@ -28,13 +28,13 @@ _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214 interface identifiers, an IPv4 ad
 def why_refused(address: str) -> str | None:
     """Why no connection may go to an IP address: None for a global unicast address, else one line.
 
-    IPv4 addresses carried inside IPv6 ones (mapped, NAT64, ISATAP) are judged as such; whatever else carries one
-    (6to4, Teredo, compatible, local NAT64) is refused whole.
+    IPv4 addresses inside IPv6 ones (mapped, NAT64, ISATAP) are judged as IPv4 addresses; other forms that contain one
+    (6to4, Teredo, compatible, local NAT64) are all refused.
     """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return f"{address!r} is no IP address"
+        return f"{address!r} is not an IP address"
     if isinstance(ip, ipaddress.IPv6Address):
         value = int(ip)
         inner = ipaddress.IPv4Address(value & 0xFFFFFFFF)
@@ -43,7 +43,7 @@ def why_refused(address: str) -> str | None:
         elif ip not in _GLOBAL_V6 or any(ip in network for network in _SPECIAL_V6):
             return f"{address} is not a public address"
         elif (value >> 32) & 0xFFFFFFFF in _ISATAP and why_refused(str(inner)):
-            return f"{address} carries {inner}, not a public address"
+            return f"{address} contains {inner}, which is not a public address"
         else:
             return None
     if any(ip in network for network in _SPECIAL_V4):

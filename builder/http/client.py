@@ -1,11 +1,9 @@
-"""The one HTTP core, for pictures and pages: urls and servers are strangers', so every step is guarded and bounded."""
+"""The HTTP client for images and pages: URLs and servers are untrusted, so every step is checked and limited."""
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
-import ipaddress
-import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,32 +13,32 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from builder.database import telling_disk
+from builder.database import reporting_disk_errors
 from builder.http.event_loop import Connections, Problem
+from builder.http.names import Names
 from builder.http.transfer import REDIRECTS, Transfer, headers
-from builder.http.urls import BadUrlError, join_url, one_line, parse_url
+from builder.http.urls import BadUrlError, join_url, parse_url, printable_line
 from builder.recipe import FetchSettings
 
-ACCEPT_PICTURES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1"
+ACCEPT_IMAGES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1"
 ACCEPT_PAGES = "text/html, application/xhtml+xml;q=0.9, */*;q=0.1"
 
-_NAMES_AGE = 300.0  # seconds that an answer of the name service is good for
 _RETRIED = (408, 429)  # and 5xx
 
 
 @dataclass
 class Answer:
-    """What came of one request.
+    """The result of one request.
 
     Attributes:
         status: "ok" if a body came with 200, else a value of `schemas.IMAGE_STATUS`.
-        url: the url that answered, after redirects.
-        http_status: of the last answer; None where none came.
+        url: the URL that answered, after redirects.
+        http_status: of the last answer; None if none came.
         head: its lines, up to the empty one.
-        body: the decoded body, at its start; None unless `ok` or asked for.
-        detail: one line for people.
-        again: whether another try may help.
-        retry_after: seconds the server asks to wait.
+        body: the decoded body, at its start; None unless `ok` or requested by the caller.
+        detail: one line that explains the status.
+        again: whether another attempt may succeed.
+        retry_after: seconds to wait before it, by the server's Retry-After.
     """
 
     status: str
@@ -60,7 +58,7 @@ class Answer:
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """One that is under way, its redirects included. The watch ends it by cancelling `coming`, and says why."""
+    """A request in progress, its redirects included. The watch ends it by cancelling `coming` and sets `ended`."""
 
     until: float
     transfer: Transfer | None = None
@@ -71,23 +69,32 @@ class _Request:
 class Client:
     """Requests under the limits of a recipe's [fetch]. An async context manager.
 
-    The guard sits at the socket: it sees the final address of every connection, whatever name, literal, redirect or
-    DNS answer led there. With `trust_env` and a proxy it sees the proxy, which must then be in `allow_hosts`.
+    The address check is at the socket: it applies to the final address of every connection, whatever name, literal,
+    redirect or DNS answer led there. With `trust_env` and a proxy that is the proxy's, which must be in `allow_hosts`.
 
     Args:
         limits: times, sizes, ports, hosts.
         accept: the Accept header.
-        contact: how the owner of a server reaches the person who runs this; goes into the User-Agent.
+        contact: how the owner of a server can reach the user; part of the User-Agent.
         spill: directory for bodies over 1 MiB.
+        max_bytes: of a body; default that of `limits`.
     """
 
-    def __init__(self, limits: FetchSettings, *, accept: str, contact: str = "", spill: Path | None = None) -> None:
-        self._limits = limits
+    def __init__(
+        self,
+        limits: FetchSettings,
+        *,
+        accept: str,
+        contact: str = "",
+        spill: Path | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self._limits, self._max_bytes = limits, max_bytes or limits.max_bytes
         self._spill = spill or Path(tempfile.gettempdir())
         self._allowed = frozenset(_host_port(entry) for entry in limits.allow_hosts)
         self._requests: set[_Request] = set()
         self._idle: list[Transfer] = []
-        self._names: dict[tuple[str, int], tuple[float, asyncio.Task[str | None]]] = {}
+        self._names = Names()
         self.user_agent = user_agent(contact)
         self._headers = [f"User-Agent: {self.user_agent}", f"Accept: {accept}", "Accept-Encoding: identity"]
 
@@ -100,14 +107,13 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._watch.cancel()
-        for _, lookup in self._names.values():
-            lookup.cancel()
+        self._names.close()
         self._connections.close()
         for transfer in self._idle:
             transfer.curl.close()
 
     async def _end_late_ones(self) -> None:
-        """All times of all requests under one timer: one for each would cost a tenth of all work here."""
+        """Enforce the times of all requests with one timer: a timer for each would be a tenth of all work here."""
         read_timeout = self._limits.read_timeout
         tick = min(1.0, max(0.02, min(read_timeout, self._limits.timeout) / 20))
         while True:
@@ -116,21 +122,21 @@ class Client:
             for request in self._requests:
                 if request.transfer is None or request.coming is None:
                     continue
-                heard = request.transfer.heard
+                last = request.transfer.last_activity
                 if now >= request.until:
                     ended = f"not done after {self._limits.timeout:g} s"
-                elif heard is not None and now - heard >= read_timeout:
+                elif last is not None and now - last >= read_timeout:
                     ended = f"nothing came for {read_timeout:g} s"
                 else:
                     continue
-                if request.coming.cancel():  # else it has just ended by itself
+                if request.coming.cancel():  # else it has just ended
                     request.ended = ended
 
     async def get(self, url: str, *, redirects: int | None = None, every_body: bool = False) -> Answer:
-        """GET an url, following at most `redirects` redirects (default: the recipe's). Raises nothing a server causes.
+        """GET a URL, following at most `redirects` redirects (default: the recipe's). No answer of a server raises.
 
         Args:
-            every_body: read the bodies of other answers than 200 too.
+            every_body: also read the bodies of other answers than 200.
 
         Raises:
             DiskError: no space for a large body.
@@ -142,7 +148,7 @@ class Client:
         try:
             while True:
                 answer = await self._hop(request, at, every_body)
-                answer.detail = answer.detail and one_line(answer.detail)
+                answer.detail = answer.detail and printable_line(answer.detail)
                 target = answer.headers.get("location") if answer.http_status in REDIRECTS else None
                 if target is None or redirects == 0:
                     return answer
@@ -165,7 +171,7 @@ class Client:
         if not allowed and port not in self._limits.ports:
             return Answer("refused", url, detail=f"port {port} is not among the recipe's ports")
         try:
-            addresses = None if self._limits.trust_env else await self._look_up(host, port, request.until)
+            addresses = None if self._limits.trust_env else await self._names.look_up(host, port, request.until)
         except TimeoutError:
             return Answer("timeout", url, detail=f"no answer of the name service in {self._limits.timeout:g} s")
         except (OSError, UnicodeError) as error:
@@ -190,13 +196,13 @@ class Client:
         finally:
             request.coming = request.transfer = None
             self._idle.append(transfer)
-        with telling_disk(self._spill):
-            return _outcome(transfer, url, problem)
+        with reporting_disk_errors(self._spill):
+            return _answer(transfer, url, problem)
 
     def _transfer(self) -> Transfer:
         return Transfer(
             self._headers,
-            cap=self._limits.max_bytes,
+            cap=self._max_bytes,
             proxies=self._limits.trust_env,
             may_connect=self._is_own_proxy,
             spill=self._spill,
@@ -205,48 +211,17 @@ class Client:
     def _is_own_proxy(self, host: str, port: int) -> bool:
         return self._limits.trust_env and _host_port(f"{host}:{port}") in self._allowed
 
-    async def _look_up(self, host: str, port: int, until: float) -> str | None:
-        """What the name service says of a host, for curl; None for an address. Asked anew after five minutes."""
-        now = time.monotonic()
-        good, lookup = self._names.get((host, port), (0.0, None))
-        if lookup is None or now >= good or (lookup.done() and (lookup.cancelled() or lookup.exception())):
-            lookup = asyncio.create_task(_addresses(host, port))
-            lookup.add_done_callback(_heed)
-            self._names[host, port] = now + _NAMES_AGE, lookup
-        if not lookup.done():
-            await asyncio.wait((lookup,), timeout=max(0.0, until - now))
-        if not lookup.done():
-            raise TimeoutError
-        return lookup.result()
 
-
-async def _addresses(host: str, port: int) -> str | None:
-    try:
-        ipaddress.ip_address(host)
-        return None
-    except ValueError:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    spelled = (f"[{where[0]}]" if family == socket.AF_INET6 else str(where[0]) for family, _, _, _, where in found)
-    # "+": curl forgets it after a minute; it looks through all it knows for every request
-    return f"+{host}:{port}:{','.join(dict.fromkeys(spelled))}"
-
-
-def _heed(lookup: asyncio.Task[str | None]) -> None:
-    """An error that nobody waits for any more would be printed."""
-    if not lookup.cancelled():
-        lookup.exception()
-
-
-def _outcome(transfer: Transfer, url: str, problem: Problem | None) -> Answer:
+def _answer(transfer: Transfer, url: str, problem: Problem | None) -> Answer:
     if transfer.failure:
         raise transfer.failure
     code = transfer.code
     answered = transfer.complete and code >= 200
-    if (answered or problem is None) and transfer.status != code:  # curl read the first line, or a trailer, otherwise
+    if (answered or problem is None) and transfer.status != code:  # curl reads a first line or a trailer differently
         return Answer("connection", url, detail="the answer is no HTTP")
     if problem is None or (answered and not transfer.wanted):
         return _answered(transfer, url, code)
-    if answered and code != 200 and transfer.problem:  # its body is of no use
+    if answered and code != 200 and transfer.problem:  # its body is not needed
         return _answered(transfer, url, code, body=False)
     status, detail, again = transfer.why(*problem)
     return Answer(status, url, code if answered else None, detail=detail, again=again)
@@ -269,7 +244,7 @@ def _answered(transfer: Transfer, url: str, code: int, *, body: bool = True) -> 
 
 
 def user_agent(contact: str = "") -> str:
-    """What servers are told of this program."""
+    """The User-Agent header."""
     try:
         version = metadata.version("sqid")
     except metadata.PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""Curl's transfers in the event loop, which hears of all their sockets through one file descriptor.
+"""Curl's transfers in the event loop, which watches all their sockets through one file descriptor.
 
-pycurl's own AsyncCurlMulti adds every socket to the loop and removes it again for every request: a quarter of all work.
+pycurl's own AsyncCurlMulti adds every socket to the loop and removes it again for each request, a quarter of all work.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sqid_lib.errors import missing_extra
 try:
     import pycurl
 except ImportError:
-    raise missing_extra("pycurl", "build", "to download pictures") from None
+    raise missing_extra("pycurl", "build", "to download images") from None
 
-Problem = tuple[int, str]  # curl's code and its words
+Problem = tuple[int, str]  # curl's error code and message
 
 _INTEREST = {
     pycurl.POLL_IN: selectors.EVENT_READ,
@@ -31,7 +31,7 @@ _READY = {
 
 
 class Connections:
-    """Runs transfers in the event loop it is made in; connections stay open for further requests.
+    """Runs transfers in the running event loop; connections stay open for further requests.
 
     Args:
         total: connections at once; further transfers wait.
@@ -41,7 +41,7 @@ class Connections:
     def __init__(self, total: int, per_host: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._coming: dict[pycurl.Curl, asyncio.Future[Problem | None]] = {}
-        self._due: float | None = None  # when curl asks to be woken, by the loop's clock
+        self._due: float | None = None  # when curl wants to be called, by the loop's clock
         self._timer: asyncio.TimerHandle | None = None
         self._watched: set[int] = set()
         self._selector: Any = selectors.DefaultSelector()
@@ -58,18 +58,18 @@ class Connections:
             self._multi.setopt(option, value)
 
     def begin(self, curl: pycurl.Curl) -> asyncio.Future[Problem | None]:
-        """Start a transfer. The result is None, or why it failed."""
+        """Start a transfer. The result is None, or the problem that ended it."""
         coming = self._coming[curl] = self._loop.create_future()
         self._multi.add_handle(curl)
         return coming
 
     def abandon(self, curl: pycurl.Curl) -> None:
-        """Break a transfer off, if it has not ended."""
+        """Abort a transfer, if it has not ended."""
         if self._coming.pop(curl, None):
             self._multi.remove_handle(curl)
 
     def close(self) -> None:
-        """Break everything off and close all connections; who waits for a transfer is cancelled."""
+        """Abort all transfers, cancel those who wait for them, and close all connections."""
         for curl, coming in list(self._coming.items()):
             self.abandon(curl)
             coming.cancel()
@@ -93,7 +93,7 @@ class Connections:
             self._selector.register(socket, _INTEREST[what])
 
     def _wake(self, milliseconds: int) -> None:
-        """Curl moves its timer twice a request, mostly later: the loop's is set anew only where it must be sooner."""
+        """Curl moves its timer twice a request, mostly to later: the loop's is replaced only if it must be sooner."""
         if milliseconds < 0:
             self._due = None
             return
@@ -120,17 +120,17 @@ class Connections:
         try:
             for socket, events in sockets:
                 self._multi.socket_action(socket, events)
-        except pycurl.error as error:  # nothing more will come of any transfer
+        except pycurl.error as error:  # no transfer can go on
             for curl, coming in list(self._coming.items()):
                 self.abandon(curl)
-                self._settle(coming, (error.args[0], f"curl broke down: {error.args[-1]}"))
+                self._settle(coming, (error.args[0], f"curl failed: {error.args[-1]}"))
         left = 1
         while left:
             left, whole, failed = self._multi.info_read()
             for curl in whole:
                 self._end(curl, None)
-            for curl, code, words in failed:
-                self._end(curl, (code, words))
+            for curl, code, message in failed:
+                self._end(curl, (code, message))
 
     def _end(self, curl: pycurl.Curl, problem: Problem | None) -> None:
         self._multi.remove_handle(curl)

@@ -1,4 +1,4 @@
-"""One request on a curl handle: what may be connected to, how much is read, and what came."""
+"""One request on a curl handle: which addresses it may connect to, how much is read, and what was received."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from sqid_lib.errors import missing_extra
 try:
     import pycurl
 except ImportError:
-    raise missing_extra("pycurl", "build", "to download pictures") from None
+    raise missing_extra("pycurl", "build", "to download images") from None
 
 REDIRECTS = (301, 302, 303, 307, 308)
 
-_PROBLEMS = {  # curl's words say how long it took, so no two runs would record the same
+_PROBLEMS = {  # curl's own messages contain times, so two runs would record different ones
     pycurl.E_COULDNT_CONNECT: "no connection",
     pycurl.E_GOT_NOTHING: "the server closed the connection without an answer",
     pycurl.E_PARTIAL_FILE: "the connection broke within the body",
     pycurl.E_RECV_ERROR: "the connection broke",
     pycurl.E_SEND_ERROR: "the connection broke",
     pycurl.E_UNSUPPORTED_PROTOCOL: "the answer is no HTTP",
-    pycurl.E_COULDNT_RESOLVE_PROXY: "the environment's proxy is unknown, or no url",  # curl's words tell its password
-    100: "the headers are too large",  # CURLE_TOO_LARGE, which pycurl has no name for
+    pycurl.E_COULDNT_RESOLVE_PROXY: "the environment's proxy is unknown, or not a URL",  # curl names its password
+    100: "the headers are too large",  # CURLE_TOO_LARGE, without a name in pycurl
 }
 _RESETS = (pycurl.E_GOT_NOTHING, pycurl.E_PARTIAL_FILE, pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR)
 
-_IN_MEMORY = 1 << 20  # bytes of a body kept in memory; more goes to a temporary file
-_BUFFER = 1 << 17  # bytes that curl hands over at once, at most
-_UNWANTED = 1 << 16  # bytes read of a body nobody wants, so that its connection can be used again
+_IN_MEMORY = 1 << 20  # bytes of a body kept in memory; longer ones go to a temporary file
+_BUFFER = 1 << 17  # most bytes that curl passes at once
+_UNWANTED = 1 << 16  # bytes read of a body that is not wanted, so that its connection can be used again
 _STATUS_LINE = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})\b")
 
 
 class Transfer:
-    """A curl handle, for one request after another: making one costs as much as a small request.
+    """A curl handle, used for one request after another: making one costs as much as a small request.
 
     Args:
         headers: sent with every request.
-        cap: bytes of a body, on the wire and decoded.
+        cap: most bytes of a body, as received and decoded.
         proxies: whether the environment's proxies are used.
-        may_connect: told the IP address and port of a connection, says whether the recipe allows it anything.
+        may_connect: IP address and port of a connection → whether the recipe allows it, private or not.
         spill: directory for bodies over 1 MiB.
     """
 
@@ -71,7 +71,7 @@ class Transfer:
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
             pycurl.HTTPHEADER: headers,
             pycurl.BUFFERSIZE: _BUFFER,
-            pycurl.CONNECTTIMEOUT_MS: 2**31 - 1,  # no limit: it would count the wait for other connections to end
+            pycurl.CONNECTTIMEOUT_MS: 2**31 - 1,  # no limit: the wait for a free connection would count
             pycurl.MAXFILESIZE_LARGE: cap,
             pycurl.OPENSOCKETFUNCTION: self._open_socket,
             pycurl.PREREQFUNCTION: self._connected,
@@ -83,31 +83,31 @@ class Transfer:
             curl.setopt(option, value)
 
     def begin(self, origin: str, path: str, *, addresses: str | None, allowed: bool, every_body: bool) -> None:
-        """Get ready for a request.
+        """Prepare a request.
 
         Args:
-            origin: "scheme://host", and ":port" if it is not the scheme's own.
-            path: with the query; sent as it is, whereas curl would change "%7c" in an url to "%7C".
-            addresses: "+host:port:address,…" as the name service said; None leaves the question to curl.
-            allowed: the recipe allows its host to be anywhere.
-            every_body: read the bodies of other answers than 200 too.
+            origin: "scheme://host", and ":port" if it is not the default of the scheme.
+            path: with the query; sent as it is: in a URL curl would change "%7c" to "%7C".
+            addresses: "+host:port:address,…" as looked up; None if curl is to look it up.
+            allowed: the recipe allows any address for this host.
+            every_body: also read the bodies of other answers than 200.
         """
         self._every_body = every_body
         self.head: list[bytes] = []  # the lines of the last answer up to the empty one
         self._pieces: list[bytes] = []  # of the body
         self._file: IO[bytes] | None = None  # where pieces go when there are many
-        self._kept = False  # whether the body is
+        self._stored = False  # whether the body is stored
         self._inflate: Any = None
-        self._wire = self._size = 0
+        self._received = self._size = 0
         self.problem: tuple[str, str] | None = None  # status and detail
         self.refused: str | None = None
-        self.failure: OSError | None = None  # of the spill
-        self.heard: float | None = None  # when a connection was begun, was ready or something came; monotonic
+        self.failure: OSError | None = None  # of writing to the spill directory
+        self.last_activity: float | None = None  # when a connection was started or ready, or bytes came; time.monotonic
         proxy = _proxy_of(origin) if self._proxies else b""
-        self._allowed = allowed and not proxy  # else others would find a connection to a proxy that is not
+        self._allowed = allowed and not proxy  # else other hosts could use an open connection to the proxy
         self.curl.setopt(pycurl.URL, origin)
-        self.curl.setopt(pycurl.PROXY, proxy)  # if empty none, whatever the environment says
-        # a proxy that reads requests wants the whole url; SOCKS, and tunnels to https, pass them through
+        self.curl.setopt(pycurl.PROXY, proxy)  # empty: none, whatever the environment says
+        # an HTTP proxy needs the whole URL; SOCKS, and tunnels to https, forward requests unread
         whole = proxy and origin.startswith("http:") and not proxy.startswith(b"socks")
         self.curl.setopt(pycurl.REQUEST_TARGET, origin + path if whole else path)
         if addresses is not None:
@@ -134,8 +134,8 @@ class Transfer:
         """Whether the body of this answer is to be read."""
         return self.status == 200 or (self._every_body and self.status not in REDIRECTS)
 
-    def why(self, code: int, words: str) -> tuple[str, str, bool]:
-        """What a problem of curl's comes to: a status, one line for people, and whether another try may help."""
+    def why(self, code: int, message: str) -> tuple[str, str, bool]:
+        """For an error of curl: status, one line of explanation, and whether another attempt may succeed."""
         if self.problem:
             return *self.problem, False
         if self.refused:
@@ -144,34 +144,34 @@ class Transfer:
             return "too_large", f"more than {self._cap} bytes", False
         if code == pycurl.E_OPERATION_TIMEDOUT:
             return "timeout", "no connection in time", False
-        if words.startswith("Too large response headers"):  # with the code of a broken connection
+        if message.startswith("Too large response headers"):  # with the code of a broken connection
             return "connection", "the headers are too large", False
-        detail = _PROBLEMS.get(code) or words or f"curl error {code}"
+        detail = _PROBLEMS.get(code) or message or f"curl error {code}"
         return "bad_url" if code == pycurl.E_URL_MALFORMAT else "connection", detail, code in _RESETS
 
     def body(self) -> IO[bytes]:
-        """The body, at its start, after a request that came whole; `problem` then tells what it lacks."""
-        if self._inflate is not None and self._wire and not self._inflate.eof:
+        """The body, at its start, of a complete answer; sets `problem` if it is empty or truncated."""
+        if self._inflate is not None and self._received and not self._inflate.eof:
             self.problem = "corrupt", "content encoding: truncated"
         elif not self._size:
             self.problem = "empty", "no bytes"
         file = self._file or io.BytesIO(b"".join(self._pieces))
-        file.seek(0)  # writes what is left; where that fails, `drop` closes it
+        file.seek(0)  # writes what is buffered; if that fails, `drop` closes it
         self._file = None
         return file
 
     def drop(self) -> None:
-        """Forget what came."""
+        """Discard what was received."""
         self._pieces.clear()
         if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk, again
+            with contextlib.suppress(OSError):  # the disk is full
                 self._file.close()
             self._file = None
 
-    # -- called by curl; what they raise would be printed and lost ---------------------------------------------
+    # -- called by curl; an exception would be printed and lost ------------------------------------------------
 
     def _open_socket(self, _purpose: int, address: tuple[Any, ...]) -> Any:
-        """The guard: sees the final address of every connection, before it is made."""
+        """The address check: sees the final address of every connection, before it is made."""
         family, kind, protocol, where = address
         if family not in (socket.AF_INET, socket.AF_INET6):
             self.refused = "neither IPv4 nor IPv6"
@@ -184,65 +184,65 @@ class Transfer:
                 return pycurl.SOCKET_BAD
         try:
             opened = socket.socket(family, kind, protocol)
-        except OSError:  # no IPv6 here, say
+        except OSError:  # no IPv6 on this machine, for example
             return pycurl.SOCKET_BAD
         asyncio.get_running_loop().call_soon(opened.close)  # curl takes a duplicate
-        self.heard = time.monotonic()
+        self.last_activity = time.monotonic()
         return opened
 
     def _connected(self, *_addresses: object) -> int:
-        self.refused = None  # that was another of its addresses
-        self.heard = time.monotonic()
+        self.refused = None  # that was another address of the host
+        self.last_activity = time.monotonic()
         return int(pycurl.PREREQFUNC_OK)
 
     def _header(self, line: bytes) -> None:
-        self.heard = time.monotonic()
-        if self._wire:
-            return  # trailers are nobody's wish
-        if line[:5] == b"HTTP/" and self.complete:  # after an interim answer, or a proxy's
+        self.last_activity = time.monotonic()
+        if self._received:
+            return  # ignore trailers
+        if line[:5] == b"HTTP/" and self.complete:  # after an interim answer, or one of a proxy
             self.head.clear()
         self.head.append(line)
 
     def _write(self, data: bytes) -> int | None:
-        self.heard = time.monotonic()
+        self.last_activity = time.monotonic()
         try:
-            if not self._wire:
+            if not self._received:
                 self._start()
-            self._wire += len(data)
-            if self._kept:
-                self._keep(data)
+            self._received += len(data)
+            if self._stored:
+                self._store(data)
         except zlib.error as error:
             self.problem = "corrupt", f"content encoding: {error}"
         except OSError as error:
             self.failure = error
-        if self.problem or self.failure or (self._wire > _UNWANTED and not self._kept):
+        if self.problem or self.failure or (self._received > _UNWANTED and not self._stored):
             return -1
         return None
 
     def _start(self) -> None:
-        self._kept = self.wanted
+        self._stored = self.wanted
         if not any(line[:17].lower() == b"content-encoding:" for line in self.head):
             return
         encoding = headers(self.head)["content-encoding"].lower()
         if encoding in ("gzip", "x-gzip", "deflate"):
             self._inflate = zlib.decompressobj(47)
-        elif self._kept and encoding not in ("identity", ""):
+        elif self._stored and encoding not in ("identity", ""):
             self.problem = "http_error", f"content encoding {encoding[:40]!r} was not asked for"
 
-    def _keep(self, data: bytes) -> None:
+    def _store(self, data: bytes) -> None:
         if self._inflate is not None and self._inflate.eof:
-            data = b""  # zlib would copy all that follows, with every piece of it
+            data = b""  # zlib would copy the rest again with every piece
         elif self._inflate is not None:
             data = self._inflate.decompress(data, self._cap - self._size + 1)
         self._size += len(data)
-        if self._wire > self._cap or self._size > self._cap:
+        if self._received > self._cap or self._size > self._cap:
             self.problem = "too_large", f"more than {self._cap} bytes"
         elif self._file is not None:
             self._file.write(data)
         else:
             self._pieces.append(data)
             if self._size > _IN_MEMORY:
-                self._file = tempfile.TemporaryFile(dir=self._spill)  # noqa: SIM115 - goes to the caller
+                self._file = tempfile.TemporaryFile(dir=self._spill)  # noqa: SIM115 - the caller closes it
                 self._file.writelines(self._pieces)
                 self._pieces.clear()
 
@@ -259,11 +259,11 @@ def _proxy_of(origin: str) -> bytes:
         return b""
     proxies = urllib.request.getproxies()
     proxy: str = proxies.get(scheme) or proxies.get("all") or ""
-    return proxy.encode("utf-8", "surrogateescape")  # pycurl takes no text but ASCII
+    return proxy.encode("utf-8", "surrogateescape")  # pycurl takes only ASCII text
 
 
 def _certificates() -> dict[int, str]:
-    """Whom https trusts: the system's authorities, or SSL_CERT_FILE and SSL_CERT_DIR, as in Python."""
+    """The certificate authorities for https: the system's, or SSL_CERT_FILE and SSL_CERT_DIR, as in Python."""
     paths = ssl.get_default_verify_paths()
     if paths.cafile:
         return {pycurl.CAINFO: paths.cafile}

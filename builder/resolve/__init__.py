@@ -1,4 +1,4 @@
-"""Stage resolve: product id → image url, image status and where the url came from."""
+"""Stage resolve: product id → image URL, image status and the source of the URL."""
 
 from builder.resolve.stage import resolve
 

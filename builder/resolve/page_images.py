@@ -1,4 +1,4 @@
-"""The main picture of a product page, and pages that say: stop."""
+"""The main image of a product page, and pages that are a captcha."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from sqid_lib.errors import missing_extra
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-_MAIN_PICTURES = ("#landingImage", "#imgBlkFront", "#ebooksImgBlkFront", "#main-image")
-# scripts with the picture gallery of a page; what follows is a JSON list of pictures
+_MAIN_IMAGES = ("#landingImage", "#imgBlkFront", "#ebooksImgBlkFront", "#main-image")
+# scripts with the image gallery of a page; a JSON list of images follows
 _GALLERIES = (
     re.compile(r"""["']colorImages["']\s*:\s*\{\s*["']initial["']\s*:\s*(?=\[)"""),
     re.compile(r"""["']imageGalleryData["']\s*:\s*(?=\[)"""),
 )
 _GALLERY_KEYS = ("hiRes", "large", "mainUrl", "thumb", "thumbUrl")
 
-# signs that only a page asking for proof of a person has
+# signs that only a captcha page has
 _CAPTCHA = re.compile(
     rb"/errors/validateCaptcha|opfcaptcha|<title[^>]*>\s*(?:Robot Check|Bot Check|Just a moment\.\.\.)"
     rb"|Enter the characters you see below|Type the characters you see in this image"
     rb"|cf-challenge|challenge-platform|px-captcha|awswaf\.com/[^\"']*captcha",
     re.IGNORECASE,
 )
-# widgets that also sit on ordinary pages: a captcha only where no product is
+# widgets that ordinary pages have too: a captcha only if there is no product
 _CAPTCHA_WIDGET = re.compile(rb"g-recaptcha|h-captcha|cf-turnstile|captcha-delivery\.com", re.IGNORECASE)
 _CHALLENGE_HEADERS = (("x-amzn-waf-action", ("captcha", "challenge")), ("cf-mitigated", ("challenge",)))
 
 
-def main_picture(page: bytes, url: str, charset: str = "utf-8") -> str | None:
-    """The url of a product page's main picture, absolute; None if the page shows none.
+def main_image(page: bytes, url: str, charset: str = "utf-8") -> str | None:
+    """The absolute URL of a product page's main image; None if the page shows none.
 
     Tried in order: the main image element (high resolution, then its largest rendition, then its source), the
     gallery scripts, og:image.
 
     Args:
-        page: the HTML as it came.
-        url: where it came from, for relative addresses.
+        page: the HTML as received.
+        url: of the page, for relative URLs.
+        charset: of the page, by its headers; UTF-8 if it is unknown.
     """
     try:
         from selectolax.lexbor import LexborHTMLParser
@@ -51,26 +52,26 @@ def main_picture(page: bytes, url: str, charset: str = "utf-8") -> str | None:
 
     try:
         text = page.decode(charset, "replace")
-    except (LookupError, ValueError):  # a charset nobody knows, or that is none: idna, undefined
+    except (LookupError, ValueError):  # unknown, or not a charset of text: idna, undefined
         text = page.decode("utf-8", "replace")
     tree = LexborHTMLParser(text)
     for candidate in _candidates(tree):
         absolute = join_url(url, candidate.strip())
-        if urlsplit(absolute).scheme in ("http", "https"):  # not the data: urls of lazy loading
+        if urlsplit(absolute).scheme in ("http", "https"):  # not the data: URLs of lazy loading
             return absolute
     return None
 
 
-def is_captcha(page: bytes, headers: Mapping[str, str], *, picture: str | None) -> bool:
-    """Whether a page, or its headers, ask for proof of a person; `picture` is what main_picture found on it."""
+def is_captcha(page: bytes, headers: Mapping[str, str], *, image: str | None) -> bool:
+    """Whether a page, or its headers, ask for a captcha; `image` is what main_image found on it."""
     for name, values in _CHALLENGE_HEADERS:
         if headers.get(name, "").lower() in values:
             return True
-    return bool(_CAPTCHA.search(page) or (picture is None and _CAPTCHA_WIDGET.search(page)))
+    return bool(_CAPTCHA.search(page) or (image is None and _CAPTCHA_WIDGET.search(page)))
 
 
 def _candidates(tree: LexborHTMLParser) -> Iterator[str]:
-    for selector in _MAIN_PICTURES:
+    for selector in _MAIN_IMAGES:
         for node in tree.css(selector):
             yield from _of_element(node)
     scripts = [script.text() for script in tree.css("script")]
@@ -100,10 +101,10 @@ def _largest(renditions: Any) -> Iterator[str]:
 
 def _of_gallery(script: str, gallery: re.Pattern[str]) -> Iterator[str]:
     match = gallery.search(script)
-    pictures = _json(script[match.end() :]) if match else None
-    for picture in pictures if isinstance(pictures, list) else ():
-        if isinstance(picture, dict) and picture.get("variant", "MAIN") == "MAIN":
-            yield from (picture[key] for key in _GALLERY_KEYS if isinstance(picture.get(key), str) and picture[key])
+    images = _json(script[match.end() :]) if match else None
+    for image in images if isinstance(images, list) else ():
+        if isinstance(image, dict) and image.get("variant", "MAIN") == "MAIN":
+            yield from (image[key] for key in _GALLERY_KEYS if isinstance(image.get(key), str) and image[key])
 
 
 def _json(text: str) -> Any:

@@ -1,26 +1,23 @@
-"""Product pages as a source of image urls: one honest, slow visitor that keeps to the rules and stops when told."""
+"""Product pages as a source of image URLs: requested slowly, one by one, under robots.txt, until a server refuses."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 
-from builder.database import open_ledger, telling_disk, transaction
+from builder.engines import Tick
 from builder.http.client import ACCEPT_PAGES, Answer, Client
 from builder.http.transfer import REDIRECTS
 from builder.http.urls import join_url, mirrored
-from builder.progress import Progress
 from builder.recipe import FetchSettings, PagesSettings
-from builder.resolve.page_images import is_captcha, main_picture
+from builder.resolve.page_images import is_captcha, main_image
+from builder.resolve.visited_pages import Page, VisitedPages
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, RecipeError, missing_extra
 from sqid_lib.joined.image_status import image_status
@@ -28,76 +25,27 @@ from sqid_lib.joined.image_status import image_status
 if TYPE_CHECKING:
     from protego import Protego
 
-ROBOT = "sqid"  # the name robots.txt rules can address
-SOURCE = "page"  # in the table of resolved urls
+ROBOT = "sqid"  # the name that rules in robots.txt use for this program
+SOURCE = "page"  # in the table of resolved URLs
 
 _MAX_PAGE = 8_000_000  # bytes
-_MAX_ROBOTS = 512 * 1024  # bytes that are read as rules (RFC 9309 asks for 500 KiB)
+_MAX_ROBOTS = 512 * 1024  # bytes that are read as rules (RFC 9309: at least 500 KiB)
 _ROBOTS_AGE = 24 * 3600.0  # seconds until robots.txt is read again (RFC 9309, 2.4)
 _TRIES = 4
 _BACKOFF = 5.0  # delays before the first retry, doubled each time
 _LONGEST_WAIT = 3600.0  # seconds
 _FORBIDDEN_RUN = 5  # 403s in a row
 _FAILING_RUN = 20  # failures in a row
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS pages (
-    url TEXT PRIMARY KEY, status TEXT NOT NULL, image_url TEXT, http_status INTEGER, detail TEXT
-) WITHOUT ROWID;
-"""
-
-
-@dataclass(frozen=True)
-class Page:
-    """How one page ended: status ok, placeholder or generic with an image url; missing, blocked or error without."""
-
-    url: str
-    status: str
-    image_url: str | None = None
-    http_status: int | None = None
-    detail: str | None = None
-
-
-class PageLedger:
-    """Pages by url, committed one by one. A context manager."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._db = open_ledger(path, _TABLES)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._db.close()
-
-    def get(self, url: str) -> Page | None:
-        row = self._db.execute("SELECT * FROM pages WHERE url = ?", (url,)).fetchone()
-        return Page(*row) if row else None
-
-    def record(self, page: Page) -> None:
-        with telling_disk(self.path), transaction(self._db):
-            self._db.execute("INSERT OR REPLACE INTO pages VALUES (?, ?, ?, ?, ?)", dataclasses.astuple(page))
-
-    def forget(self, urls: Sequence[str]) -> None:
-        with transaction(self._db):
-            self._db.executemany("DELETE FROM pages WHERE url = ?", ((url,) for url in urls))
-
-    def forget_statuses(self, statuses: Sequence[str]) -> None:
-        with transaction(self._db):
-            self._db.executemany("DELETE FROM pages WHERE status = ?", ((status,) for status in statuses))
+_LATER = "Build again later; pages visited so far are kept."
 
 
 def check_permission(pages: PagesSettings) -> None:
-    """Raise RecipeError unless the person behind the recipe can be reached and the settings are usable."""
+    """Raise RecipeError unless the recipe names a contact and the settings are usable."""
     if "@" not in pages.contact and not pages.contact.startswith(("http://", "https://")):
         raise RecipeError(
             "product pages need a contact",
             where="resolve.pages.contact",
-            expected="an e-mail address or a web page of yours, which servers are told",
+            expected="an e-mail address or a web page of yours, which is sent with every request",
             got=repr(pages.contact),
         )
     if not pages.contact.isprintable():
@@ -108,7 +56,7 @@ def check_permission(pages: PagesSettings) -> None:
 
 
 def page_url(pages: PagesSettings, product_id: str, product_locale: str) -> str:
-    """The page of a product."""
+    """The URL of a product's page."""
     try:
         url = pages.url.format(product_id=quote(product_id, safe=""), product_locale=quote(product_locale, safe=""))
     except (KeyError, IndexError, ValueError) as error:
@@ -116,22 +64,24 @@ def page_url(pages: PagesSettings, product_id: str, product_locale: str) -> str:
             "unknown name in braces", where="resolve.pages.url", expected="{product_id}", got=str(error)
         ) from error
     if "{product_id}" not in pages.url:
-        raise RecipeError("the product is not in it", where="resolve.pages.url", expected="{product_id}", got=url)
+        raise RecipeError(
+            "the product's id is missing in it", where="resolve.pages.url", expected="{product_id}", got=url
+        )
     return url
 
 
 async def visit(
-    urls: Sequence[str], pages: PagesSettings, limits: FetchSettings, ledger: PageLedger, progress: Progress
+    urls: Sequence[str], pages: PagesSettings, limits: FetchSettings, visited: VisitedPages, tick: Tick
 ) -> None:
     """Visit pages one after another and record what each shows.
 
     Raises:
-        FetchError: a captcha, a run of 403s or failures, a request to stay away, or a robots.txt that cannot be read.
-            What was visited is kept.
+        FetchError: a captcha, a row of 403s or failures, a Retry-After that is too long, or a robots.txt that cannot
+            be read. Pages visited so far are kept.
     """
-    limits = limits.model_copy(update={"max_bytes": min(limits.max_bytes, _MAX_PAGE)})
-    async with Client(limits, accept=ACCEPT_PAGES, contact=pages.contact) as client:
-        await _Visitor(pages, limits, ledger, client, progress).run(urls)
+    largest = min(limits.max_bytes, _MAX_PAGE)
+    async with Client(limits, accept=ACCEPT_PAGES, contact=pages.contact, max_bytes=largest) as client:
+        await _Visitor(pages, limits, visited, client, tick).run(urls)
 
 
 class _UnreachableError(Exception):
@@ -140,7 +90,7 @@ class _UnreachableError(Exception):
 
 @dataclass
 class _Host:
-    """What is known of a host: its rules, and when the next request may be made."""
+    """The rules of a host, and when the next request may be made."""
 
     rules: Protego | None = None  # None: nothing is allowed
     read_at: float | None = None
@@ -150,10 +100,10 @@ class _Host:
 
 class _Visitor:
     def __init__(
-        self, pages: PagesSettings, limits: FetchSettings, ledger: PageLedger, client: Client, progress: Progress
+        self, pages: PagesSettings, limits: FetchSettings, visited: VisitedPages, client: Client, tick: Tick
     ) -> None:
-        self._pages, self._limits, self._ledger, self._client = pages, limits, ledger, client
-        self._progress = progress
+        self._pages, self._limits, self._visited, self._client = pages, limits, visited, client
+        self._tick = tick
         self._hosts: dict[str, _Host] = {}
         self._forbidden: list[str] = []
         self._failing: list[str] = []
@@ -161,9 +111,9 @@ class _Visitor:
     async def run(self, urls: Sequence[str]) -> None:
         for url in urls:
             page = await self._visit(url)
-            self._ledger.record(page)
-            self._progress.update()
-            self._stop_if_unwelcome(page)
+            self._visited.record(page)
+            self._tick(1)
+            self._stop_if_refused(page)
 
     async def _visit(self, url: str) -> Page:
         first = at = mirrored(url, self._limits.mirrors)
@@ -174,7 +124,10 @@ class _Visitor:
             except _UnreachableError as error:
                 if at == first:
                     raise FetchError(
-                        "robots.txt cannot be read, so no page may be", where=_origin(at), got=str(error), fix=_LATER
+                        "robots.txt cannot be read, so no page is requested",
+                        where=_origin(at),
+                        got=str(error),
+                        fix=_LATER,
                     ) from None
                 return Page(url, "error", detail=f"robots.txt of {_origin(at)} cannot be read")
             answer = await self._get(at)
@@ -186,12 +139,12 @@ class _Visitor:
 
     def _judge(self, url: str, at: str, answer: Answer) -> Page:
         body = _read(answer)
-        picture = main_picture(body, at, _charset(answer)) if answer.http_status == 200 else None
-        if is_captcha(body, answer.headers, picture=picture):
+        image = main_image(body, at, _charset(answer)) if answer.http_status == 200 else None
+        if is_captcha(body, answer.headers, image=image):
             raise FetchError(
-                "the server asks for proof of a person (captcha)",
+                "the server asks for a captcha",
                 where=at,
-                fix="It does not want to be read by a program. Ask its owner, or use tables.",
+                fix="It does not allow programs. Ask its owner, or use tables.",
             )
         code = answer.http_status
         if code in (401, 403):
@@ -200,32 +153,32 @@ class _Visitor:
             return Page(url, "missing", http_status=code, detail=answer.detail)
         if code != 200 or (answer.status not in ("ok", "empty")):
             return Page(url, "error", http_status=code, detail=f"{answer.status}: {answer.detail}")
-        if picture is None:
-            return Page(url, "missing", http_status=code, detail="no picture on the page")
-        return Page(url, image_status(pa.array([picture]))[0].as_py(), picture, code)
+        if image is None:
+            return Page(url, "missing", http_status=code, detail="no image on the page")
+        return Page(url, image_status(pa.array([image]))[0].as_py(), image, code)
 
-    def _stop_if_unwelcome(self, page: Page) -> None:
-        """Ends the run on a row of refusals; the next run asks for these pages again."""
+    def _stop_if_refused(self, page: Page) -> None:
+        """End the run on a row of refusals; the next run requests these pages again."""
         if page.http_status is None and page.status == "blocked":
-            return  # by robots.txt, without a request
+            return  # by robots.txt, so nothing was requested
         self._forbidden = [*self._forbidden, page.url] if page.status == "blocked" else []
         self._failing = [*self._failing, page.url] if page.status == "error" else []
         if len(self._forbidden) >= _FORBIDDEN_RUN:
-            self._ledger.forget(self._forbidden)
+            self._visited.forget(self._forbidden)
             raise FetchError(
                 f"the server refused {_FORBIDDEN_RUN} pages in a row",
                 where=page.url,
                 got=page.detail,
-                fix="It does not want these requests. Ask its owner, or use tables.",
+                fix="It does not allow these requests. Ask its owner, or use tables.",
             )
         if len(self._failing) >= _FAILING_RUN:
-            self._ledger.forget(self._failing)
+            self._visited.forget(self._failing)
             raise FetchError(f"{_FAILING_RUN} pages failed in a row", where=page.url, got=page.detail, fix=_LATER)
 
-    # -- one request ------------------------------------------------------------------------------------------
+    # -- one request ----------------------------------------------------------------------------------------
 
     async def _get(self, url: str) -> Answer:
-        """One page, without redirects; slower and slower while the server asks for it."""
+        """One page, without redirects; tried again after longer and longer waits while the server asks for them."""
         for attempt in range(_TRIES):
             answer = await self._spaced(url)
             if not answer.again:
@@ -246,7 +199,7 @@ class _Visitor:
             raise FetchError(f"the server asks to be left alone for {wait:.0f} s", where=url, fix=_LATER)
 
     async def _spaced(self, url: str) -> Answer:
-        """A request, after the pause its host is due; pauses count from the end of the last answer."""
+        """A request, after the pause since the end of the last answer of its host."""
         host = self._hosts.setdefault(_origin(url), _Host())
         await asyncio.sleep(max(0.0, host.not_before - _now()))
         try:
@@ -255,7 +208,7 @@ class _Visitor:
             pause = max(self._pages.delay, host.delay) * random.uniform(1.0, 1.5)
             host.not_before = _now() + pause
 
-    # -- robots.txt -------------------------------------------------------------------------------------------
+    # -- robots.txt -----------------------------------------------------------------------------------------
 
     async def _allowed(self, url: str) -> bool:
         host = self._hosts.setdefault(_origin(url), _Host())
@@ -266,11 +219,11 @@ class _Visitor:
         return host.rules is not None and bool(host.rules.can_fetch(url, ROBOT))
 
     async def _read_rules(self, url: str) -> Protego | None:
-        """The rules of a host: none at all where it has no robots.txt, None where even that is forbidden."""
+        """The rules of a host: empty if it has no robots.txt, None (nothing is allowed) if even that is forbidden."""
         try:
             from protego import Protego
         except ImportError:
-            raise missing_extra("protego", "build", "to obey robots.txt") from None
+            raise missing_extra("protego", "build", "to follow robots.txt") from None
 
         at = url
         for _ in range(self._limits.max_redirects + 1):
@@ -287,9 +240,6 @@ class _Visitor:
         if code != 200 or answer.status not in ("ok", "empty"):
             raise _UnreachableError(f"{answer.status}: {answer.detail}")
         return Protego.parse(_read(answer)[:_MAX_ROBOTS].decode("utf-8", "replace"))
-
-
-_LATER = "Build again later; what was visited is kept."
 
 
 def _crawl_delay(rules: Protego | None) -> float:
@@ -317,7 +267,7 @@ def _origin(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url  # of a redirect; no request will be made
+        return url  # of a redirect; it is never requested
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 

@@ -20,39 +20,37 @@ from sqid_lib.files import replacing
 from sqid_lib.joined.image_status import image_status
 from sqid_lib.tables.reader import read_parquet
 
-_RETRIABLE = ("missing", "blocked", "error")
 _KEY = pa.schema([("product_id", pa.string()), ("product_locale", pa.string())])
 
 
 def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
-    """Find the image url of every sampled product and write WORK/resolve/urls.parquet.
+    """Find the image URL of every sampled product and write WORK/resolve/urls.parquet.
 
-    The first source that knows an url for a product wins: the tables in the recipe's order, then, if
-    `[resolve.pages]` states a permission, the products' pages. What no source knows is `missing`, with a null url;
-    a page that could not be read leaves `blocked` or `error`. Visited pages are kept: killed and run again, only the
-    page in flight is asked for again.
+    The first source that has a URL for a product wins: the tables in the recipe's order, then, if `[resolve.pages]`
+    states a permission, the products' pages. A product that no source has is `missing`, with a null URL; a page that
+    could not be read leaves `blocked` or `error`. Visited pages are kept: a killed run that is started again requests
+    only the page in flight again.
 
     Args:
         recipe: `[resolve]` names the sources; see `builder.resolve.tables` for the files that can be read. Pages are
             visited under the hosts, ports and times of `[fetch]`.
         work: reads sample/products.parquet and sample/supp.parquet, writes resolve/urls.parquet
             (`schemas.RESOLVED_SCHEMA`, main rows then supp rows, each in the order of sample).
-        retry: statuses of pages to visit again: missing, blocked or error.
+        retry: statuses of pages to visit again, of `schemas.RETRIABLE["resolve"]`.
 
     Raises:
-        SourceError: a table is missing, no table at all, or lacks a column.
-        DuplicateKeyError: a table gives a product two urls.
+        SourceError: a table does not exist, is not a table, or lacks a column.
+        DuplicateKeyError: a table gives a product two URLs.
         RecipeError: pages are permitted without a contact.
-        UsageError: a status in `retry` is no failure of a page.
-        FetchError: the visit to the pages had to stop.
+        UsageError: a status in `retry` is not a failure of a page.
+        FetchError: visiting the pages had to stop.
     """
-    unknown = [status for status in retry if status not in _RETRIABLE]
+    known = schemas.RETRIABLE["resolve"]
+    unknown = [status for status in retry if status not in known]
     if unknown:
-        raise UsageError(
-            "no such failure of a page", where="--retry", expected=", ".join(_RETRIABLE), got=", ".join(unknown)
-        )
+        raise UsageError("not a failure of a page", where="--retry", expected=", ".join(known), got=", ".join(unknown))
     if recipe.resolve.pages.permission:
-        from builder.resolve.pages import check_permission  # needs pycurl, which tables do without
+        from builder.resolve.pages import check_permission  # needs pycurl, which tables do not
 
         check_permission(recipe.resolve.pages)
     products = _sampled(work)
@@ -91,8 +89,9 @@ def _from_pages(
     status: pa.Array,
     sources: pa.Array,
 ) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """The three columns with what the pages of products without an url show."""
-    from builder.resolve.pages import SOURCE, PageLedger, page_url, visit
+    """The three columns, completed from the pages of products without a URL."""
+    from builder.resolve.pages import SOURCE, page_url, visit
+    from builder.resolve.visited_pages import VisitedPages
 
     settings = recipe.resolve.pages
     keys = zip(products["product_id"].to_pylist(), products["product_locale"].to_pylist(), strict=True)
@@ -100,18 +99,18 @@ def _from_pages(
         page_url(settings, product, locale) if url is None else None
         for (product, locale), url in zip(keys, urls.to_pylist(), strict=True)
     ]
-    with PageLedger(work / "resolve" / "pages.sqlite") as ledger:
-        ledger.forget_statuses(retry)
+    with VisitedPages(work / "resolve" / "pages.sqlite") as visited:
+        visited.forget_statuses(retry)
         pages = list(dict.fromkeys(url for url in wanted if url))
-        todo = [url for url in pages if ledger.get(url) is None]
+        todo = [url for url in pages if visited.get(url) is None]
         if todo:
             with progress("pages", len(pages), len(pages) - len(todo), unit="page") as bar:
-                asyncio.run(visit(todo, settings, recipe.fetch, ledger, bar))
-        shown = [ledger.get(url) if url else None for url in wanted]
+                asyncio.run(visit(todo, settings, recipe.fetch, visited, bar.update))
+        shown = [visited.get(url) if url else None for url in wanted]
     found = pa.array([page and page.image_url for page in shown], pa.string())
-    told = pa.array([page and page.status for page in shown], pa.string())
+    page_status = pa.array([page and page.status for page in shown], pa.string())
     from_page = pa.array([SOURCE if page and page.image_url else None for page in shown], pa.string())
-    return pc.coalesce(found, urls), pc.coalesce(told, status), pc.coalesce(from_page, sources)
+    return pc.coalesce(found, urls), pc.coalesce(page_status, status), pc.coalesce(from_page, sources)
 
 
 def _sampled(work: Path) -> pa.Table:

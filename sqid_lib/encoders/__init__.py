@@ -1,4 +1,4 @@
-"""Dual encoders: text and pictures to the vectors of `get_text_features` and `get_image_features`."""
+"""Dual encoders: texts and images to the vectors of `get_text_features` and `get_image_features`."""
 
 from sqid_lib.encoders.encoder import Encoder
 from sqid_lib.encoders.loading import load_encoder

@@ -1,8 +1,8 @@
 """Linear layers on oneDNN's packed kernels, where they are clearly faster and give the same numbers.
 
-torch's own float32 path on a CPU is MKL, which does without AVX-512 on AMD and is then half as fast; elsewhere the two
-are within a tenth of each other. The operators are those that torch's own compiler emits for frozen weights. The probe
-asks for a clear gain, far from either case: a choice that hangs on noise would give other last bits on the next run.
+torch's own float32 path on a CPU is MKL, which does not use AVX-512 on AMD and is then half as fast; elsewhere the two
+are within a tenth of each other. The operators are those that torch's own compiler emits for frozen weights. Only a
+clear gain counts: a choice that depends on noise would give other last bits in the next run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 PACKED, PLAIN = "packed", "plain"
 _PARITY = 1e-5  # largest difference allowed, relative to the largest output
 _ROWS = 128  # tokens in the probe
-_SMALL = 256  # below this many features there is nothing to win
+_SMALL = 256  # below this many features nothing is gained
 _CLEARLY = 1.3  # times faster
 
 
@@ -30,7 +30,7 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The plain weight, for models that look at it."""
+        """The plain weight, for models that read it."""
         dense: torch.Tensor = self._packed.to_dense()
         return dense
 
@@ -44,7 +44,7 @@ def choose(network: nn.Module, wanted: str = "auto") -> str:
 
     Args:
         network: in eval mode, on its device.
-        wanted: "auto" probes; "packed" skips the clock but not the parity check; "plain" changes nothing.
+        wanted: "auto" measures; "packed" skips the timing but not the parity check; "plain" changes nothing.
     """
     if wanted == PLAIN or not _possible(network):
         return PLAIN
@@ -75,7 +75,7 @@ def _possible(network: nn.Module) -> bool:
 def _linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     for parent in network.modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Linear:  # a subclass has a reason, such as nn.MultiheadAttention's output
+            if type(child) is nn.Linear:  # not a subclass, such as the output of nn.MultiheadAttention
                 yield parent, name, child
 
 
@@ -83,13 +83,13 @@ def _agrees(linear: nn.Linear) -> bool:
     inputs = _inputs(linear)
     try:
         expected, got = linear(inputs), PackedLinear(linear)(inputs)
-    except (RuntimeError, AttributeError):  # another build of torch, another signature
+    except (RuntimeError, AttributeError):  # other builds of torch have other signatures
         return False
     return bool((got - expected).abs().max() <= _PARITY * expected.abs().max())
 
 
 def _gain(linears: list[nn.Linear]) -> float:
-    """How many times faster packed layers are, in time of one CPU: other load on the machine does not count."""
+    """How many times faster packed layers are, in CPU time of one thread, so that other load does not count."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqid_lib.encoders.encoder import Encoder, TextRule
-from sqid_lib.errors import EncoderError, UsageError, missing_extra
+from sqid_lib.errors import EncoderError, UsageError, first_line, missing_extra
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
-# weights in one variant only: "model.fp16.safetensors" and another library's "open_clip_model.safetensors" stay away
+# weights in one variant only: not "model.fp16.safetensors", not another library's "open_clip_model.safetensors"
 _WANTED = ["model*.safetensors", "model.safetensors.index.json", "*.json", "*.txt", "*.model"]
 _UNWANTED = ["model.*.safetensors", "*/*"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -36,7 +36,7 @@ def load_encoder(
         linear: kernels for the linear layers on a CPU: "auto", "packed" or "plain"; see `sqid_lib.encoders.linear`.
 
     Raises:
-        EncoderError: the model is not there, cannot be fetched, is no dual encoder or has no safetensors.
+        EncoderError: the model does not exist, cannot be downloaded, is not a dual encoder or has no safetensors.
         UsageError: an unknown dtype or device.
         MissingExtraError: torch, transformers or pillow is not installed.
     """
@@ -48,7 +48,7 @@ def load_encoder(
     place = _device(device)
     directory, commit = locate(model, revision)
     config = _config(directory, model)
-    with _telling(model, directory):
+    with _reporting_bad_models(model, directory):
         import transformers
 
         network, info = transformers.AutoModel.from_pretrained(
@@ -65,7 +65,7 @@ def load_encoder(
         processor = _image_processor(directory)
     _check_weights(network, info, model)
     network = network.eval().requires_grad_(False).to(place)
-    from sqid_lib.encoders.activation import replace_quick_gelu  # here, for they need torch to be imported at all
+    from sqid_lib.encoders.activation import replace_quick_gelu  # imported here because they need torch
     from sqid_lib.encoders.linear import choose
 
     replace_quick_gelu(network)
@@ -87,7 +87,7 @@ def locate(model: str, revision: str) -> tuple[Path, str]:
     """The directory of a model and its resolved revision: a commit, or "local-" and a hash of the directory's files.
 
     Raises:
-        EncoderError: neither a directory nor a model that the Hub or the local cache can give.
+        EncoderError: not a directory, and not a model that the Hub or the local cache has.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -103,7 +103,9 @@ def locate(model: str, revision: str) -> tuple[Path, str]:
         directory = Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except GatedRepoError as error:
         raise EncoderError(
-            "the Hub wants its terms accepted first", where=model, fix="Accept them there and set HF_TOKEN."
+            "the model can only be loaded after its terms are accepted",
+            where=model,
+            fix="Accept them on the Hub and set HF_TOKEN.",
         ) from error
     except RepositoryNotFoundError as error:
         raise EncoderError(
@@ -113,7 +115,7 @@ def locate(model: str, revision: str) -> tuple[Path, str]:
         raise EncoderError("no such revision", where=model, got=revision, fix="Check encoder.revision.") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise EncoderError(
-            f"the model cannot be fetched, and is not in the cache: {_line(error)}",
+            f"the model cannot be downloaded, and is not in the cache: {first_line(error)}",
             where=f"{model}@{revision}",
             fix="Check the network and HF_ENDPOINT, or set encoder.model to a directory that holds the model.",
         ) from error
@@ -148,7 +150,7 @@ def _device(device: str) -> torch.device:
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UsageError(
-            f"no such device: {_line(error)}", where="device", got=device, fix='Use "auto" or "cpu".'
+            f"no such device: {first_line(error)}", where="device", got=device, fix='Use "auto" or "cpu".'
         ) from error
     return place
 
@@ -160,7 +162,7 @@ def _config(directory: Path, model: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise EncoderError("config.json is missing", where=model, fix="Is this a transformers model?") from error
     except (OSError, ValueError) as error:
-        raise EncoderError(f"config.json cannot be read: {_line(error)}", where=model) from error
+        raise EncoderError(f"config.json cannot be read: {first_line(error)}", where=model) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise EncoderError("config.json names no model_type", where=model, fix="Is this a transformers model?")
     if not any(directory.glob("model*.safetensors")):
@@ -175,8 +177,8 @@ def _config(directory: Path, model: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _telling(model: str, directory: Path) -> Iterator[None]:
-    """Whatever transformers raises on files of others becomes one EncoderError; its own bars stay away."""
+def _reporting_bad_models(model: str, directory: Path) -> Iterator[None]:
+    """Raise EncoderError in place of what transformers raises on untrusted files; hide its progress bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -185,7 +187,7 @@ def _telling(model: str, directory: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise EncoderError(
-            f"the model cannot be loaded: {type(error).__name__}: {_line(error)}",
+            f"the model cannot be loaded: {type(error).__name__}: {first_line(error)}",
             where=model,
             fix=f"Check the files in {directory}; models that need their own code are not supported.",
         ) from error
@@ -214,15 +216,15 @@ def _check_weights(network: Any, info: dict[str, Any], model: str) -> None:
     missing = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
     if missing or info["mismatched_keys"]:
         raise EncoderError(
-            "the weights do not fit the config: they would be random",
+            "the weights do not match the config, so some would be random",
             where=model,
             got=f"{len(missing)} missing {missing[:3]}, {len(info['mismatched_keys'])} of another shape",
-            fix="Fetch the model again.",
+            fix="Download the model again.",
         )
 
 
 def _text_rule(config: dict[str, Any], tokenizer: Any, loaded: Any) -> TextRule:
-    """Limit and padding as the model's own processor has them."""
+    """Limit and padding as in the model's own processor."""
     positions = getattr(getattr(loaded, "text_config", loaded), "max_position_embeddings", None)
     limits = [n for n in (tokenizer.model_max_length, positions) if n is not None and n < 1_000_000]
     if config["model_type"] == "align":
@@ -237,7 +239,3 @@ def _transformers_5() -> bool:
     import transformers
 
     return int(transformers.__version__.split(".")[0]) >= 5
-
-
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

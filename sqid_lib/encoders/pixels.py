@@ -1,7 +1,7 @@
-"""Pictures to pixel values: the model's own image processor, or the same numbers faster.
+"""Images to pixel values: the model's own image processor, or the same numbers faster.
 
 What CLIP's and SigLIP's processors do after resizing and cropping maps each of 256 byte values of each channel to one
-float. So a picture can stay bytes until it is on the device, and a table made by the processor itself does the rest.
+float. So an image can stay bytes until it is on the device, where a table made with the processor does the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-Inputs = dict[str, NDArray[Any]]  # what one picture is to the network, without the batch axis
+Inputs = dict[str, NDArray[Any]]  # what the network takes for one image, without the batch axis
 _PROBES = ((61, 300), (333, 97), (224, 224), (3, 5))  # width, height
 
 
@@ -38,7 +38,7 @@ class Pixels:
             self.table = None
 
     def prepare(self, image: Image.Image) -> Inputs:
-        """One picture of any mode: uint8 [3, H, W] for `table`, or whatever the processor gives."""
+        """One image of any mode: uint8 [3, H, W] for `table`, or what the processor gives."""
         if self.table is not None and self._geometry is not None and image.mode == "RGB":
             return {"pixel_values": self._geometry.apply(image)}
         whole = self._whole(image)
@@ -53,7 +53,7 @@ class Pixels:
 
     def _whole(self, image: Image.Image) -> Inputs:
         if image.mode != "RGB" and not getattr(self._processor, "do_convert_rgb", False):
-            image = image.convert("RGB")  # ALIGN's processor takes nothing else
+            image = image.convert("RGB")  # ALIGN's processor takes only RGB
         return {name: np.asarray(value)[0] for name, value in self._processor(image, return_tensors="np").items()}
 
     def _make_table(self) -> NDArray[np.float32] | None:
@@ -114,7 +114,7 @@ class _Geometry:
 
 
 def _geometry(processor: Any) -> _Geometry | None:
-    """None where the processor does something else than resize and crop; `_is_exact` has the last word."""
+    """None where the processor does something else than resize and crop; `_is_exact` checks the rest."""
     size, crop = (_sides(getattr(processor, name, None)) for name in ("size", "crop_size"))
     if not getattr(processor, "do_resize", False) or getattr(processor, "do_pad", False):
         return None

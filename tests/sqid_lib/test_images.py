@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import asyncio
 import io
 import struct
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from builder.fetch.decoders import Checked, Decoders
-from sqid_lib.errors import StageError
-from sqid_lib.images import PictureError, check, decode, sniff
+from sqid_lib.images import ImageError, check, decode, sniff
 
 
-def encoded(picture: Image.Image, picture_format: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, picture_format, **options)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
 def noise(mode: str, size: tuple[int, int] = (31, 17)) -> Image.Image:
-    """A picture in which every pixel, and every alpha, differs."""
+    """An image in which every pixel, and every alpha, differs."""
     raw = "RGB" if mode in ("1", "L") else mode
     pixels = np.random.default_rng(0).bytes(size[0] * size[1] * len(raw))
     return Image.frombytes(raw, size, pixels).convert(mode)
@@ -40,7 +36,7 @@ def palette() -> Image.Image:
     return noise("RGB").quantize(64)
 
 
-PICTURES: dict[str, Callable[[], bytes]] = {
+IMAGES: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: encoded(noise("RGB"), "JPEG"),
     "jpeg gray": lambda: encoded(noise("L"), "JPEG"),
     "jpeg cmyk": lambda: encoded(noise("CMYK"), "JPEG"),
@@ -70,12 +66,12 @@ def _turned() -> Image.Exif:
     return exif
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_decode_gives_the_rgb_that_clip_processor_sees(name: str) -> None:
     pytest.importorskip("transformers")
     from transformers.image_transforms import convert_to_rgb
 
-    data = PICTURES[name]()
+    data = IMAGES[name]()
     rgb = decode(data)
     assert rgb.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(rgb), convert_to_rgb(Image.open(io.BytesIO(data)), return_numpy=True))
@@ -87,7 +83,7 @@ def test_clear_pixels_become_white_and_gray_stays_gray() -> None:
 
 
 def refusal(data: bytes, max_pixels: int = 1_000_000) -> str:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode(data, max_pixels)
     assert "\n" not in caught.value.detail
     assert caught.value.detail
@@ -108,7 +104,7 @@ def refusal(data: bytes, max_pixels: int = 1_000_000) -> str:
         encoded(Image.new("RGB", (4, 4)), "ICO"),
     ],
 )
-def test_other_contents_are_no_picture_whatever_pillow_could_open(data: bytes) -> None:
+def test_other_contents_are_not_images_whatever_pillow_could_open(data: bytes) -> None:
     assert sniff(data) is None
     assert refusal(data) == "not_image"
 
@@ -117,11 +113,11 @@ def test_no_bytes_are_empty() -> None:
     assert refusal(b"") == "empty"
 
 
-@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "GIF", "WEBP"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "WEBP"])
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
-def test_truncated_pictures_are_corrupt(picture_format: str, part: float) -> None:
-    data = encoded(noise("RGB", (200, 200)), picture_format)
-    assert sniff(data) == picture_format
+def test_truncated_images_are_corrupt(image_format: str, part: float) -> None:
+    data = encoded(noise("RGB", (200, 200)), image_format)
+    assert sniff(data) == image_format
     assert refusal(data[: int(len(data) * part)]) == "corrupt"
 
 
@@ -150,9 +146,9 @@ def test_exactly_the_allowed_pixels_pass() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(sorted(PICTURES)), st.integers(0, 10_000), st.binary(min_size=1, max_size=16))
-def test_damaged_bytes_give_a_picture_or_a_status_and_nothing_else(name: str, at: int, junk: bytes) -> None:
-    data = bytearray(PICTURES[name]())
+@given(st.sampled_from(sorted(IMAGES)), st.integers(0, 10_000), st.binary(min_size=1, max_size=16))
+def test_damaged_bytes_give_an_image_or_a_status_and_nothing_else(name: str, at: int, junk: bytes) -> None:
+    data = bytearray(IMAGES[name]())
     at %= len(data)
     data[at : at + len(junk)] = junk
     assert verdict(check, bytes(data)) == verdict(lambda *a: decode(*a).size, bytes(data))
@@ -161,14 +157,14 @@ def test_damaged_bytes_give_a_picture_or_a_status_and_nothing_else(name: str, at
 def verdict(judge: Callable[[bytes, int], tuple[int, int]], data: bytes) -> tuple[int, int] | str:
     try:
         return judge(data, 100_000)
-    except PictureError as error:
+    except ImageError as error:
         assert error.status in {"not_image", "corrupt", "too_many_pixels"}
         return error.status
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_check_gives_the_size_that_decode_gives(name: str) -> None:
-    data = PICTURES[name]()
+    data = IMAGES[name]()
     assert check(data) == decode(data).size
 
 
@@ -176,85 +172,5 @@ def test_check_gives_the_size_that_decode_gives(name: str) -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_check_finds_truncated_jpegs(part: float, progressive: bool) -> None:
     data = encoded(noise("RGB", (300, 200)), "JPEG", progressive=progressive)
-    with pytest.raises(PictureError, match="corrupt"):
+    with pytest.raises(ImageError, match="corrupt"):
         check(data[: int(len(data) * part)])
-
-
-# -- decoder processes --------------------------------------------------------------------------------------------
-
-GOOD = encoded(Image.new("RGB", (8, 6)), "JPEG")
-DANGEROUS = """
-import os, signal, time
-import sqid_lib.images as pictures
-
-real_check, real_alarm = pictures.check, signal.alarm
-
-def check(data, max_pixels):
-    if data == b"abort":
-        os.abort()
-    if data == b"exit":
-        os._exit(3)
-    if data == b"stall":
-        time.sleep(60)
-    if data == b"print":
-        os.write(1, b"noise on standard output")
-        raise pictures.PictureError("corrupt", "as it says")
-    return real_check(data, max_pixels)
-
-pictures.check = check
-signal.alarm = lambda seconds: real_alarm(min(seconds, 1))
-"""
-
-
-def checked(*datas: bytes, processes: int = 1) -> list[Checked]:
-    async def run() -> list[Checked]:
-        async with Decoders(processes, max_pixels=10_000) as decoders:
-            return list(await asyncio.gather(*(decoders.check(data) for data in datas)))
-
-    return asyncio.run(run())
-
-
-def test_decoder_processes_tell_sizes_and_statuses() -> None:
-    good, html, large = checked(GOOD, b"<html>", encoded(Image.new("RGB", (101, 100)), "PNG"), processes=2)
-    assert good == Checked("ok", 8, 6)
-    assert (html.status, large.status) == ("not_image", "too_many_pixels")
-    assert "101 × 100" in str(large.detail)
-
-
-@pytest.mark.parametrize(
-    ("data", "detail"), [(b"abort", "SIGABRT"), (b"exit", "exit status 3"), (b"stall", "not done after")]
-)
-def test_what_ends_a_decoder_costs_one_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, detail: str
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(DANGEROUS)
-    monkeypatch.syspath_prepend(tmp_path)
-    before, bad, after = checked(GOOD, data, GOOD)
-    assert before == after == Checked("ok", 8, 6)
-    assert bad.status == "corrupt"
-    assert detail in str(bad.detail)
-
-
-def test_what_a_decoder_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text(DANGEROUS)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert [c.status for c in checked(b"print", GOOD)] == ["corrupt", "ok"]
-
-
-def test_a_decoder_killed_from_outside_is_replaced_and_its_picture_tried_again() -> None:
-    async def run() -> list[Checked]:
-        async with Decoders(1, max_pixels=10_000) as decoders:
-            first = await decoders.check(GOOD)
-            for process in decoders.running:
-                process.kill()
-            return [first, await decoders.check(GOOD), await decoders.check(GOOD)]
-
-    assert asyncio.run(run()) == [Checked("ok", 8, 6)] * 3
-
-
-def test_a_decoder_that_cannot_start_is_no_damaged_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "PIL").mkdir()
-    (tmp_path / "PIL" / "__init__.py").write_text("raise ImportError('broken installation')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(StageError, match="decoder process does not start"):
-        checked(GOOD)

@@ -1,4 +1,4 @@
-"""The crafted pictures of Pillow's own tests, taken from the package index when the test runs."""
+"""The crafted images of Pillow's own tests, taken from the package index when the test runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import PIL
 import pytest
 
 from builder.fetch.decoders import Checked, Decoders
+from builder.fetch.ledger import Ledger
 from sqid_lib import schemas
 
 pytestmark = pytest.mark.slow
@@ -21,12 +22,12 @@ pytestmark = pytest.mark.slow
 DECODE_ALL = """
 import json, sys, time
 from pathlib import Path
-from sqid_lib.images import MAX_PIXELS, PictureError, decode
+from sqid_lib.images import MAX_PIXELS, ImageError, decode
 for path in sorted(p for p in Path(sys.argv[1]).rglob("*") if p.is_file()):
     start = time.process_time()
     try:
         status = "ok" if decode(path.read_bytes()).mode == "RGB" else "not RGB"
-    except PictureError as error:
+    except ImageError as error:
         status = error.status
     print(json.dumps([path.name, status, time.process_time() - start]), flush=True)
 kib = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]  # rusage counts what the parent held
@@ -51,7 +52,7 @@ def files(images: Path) -> list[Path]:
     return sorted(path for path in images.rglob("*") if path.is_file())
 
 
-def test_no_picture_crashes_or_stalls_the_decoder(images: Path) -> None:
+def test_no_image_crashes_or_stalls_the_decoder(images: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", DECODE_ALL, str(images)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     *rows, (_, peak, _) = (json.loads(line) for line in done.stdout.splitlines())
@@ -65,12 +66,13 @@ def test_no_picture_crashes_or_stalls_the_decoder(images: Path) -> None:
     assert peak < 500
 
 
-def test_decoder_processes_say_the_same_and_stay_alive_and_small(images: Path) -> None:
+def test_decoder_processes_say_the_same_and_stay_alive_and_small(images: Path, tmp_path: Path) -> None:
     async def run() -> tuple[list[Checked], list[int]]:
-        async with Decoders(2, max_pixels=50_000_000) as decoders:
-            checked = await asyncio.gather(*(decoders.check(path.read_bytes()) for path in files(images)))
-            status = [Path(f"/proc/{process.pid}/status").read_text() for process in decoders.running]
-            return checked, [int(text.split("VmHWM:")[1].split()[0]) for text in status]
+        with Ledger(tmp_path) as ledger:
+            async with Decoders(ledger, max_pixels=50_000_000, processes=2) as decoders:
+                checked = await asyncio.gather(*(decoders.check(path.read_bytes()) for path in files(images)))
+                status = [Path(f"/proc/{process.pid}/status").read_text() for process in decoders.running]
+                return checked, [int(text.split("VmHWM:")[1].split()[0]) for text in status]
 
     checked, peaks = asyncio.run(run())
     assert not [c.detail for c in checked if "decoder ended" in (c.detail or "")]

@@ -1,4 +1,4 @@
-"""Small random dual encoders with files of their own, and pictures of every kind."""
+"""Small random dual encoders with files of their own, and images of every kind."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def write_clip(folder: Path, *, seed: int = 0, width: int = 32, hidden: int = 64
     )
     torch.manual_seed(seed)
     model = transformers.CLIPModel(config)
-    with torch.no_grad():  # rich enough that every token and pixel tells
+    with torch.no_grad():  # varied enough that every token and pixel counts
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(folder, safe_serialization=True)
     return folder
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:
+def make_image(seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:
     """Seeded noise over a gradient."""
     width, height = size
     rng = np.random.default_rng(seed)
@@ -110,16 +110,16 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     return sink.getvalue()
 
 
-ODD_PICTURES = {
-    "tall": picture(1, (9, 130)),
-    "wide": picture(2, (150, 11)),
-    "tiny": picture(3, (1, 1)),
-    "grey": picture(4, mode="L"),
-    "palette": picture(5, mode="P"),
-    "cmyk": picture(6, mode="CMYK"),
-    "alpha": picture(7, mode="RGBA"),
-    "large": picture(8, (640, 480)),
-    "exact": picture(9, (32, 32)),
+ODD_IMAGES = {
+    "tall": make_image(1, (9, 130)),
+    "wide": make_image(2, (150, 11)),
+    "tiny": make_image(3, (1, 1)),
+    "grey": make_image(4, mode="L"),
+    "palette": make_image(5, mode="P"),
+    "cmyk": make_image(6, mode="CMYK"),
+    "alpha": make_image(7, mode="RGBA"),
+    "large": make_image(8, (640, 480)),
+    "exact": make_image(9, (32, 32)),
 }
 ODD_TEXTS = [
     "red running shoes",

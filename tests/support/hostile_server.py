@@ -1,4 +1,4 @@
-"""A loopback server that answers raw bytes: every way in which a stranger's server can be wrong, slow or hostile."""
+"""A loopback server that answers raw bytes: every way in which an untrusted server can be wrong, slow or hostile."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ def answer(body: bytes = b"", code: int = 200, **headers: object) -> bytes:
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, (seed % 256, 0, 99)).save(buffer, "JPEG", comment=f"picture {seed}")
+    Image.new("RGB", size, (seed % 256, 0, 99)).save(buffer, "JPEG", comment=f"image {seed}")
     return buffer.getvalue()
 
 
 def bomb_png(width: int, height: int) -> bytes:
-    """A small file whose header promises a huge picture."""
+    """A small file whose header promises a huge image."""
     header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     chunks = (len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4) for kind, body in parts)
@@ -119,7 +119,7 @@ def bomb_png(width: int, height: int) -> bytes:
 
 
 def large_png() -> bytes:
-    """A picture of about 900 KB."""
+    """An image of about 900 KB."""
     buffer = io.BytesIO()
     Image.effect_noise((950, 950), 90).save(buffer, "PNG")
     return buffer.getvalue()
@@ -143,7 +143,7 @@ STATIC = {
     "/empty": answer(),
     "/html": answer(b"<html>Sorry</html>", Content_Type="image/jpeg"),
     "/svg": answer(b"<svg xmlns='http://www.w3.org/2000/svg'/>", Content_Type="image/svg+xml"),
-    "/truncated-picture": answer(JPEG[: len(JPEG) // 2]),
+    "/truncated-image": answer(JPEG[: len(JPEG) // 2]),
     "/pixel-bomb": answer(bomb_png(60_000, 60_000)),
     "/gzip-bomb": answer(gzip_bomb(400), Content_Encoding="gzip"),
     "/gzip-truncated": answer(gzip.compress(JPEG)[:-20], Content_Encoding="gzip"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,9 +24,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from encoder_fixtures import ODD_TEXTS, encoded, picture, write_clip
+from encoder_fixtures import ODD_TEXTS, encoded, make_image, write_clip
 
-from builder.embed import embed
+from builder.embed import embed, encode
 from builder.recipe import EncoderSettings, EsciSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders import load_encoder
@@ -34,17 +36,17 @@ from sqid_lib.images import decode
 PRODUCTS = 11
 # per product: image_status of fetch, and the bytes stored
 STORED: list[tuple[str, bytes | None]] = [
-    ("ok", encoded(picture(1))),
+    ("ok", encoded(make_image(1))),
     ("missing", None),
-    ("ok", encoded(picture(2), "JPEG")),
-    ("generic", encoded(picture(3))),
-    ("generic", encoded(picture(3))),
-    ("ok", encoded(picture(4))[:-40]),  # damaged, and fetch did not notice
+    ("ok", encoded(make_image(2), "JPEG")),
+    ("generic", encoded(make_image(3))),
+    ("generic", encoded(make_image(3))),
+    ("ok", encoded(make_image(4))[:-40]),  # damaged, and fetch did not notice
     ("placeholder", None),
     ("timeout", None),
-    ("ok", encoded(picture(1))),
-    ("ok", encoded(picture(5, mode="P"), "GIF")),
-    ("ok", encoded(picture(6, (200, 20)), "WEBP")),
+    ("ok", encoded(make_image(1))),
+    ("ok", encoded(make_image(5, mode="P"), "GIF")),
+    ("ok", encoded(make_image(6, (200, 20)), "WEBP")),
 ]
 FINAL = ["ok", "missing", "ok", "generic", "generic", "corrupt", "placeholder", "timeout", "ok", "ok", "ok"]
 
@@ -110,7 +112,7 @@ def contents(work: Path) -> dict[str, bytes]:
 def test_rows_are_clip(recipe: Recipe, clip: Path, tmp_path: Path) -> None:
     work = make_work(tmp_path)
     embed(recipe, work)
-    items = ["items/pictures-00000.parquet", "items/pictures-00001.parquet"]
+    items = ["items/images-00000.parquet", "items/images-00001.parquet"]
     items += ["items/texts-00000.parquet", "items/texts-00001.parquet"]
     rows = ["products-00000.parquet", "products-00001.parquet", "products-00002.parquet", "queries-00000.parquet"]
     assert list(contents(work)) == ["encoder.json", *items, *rows]
@@ -143,11 +145,11 @@ def test_only_what_is_not_finished_is_repeated(recipe: Recipe, tmp_path: Path) -
     embed(recipe, work)
     whole = contents(work)
     folder = work / "embed"
-    kept = ["items/texts-00000.parquet", "items/pictures-00001.parquet", "products-00000.parquet"]
+    kept = ["items/texts-00000.parquet", "items/images-00001.parquet", "products-00000.parquet"]
     times = [(folder / name).stat().st_mtime_ns for name in kept]
     (folder / "items/texts-00001.parquet").unlink()
     (folder / "products-00001.parquet").unlink()
-    for name in ("items/pictures-00000.parquet", "products-00002.parquet"):
+    for name in ("items/images-00000.parquet", "products-00002.parquet"):
         flip_a_bit(folder / name)
     (folder / "queries-00000.parquet").write_bytes(b"PAR1")
     embed(recipe, work)
@@ -159,7 +161,7 @@ def test_finished_work_needs_no_model(clip: Path, recipe: Recipe, tmp_path: Path
     work = make_work(tmp_path)
     embed(recipe, work)
     whole = contents(work)
-    monkeypatch.setattr("builder.embed.stage.Local", None)
+    monkeypatch.setattr("builder.embed.encode.Local", None)
     embed(recipe, work)
     assert contents(work) == whole
 
@@ -187,7 +189,7 @@ def test_kernels_of_another_machine_are_not_mixed_with_ours(
     assert contents(work) == whole
 
 
-def test_no_pictures_at_all(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_images_at_all(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "STORED", [("missing", None)] * PRODUCTS)
     work = make_work(tmp_path)
     embed(recipe, work)
@@ -231,7 +233,7 @@ def test_killed_and_run_again_gives_the_same_bytes(recipe: Recipe, tmp_path: Pat
 import os, signal
 from pathlib import Path
 from sqid_lib import files as atomic
-from builder.embed import embed
+from builder.embed import embed, encode
 from builder.recipe import EncoderSettings, EsciSettings, Recipe
 calls = []
 sync = atomic.sync
@@ -296,14 +298,14 @@ def poison(model: Path, name: str) -> None:
     save_file(weights, model / "model.safetensors", {"format": "pt"})
 
 
-def test_a_picture_too_long_to_enlarge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "STORED", [("ok", encoded(picture(1, (1, 600)))), *STORED[1:]])
+def test_an_image_too_long_to_enlarge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "STORED", [("ok", encoded(make_image(1, (1, 600)))), *STORED[1:]])
     work = make_work(tmp_path)
     embed(recipe, work)
     assert read(work, "products")["image_status"].to_pylist() == ["too_many_pixels", *FINAL[1:]]
 
 
-@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "the disk is full.*kept"), (errno.EIO, "the disk refused")])
+@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "no space left.*kept"), (errno.EIO, "cannot be written")])
 def test_the_disk_fails(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
     work = make_work(tmp_path)
 
@@ -316,20 +318,55 @@ def test_the_disk_fails(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
     assert [*contents(work)] == ["encoder.json"]
 
 
+def test_the_model_is_opened_once_in_this_process_and_by_each_other_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = encode.open_backend
+
+    def counting(recipe: Recipe, work: Path, record: dict[str, Any], place: str) -> encode.Backend:
+        opened.append(place)
+        return real(recipe, work, record, place)
+
+    monkeypatch.setattr("builder.embed.stage.open_backend", counting)
+    monkeypatch.setattr("builder.embed.encode.open_backend", counting)
+    embed(recipe, make_work(tmp_path))
+    assert opened == ["cpu"]
+    worker = encode.OpenEncoder(
+        recipe, tmp_path, {}, real(recipe, tmp_path, {"revision": "", "linear": "plain"}, "cpu")
+    )
+    assert worker.backend is not None
+    assert pickle.loads(pickle.dumps(worker)) == encode.OpenEncoder(recipe, tmp_path, {})
+
+
+def test_progress_counts_batches(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units: list[int] = []
+
+    class Bar:
+        def update(self, n: int = 1, /) -> None:
+            units.append(n)
+
+    monkeypatch.setattr("builder.embed.stage.progress", lambda *_, **__: contextlib.nullcontext(Bar()))
+    embed(recipe, make_work(tmp_path))
+    shards = [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "embed/items").iterdir())]
+    assert sum(units) == sum(shards)
+    assert len(units) > len(shards)
+
+
 def test_progress_is_logged(recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="builder.embed"):
         embed(recipe, make_work(tmp_path))
-    assert "pictures-00001.parquet" in caplog.text
+    assert "images-00001.parquet" in caplog.text
 
 
-def test_a_picture_that_fetch_did_not_store(recipe: Recipe, tmp_path: Path) -> None:
+def test_an_image_that_fetch_did_not_store(recipe: Recipe, tmp_path: Path) -> None:
     work = make_work(tmp_path)
     (work / "fetch/images-00001.parquet").unlink()
     with pytest.raises(IntegrityError, match=r"not stored.*fetch stage again"):
         embed(recipe, work)
 
 
-def test_damaged_pictures_file(recipe: Recipe, tmp_path: Path) -> None:
+def test_damaged_images_file(recipe: Recipe, tmp_path: Path) -> None:
     work = make_work(tmp_path)
     path = work / "fetch/images-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])

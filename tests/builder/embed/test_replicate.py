@@ -1,4 +1,4 @@
-"""builder.embed.replicate: the genuine client against a loopback server that speaks the prediction API."""
+"""builder.embed.replicate: the genuine client against a loopback server with the prediction API."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from builder.embed import embed
 from builder.embed.replicate import MODEL, Replicate
 from builder.recipe import EncoderSettings, EsciSettings, Recipe
 from sqid_lib import schemas
+from sqid_lib.encoders.batching import VectorBatches
 from sqid_lib.errors import EncoderError
 
 WIDTH, LIMIT = 8, 20  # of the model behind the server: floats, words
-BAD_PICTURE = "http://example.com/broken.jpg"
+BAD_IMAGE = "http://example.com/broken.jpg"
 
 
 def vector(line: str) -> list[float]:
@@ -36,7 +37,7 @@ def vector(line: str) -> list[float]:
 
 
 class Service(ThreadingHTTPServer):
-    """Predictions in memory; `script` holds statuses to answer before any honest work."""
+    """Predictions in memory; `script` holds statuses to answer before any prediction."""
 
     daemon_threads = True
 
@@ -89,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         # as the model's own predict() does
         lines = [line.strip() for line in prediction["input"]["inputs"].strip().splitlines()]
         texts = [line for line in lines if not re.match("^https?://", line)]
-        if BAD_PICTURE in lines or any(len(text.split()) > LIMIT for text in texts):
+        if BAD_IMAGE in lines or any(len(text.split()) > LIMIT for text in texts):
             prediction |= {
                 "status": "failed",
                 "error": "The size of tensor a (81) must match the size of tensor b (77)",
@@ -134,33 +135,39 @@ def recipe() -> Recipe:
     return Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder)
 
 
-def nothing(_: int) -> None:
-    pass
+def in_order(batches: VectorBatches) -> np.ndarray:
+    """Every vector at the row of its input."""
+    vectors = np.concatenate(list(batches.vectors))
+    rows = [row for batch in batches.rows for row in batch]
+    assert sorted(rows) == list(range(len(vectors)))
+    return vectors[np.argsort(rows)]
 
 
 def test_texts_come_back_in_order(service: Service, recipe: Recipe) -> None:
-    texts = ["red shoes", "lamp", "red shoes", "", "two\nlines  here", "Ünïcode 靴", "http://no.picture/at all"]
-    done: list[int] = []
-    vectors = Replicate(recipe).texts(texts, done.append)
-    lines = ["red shoes", "lamp", "red shoes", "", "two lines here", "Ünïcode 靴", "http://no.picture/at all"]
+    texts = ["red shoes", "lamp", "red shoes", "", "two\nlines  here", "Ünïcode 靴", "http://no.image/at all"]
+    batches = Replicate(recipe).texts(texts)
+    vectors = in_order(batches)
+    lines = ["red shoes", "lamp", "red shoes", "", "two lines here", "Ünïcode 靴", "http://no.image/at all"]
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, np.array([vector(line) for line in lines], np.float32))
-    assert sum(done) == 6  # equal texts once
-    assert max(len(asked.splitlines()) for asked in service.asked) <= 3 + 2
+    asked = [line for inputs in service.asked[1:] for line in inputs.splitlines()]
+    assert asked.count("red shoes") == 1  # equal texts once
+    assert max(len(inputs.splitlines()) for inputs in service.asked) <= 3 + 2
     assert {p["version"] for p in service.predictions.values()} == {MODEL.partition(":")[2]}
 
 
-def test_pictures_and_those_that_fail(service: Service, recipe: Recipe) -> None:
-    urls = ["https://example.com/1.jpg", BAD_PICTURE, "https://example.com/2.jpg", "ftp://example.com/3.jpg"]
-    vectors, statuses = Replicate(recipe).pictures(urls, nothing)
-    assert statuses == {BAD_PICTURE: "error", "ftp://example.com/3.jpg": "bad_url"}
+def test_images_and_those_that_fail(service: Service, recipe: Recipe) -> None:
+    urls = ["https://example.com/1.jpg", BAD_IMAGE, "https://example.com/2.jpg", "ftp://example.com/3.jpg"]
+    batches, statuses = Replicate(recipe).images(urls)
+    vectors = in_order(batches)
+    assert statuses == {BAD_IMAGE: "error", "ftp://example.com/3.jpg": "bad_url"}
     assert np.isnan(vectors[[1, 3]]).all()
     assert np.array_equal(vectors[[0, 2]], np.array([vector(urls[0]), vector(urls[2])], np.float32))
 
 
-def test_long_texts_are_cut_at_the_last_word_that_fits(service: Service, recipe: Recipe) -> None:
+def test_long_texts_are_truncated_at_the_last_word_that_fits(service: Service, recipe: Recipe) -> None:
     words = [f"word{chr(97 + n)}" for n in range(26)]
-    vectors = Replicate(recipe).texts(["short", " ".join(words), "other"], nothing)
+    vectors = in_order(Replicate(recipe).texts(["short", " ".join(words), "other"]))
     assert np.array_equal(vectors[1], np.array(vector(" ".join(words[:LIMIT])), np.float32))
     assert np.array_equal(vectors[0], np.array(vector("short"), np.float32))
 
@@ -168,7 +175,7 @@ def test_long_texts_are_cut_at_the_last_word_that_fits(service: Service, recipe:
 def test_rate_limits_are_waited_out(service: Service, recipe: Recipe) -> None:
     backend = Replicate(recipe)
     service.script = [429, 429, 503]
-    assert np.array_equal(backend.texts(["lamp"], nothing)[0], np.array(vector("lamp"), np.float32))
+    assert np.array_equal(in_order(backend.texts(["lamp"]))[0], np.array(vector("lamp"), np.float32))
     assert not service.script
 
 
@@ -189,10 +196,10 @@ def test_a_server_that_fails(service: Service, recipe: Recipe) -> None:
     backend = Replicate(recipe)
     service.script = [500]
     with pytest.raises(EncoderError, match=r"Replicate answers 500.*finished shards are kept"):
-        backend.texts(["lamp"], nothing)
+        in_order(backend.texts(["lamp"]))
 
 
-def test_nobody_there(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_cannot_be_reached(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("REPLICATE_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -205,16 +212,16 @@ def test_answers_of_another_shape(service: Service, recipe: Recipe) -> None:
     backend = Replicate(recipe)
     service.width = 0
     with pytest.raises(EncoderError, match="not a vector per line"):
-        backend.texts(["lamp"], nothing)
+        in_order(backend.texts(["lamp"]))
 
 
-def test_every_picture_failing_is_an_error(service: Service, recipe: Recipe) -> None:
-    with pytest.raises(EncoderError, match="not one of 1 pictures"):
-        Replicate(recipe).pictures([BAD_PICTURE], nothing)
+def test_every_image_failing_is_an_error(service: Service, recipe: Recipe) -> None:
+    with pytest.raises(EncoderError, match="not one of 1 images"):
+        in_order(Replicate(recipe).images([BAD_IMAGE])[0])
 
 
 def test_a_whole_pass_and_again(service: Service, recipe: Recipe, tmp_path: Path) -> None:
-    urls = [f"https://example.com/{row}.jpg" for row in range(5)] + [BAD_PICTURE, None]
+    urls = [f"https://example.com/{row}.jpg" for row in range(5)] + [BAD_IMAGE, None]
     make_work(tmp_path, urls)
     embed(recipe, tmp_path)
     products = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "embed").glob("products-*.parquet")))

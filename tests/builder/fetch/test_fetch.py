@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
+import pickle
 import random
 import resource
 import shutil
@@ -11,9 +13,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,12 @@ import pyarrow.parquet as pq
 import pytest
 from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostile, jpeg
 
-from builder.fetch import fetch, ledger
-from builder.fetch.stage import RETRIABLE
+from builder.fetch import fetch
+from builder.fetch.ledger import Ledger, Outcome
+from builder.fetch.partition import Partition, open_downloader
 from builder.recipe import EsciSettings, FetchSettings, Recipe
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, DiskError, FetchError, MissingFileError, StageError, UsageError
+from sqid_lib.errors import CorruptFileError, DiskError, FetchError, MissingFileError, UsageError
 from sqid_lib.joined.image_status import image_status
 from sqid_lib.joined.selection import Selection
 
@@ -35,7 +39,7 @@ LARGE = STATIC["/large"].partition(b"\r\n\r\n")[2]
 
 
 async def shop(request: Request, writer: asyncio.StreamWriter) -> None:
-    """/N.jpg is a picture of its own; every seventh is not there."""
+    """/N.jpg is an image of its own; every seventh is not there."""
     number = int(request.path.strip("/").removesuffix(".jpg"))
     writer.write(STATIC["/404"] if number % 7 == 6 else answer(jpeg(number)))
 
@@ -92,8 +96,8 @@ def shards(work: Path) -> list[Path]:
     return sorted((work / "fetch").glob("images-*.parquet"))
 
 
-def pictures(work: Path) -> dict[str, bytes]:
-    """All stored pictures; none twice, none under a wrong name."""
+def images(work: Path) -> dict[str, bytes]:
+    """All stored images; none twice, none under a wrong name."""
     rows = [row for path in shards(work) for row in pq.read_table(path).to_pylist()]
     stored = {row["sha256"]: row["image"] for row in rows}
     assert len(stored) == len(rows)
@@ -105,7 +109,7 @@ def contents(work: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [*shards(work), work / "fetch" / "outcomes.parquet"]}
 
 
-def test_every_product_has_an_outcome_and_every_picture_is_kept_once(server: LoopbackServer, tmp_path: Path) -> None:
+def test_every_product_has_an_outcome_and_every_image_is_kept_once(server: LoopbackServer, tmp_path: Path) -> None:
     urls = [*numbered(3, 1, 6, 3), None, f"{HOST}/01RmK%2BJ4pJL.gif"]
     fetch(recipe(server), resolved(tmp_path, urls, supp=numbered(5)))
     rows = outcomes(tmp_path)
@@ -118,7 +122,7 @@ def test_every_product_has_an_outcome_and_every_picture_is_kept_once(server: Loo
     assert first["sha256"] == rows[3]["sha256"] == hashlib.sha256(data).hexdigest()
     assert (first["bytes"], first["width"], first["height"], first["detail"]) == (len(data), 40, 30, None)
     assert rows[2]["detail"] == "HTTP 404"
-    assert list(pictures(tmp_path).values()) == [jpeg(3), jpeg(1)]
+    assert list(images(tmp_path).values()) == [jpeg(3), jpeg(1)]
     assert pq.read_schema(shards(tmp_path)[0]).equals(schemas.IMAGES_SCHEMA)
     assert server.hits() == {"/3.jpg": 1, "/1.jpg": 1, "/6.jpg": 1}
 
@@ -129,26 +133,26 @@ def test_supplementary_products_are_fetched_when_they_are_embedded(server: Loopb
     assert [r["image_status"] for r in outcomes(tmp_path)] == ["ok", "ok"]
 
 
-def test_generic_pictures_are_fetched_and_stay_generic(strange: LoopbackServer, tmp_path: Path) -> None:
+def test_generic_images_are_fetched_and_stay_generic(strange: LoopbackServer, tmp_path: Path) -> None:
     mirrors = {schemas.GENERIC_IMAGE_URL: f"{strange.origin}/ok"}
     generic = recipe(strange).fetch.model_copy(update={"mirrors": mirrors})
     fetch(recipe(strange).model_copy(update={"fetch": generic}), resolved(tmp_path, [schemas.GENERIC_IMAGE_URL]))
     assert [r["image_status"] for r in outcomes(tmp_path)] == ["generic"]
     assert [r["image_url"] for r in outcomes(tmp_path)] == [schemas.GENERIC_IMAGE_URL]
-    assert list(pictures(tmp_path).values()) == [JPEG]
+    assert list(images(tmp_path).values()) == [JPEG]
 
 
-def test_equal_pictures_under_different_urls_are_kept_once(strange: LoopbackServer, tmp_path: Path) -> None:
+def test_equal_images_under_different_urls_are_kept_once(strange: LoopbackServer, tmp_path: Path) -> None:
     fetch(recipe(strange), resolved(tmp_path, [f"{HOST}{path}" for path in ("/ok", "/redirect-2", "/ok-gzip")]))
-    assert list(pictures(tmp_path).values()) == [JPEG]
-    assert {r["sha256"] for r in outcomes(tmp_path)} == set(pictures(tmp_path))
+    assert list(images(tmp_path).values()) == [JPEG]
+    assert {r["sha256"] for r in outcomes(tmp_path)} == set(images(tmp_path))
 
 
 STATUSES = {
     "/ok-said-to-be-html": "ok",
     "/html": "not_image",
     "/svg": "not_image",
-    "/truncated-picture": "corrupt",
+    "/truncated-image": "corrupt",
     "/pixel-bomb": "too_many_pixels",
     "/gzip-bomb": "too_large",
     "/endless-body": "too_large",
@@ -175,10 +179,12 @@ def test_each_kind_of_failure_is_a_status_of_its_row(strange: LoopbackServer, tm
         assert row["image_status"] in schemas.IMAGE_STATUS
         assert (row["detail"] is None) == (row["image_status"] == "ok")
         assert (row["sha256"] is None) == (row["image_status"] != "ok")
-    assert list(pictures(tmp_path).values()) == [JPEG]
+    assert list(images(tmp_path).values()) == [JPEG]
 
 
-def test_only_what_may_pass_is_tried_again_and_as_often_as_told(strange: LoopbackServer, tmp_path: Path) -> None:
+def test_only_failures_that_may_pass_are_tried_again_and_as_often_as_the_recipe_says(
+    strange: LoopbackServer, tmp_path: Path
+) -> None:
     paths = ["/500", "/cut", "/404", "/403", "/418", "/html", "/redirect-loop"]
     fetch(recipe(strange, retries=1), resolved(tmp_path, [f"{HOST}{path}" for path in paths]))
     hits = strange.hits()
@@ -198,7 +204,7 @@ def test_a_server_that_recovers_is_waited_for(tmp_path: Path) -> None:
     assert [r["image_status"] for r in outcomes(tmp_path)] == ["ok"] * 3
 
 
-def test_a_host_that_asks_for_a_day_of_peace_gets_it(tmp_path: Path) -> None:
+def test_a_host_with_a_retry_after_of_a_day_is_asked_no_more(tmp_path: Path) -> None:
     async def busy(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(b"", 503, Retry_After=86_400))
 
@@ -264,7 +270,7 @@ def test_shards_are_the_same_whatever_the_order_of_arrival(tmp_path: Path) -> No
             fetch(limits, resolved(tmp_path / name, numbered(*range(35), 3, 4)))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     numbers = [n for n in range(35) if n % 7 != 6]
-    assert list(pictures(tmp_path / "a").values()) == [jpeg(n) for n in numbers]
+    assert list(images(tmp_path / "a").values()) == [jpeg(n) for n in numbers]
 
 
 def test_retry_tries_these_failures_again_and_no_others(strange: LoopbackServer, tmp_path: Path) -> None:
@@ -287,7 +293,7 @@ def test_a_retry_that_succeeds_equals_a_run_without_the_failure(server: Loopback
     urls = numbered(*range(28))
     with LoopbackServer(mended) as other:
         fetch(recipe(other), resolved(tmp_path / "a", urls))
-        assert len(pictures(tmp_path / "a")) == 22
+        assert len(images(tmp_path / "a")) == 22
         broken.clear()
         fetch(recipe(other), tmp_path / "a", retry=["not_found"])
     fetch(recipe(server), resolved(tmp_path / "b", urls))
@@ -295,17 +301,35 @@ def test_a_retry_that_succeeds_equals_a_run_without_the_failure(server: Loopback
 
 
 @pytest.mark.parametrize("status", ["ok", "missing", "placeholder", "unavailable", "non_finite", "404", ""])
-def test_retrying_what_is_no_failure_is_wrong_usage(server: LoopbackServer, tmp_path: Path, status: str) -> None:
+def test_retrying_what_is_not_a_failure_is_wrong_usage(server: LoopbackServer, tmp_path: Path, status: str) -> None:
     with pytest.raises(UsageError, match="--retry"):
         fetch(recipe(server), resolved(tmp_path, numbered(1)), retry=[status])
     assert not (tmp_path / "fetch").exists()
 
 
+def test_an_unknown_engine_is_wrong_usage(server: LoopbackServer, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown engine.*expected local.*got steam"):
+        fetch(recipe(server), resolved(tmp_path, numbered(1)), engine="steam")
+    assert not (tmp_path / "fetch").exists()
+
+
+def test_a_partition_is_completed_from_pickled_values(server: LoopbackServer, tmp_path: Path) -> None:
+    values = partial(open_downloader, recipe(server).fetch), Partition(tmp_path, [f"{HOST}/1.jpg", f"{HOST}/6.jpg"])
+    opener, partition = pickle.loads(pickle.dumps(values))
+    done: list[int] = []
+    for _ in range(2):  # the second time there is nothing left to do
+        with opener("cpu") as complete:
+            complete(partition, done.append)
+    assert done == [1, 1]
+    assert server.hits() == {"/1.jpg": 1, "/6.jpg": 1}
+    assert pq.read_table(tmp_path / "images-00000.parquet")["image"].to_pylist() == [jpeg(1)]
+
+
 def test_every_status_of_a_failed_download_can_be_retried() -> None:
-    assert set(STATUSES.values()) - {"ok"} <= set(RETRIABLE) <= set(schemas.IMAGE_STATUS)
+    assert set(STATUSES.values()) - {"ok"} <= set(schemas.RETRIABLE["fetch"]) <= set(schemas.IMAGE_STATUS)
 
 
-def test_a_missing_resolve_stage_is_told(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_missing_resolve_stage_is_reported(server: LoopbackServer, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"urls\.parquet"):
         fetch(recipe(server), tmp_path)
 
@@ -349,12 +373,11 @@ def test_bytes_that_changed_on_disk_are_fetched_again(server: LoopbackServer, tm
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_a_full_disk_is_told_and_the_rest_is_fetched_when_there_is_room(
-    strange: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_reported_and_the_rest_is_fetched_when_there_is_room(
+    strange: LoopbackServer, tmp_path: Path
 ) -> None:
     resolved(tmp_path, [f"{HOST}/ok", f"{HOST}/large"])
-    monkeypatch.setattr("builder.fetch.keeper._ROOM", 1)
-    size = len(LARGE) + 1  # enough for one picture, and for the memory it is handed over in
+    size = len(LARGE) + 1  # enough for one image
     tight = recipe(strange, concurrency=1)
     tight = tight.model_copy(update={"fetch": tight.fetch.model_copy(update={"max_bytes": size})})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -369,7 +392,7 @@ def test_a_full_disk_is_told_and_the_rest_is_fetched_when_there_is_room(
     assert strange.hits() == {"/ok": 1, "/large": 2}
 
 
-def test_a_ledger_that_is_none_is_told(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_ledger_that_is_not_a_database_is_reported(server: LoopbackServer, tmp_path: Path) -> None:
     resolved(tmp_path, numbered(1))
     (tmp_path / "fetch").mkdir()
     (tmp_path / "fetch" / "ledger.sqlite").write_bytes(b"no database" * 100)
@@ -377,7 +400,7 @@ def test_a_ledger_that_is_none_is_told(server: LoopbackServer, tmp_path: Path) -
         fetch(recipe(server), tmp_path)
 
 
-def test_two_builds_in_one_directory_are_told_apart(
+def test_two_builds_in_one_directory_are_refused(
     server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("builder.database.LOCK_SECONDS", 0.1)
@@ -429,15 +452,14 @@ def test_killed_downloads_lose_and_double_nothing(tmp_path: Path, kills: int) ->
         assert len(server.requests) - count <= kills * connections  # only what was in flight
         fetch(built, resolved(tmp_path / "calm", numbered(*range(count))))
     assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
-    assert len(pictures(tmp_path / "killed")) == sum(n % 7 != 6 for n in range(count))
+    assert len(images(tmp_path / "killed")) == sum(n % 7 != 6 for n in range(count))
 
 
 DEATHS = """
-import os, signal, sys
-from pathlib import Path
-from builder.fetch import keeping, ledger
+import os, signal
+from builder.fetch.ledger import Ledger
 
-real, calls = ledger.Ledger.record, [0]
+real, calls = Ledger.record, [0]
 def record(self, results):
     calls[0] += 1
     if calls[0] == 6 and WHEN == "before":
@@ -445,61 +467,57 @@ def record(self, results):
     real(self, results)
     if calls[0] == 6 and WHEN == "after":
         os.kill(os.getpid(), signal.SIGKILL)
-ledger.Ledger.record = record
-keeping.serve(Path(FOLDER), sys.stdin.buffer, sys.stdout.buffer)
+Ledger.record = record
 """
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_death_of_the_process_that_keeps_is_told_and_loses_nothing(
-    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+def test_a_kill_beside_a_commit_repeats_only_what_was_in_flight(
+    server: LoopbackServer, tmp_path: Path, when: str
 ) -> None:
-    real = subprocess.Popen
-
-    def dying(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        if "builder.fetch.keeping" not in command:
-            return real(command, **options)
-        code = DEATHS.replace("WHEN", repr(when)).replace("FOLDER", repr(command[-1]))
-        return real([sys.executable, "-c", code], **options)
-
-    work = resolved(tmp_path / "killed", numbered(*range(60)))
-    with monkeypatch.context() as patch:
-        patch.setattr("builder.fetch.keeper.subprocess.Popen", dying)
-        with pytest.raises(
-            StageError, match=r"the process that keeps pictures ended; got SIGKILL.*what is done is kept"
-        ):
-            fetch(recipe(server, concurrency=6), work)
-    fetch(recipe(server), work)
+    built, work = recipe(server, concurrency=6), resolved(tmp_path / "killed", numbered(*range(60)))
+    settings = built.fetch.model_dump_json()
+    command = [sys.executable, "-c", f"WHEN = {when!r}\n{DEATHS}\n{RUN}", str(work), settings]
+    killed = subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    fetch(built, work)
     assert len(server.hits()) == 60
-    assert len(server.requests) - 60 <= 2 * 6  # what was in flight then, and what began before all was stopped
-    fetch(recipe(server), resolved(tmp_path / "calm", numbered(*range(60))))
+    assert len(server.requests) - 60 <= 6
+    fetch(built, resolved(tmp_path / "calm", numbered(*range(60))))
     assert contents(work) == contents(tmp_path / "calm")
 
 
-def test_pictures_wait_for_room_in_the_memory_they_are_handed_over_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def large(request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer(LARGE + request.path.encode()))
+def test_a_new_build_waits_for_the_decoders_of_a_killed_one(tmp_path: Path) -> None:
+    """They may still write to the spool, at offsets that the new build would use again."""
+    ended = threading.Event()
+    with Ledger(tmp_path) as killed:
+        left_behind = os.dup(killed.spool)  # as in a decoder process
+        os.pwrite(left_behind, b"recorded, and not", 0)
+        killed.record([(Outcome(f"{HOST}/1.jpg", "ok", 200, len(b"recorded"), "0" * 64), 0)])
 
-    monkeypatch.setattr("builder.fetch.keeper._ROOM", 1)  # so there is room for one picture, not for two
-    with LoopbackServer(large) as server:
-        fetch(recipe(server), resolved(tmp_path, numbered(*range(8))))
-    assert list(pictures(tmp_path).values()) == [LARGE + f"/{n}.jpg".encode() for n in range(8)]
+    def end() -> None:
+        time.sleep(0.2)
+        ended.set()
+        os.close(left_behind)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with Ledger(tmp_path) as ledger:
+        assert ended.is_set()
+        assert os.pread(ledger.spool, 100, 0) == b"recorded"
+    thread.join()
 
 
-def test_a_request_cut_off_by_the_death_of_the_build_is_not_kept(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "builder.fetch.keeping", str(tmp_path)]
-    rows = [[f"{HOST}/{n}", "not_found", 404, None, None, None, None, None, None] for n in range(2)]
-    lines = [json.dumps([0, [row]]).encode() for row in rows]
-    with tempfile.TemporaryFile() as memory:
-        memory.write(b"-")
-        memory.flush()
-        said = lines[0].replace(b"[0", f"[{memory.fileno()}".encode()) + b"\n" + lines[1]
-        done = subprocess.run(command, input=said, capture_output=True, check=True, pass_fds=[memory.fileno()])
-    assert (done.stdout, done.stderr) == (b"null\nnull\n", b"")
-    with ledger.Ledger(tmp_path) as kept:
-        assert list(kept.look_up([f"{HOST}/0", f"{HOST}/1"])) == [f"{HOST}/0"]
+def test_bytes_of_the_spool_that_no_record_names_are_ignored(server: LoopbackServer, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "a" / "fetch") as ledger:
+        offset = ledger.reserve(len(JPEG))
+        os.pwrite(ledger.spool, JPEG + b"of a killed run", offset)
+        sha256 = hashlib.sha256(JPEG).hexdigest()
+        ledger.record([(Outcome(f"{HOST}/7.jpg", "ok", 200, len(JPEG), sha256, 40, 30), offset)])
+    for name in ("a", "b"):
+        fetch(recipe(server), resolved(tmp_path / name, numbered(7, 8)))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert server.hits() == {"/7.jpg": 1, "/8.jpg": 2}
 
 
 KILLER = """
@@ -534,7 +552,7 @@ dying(*points[POINT])
 
 @pytest.fixture(scope="module")
 def changed_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LoopbackServer, Path, Path]]:
-    """A finished stage whose urls changed since, and an undisturbed run over the new urls."""
+    """A finished stage whose URLs changed since, and an undisturbed run over the new URLs."""
     folder = tmp_path_factory.mktemp("changed")
     urls = numbered(50, *range(5, 25), 51, *range(3))
     with LoopbackServer(shop) as running:

@@ -20,7 +20,7 @@ from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostil
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from builder.http.client import ACCEPT_PICTURES, Answer, Client, user_agent
+from builder.http.client import ACCEPT_IMAGES, Answer, Client, user_agent
 from builder.recipe import FetchSettings
 from sqid_lib.errors import DiskError
 
@@ -33,7 +33,7 @@ def server() -> Iterator[LoopbackServer]:
 
 @pytest.fixture(scope="module")
 def private() -> Iterator[LoopbackServer]:
-    """A service on the maintainer's own network; nobody may reach it."""
+    """A service on the user's own network, which must never be reached."""
 
     async def secret(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(JPEG))
@@ -49,7 +49,7 @@ def limits(*allowed: LoopbackServer, **changes: Any) -> FetchSettings:
 
 def get(url: str, fetch: FetchSettings, **options: Any) -> tuple[Answer, bytes | None]:
     async def run() -> tuple[Answer, bytes | None]:
-        async with Client(fetch, accept=ACCEPT_PICTURES, contact="me@example.org") as client:
+        async with Client(fetch, accept=ACCEPT_IMAGES, contact="me@example.org") as client:
             answered = await client.get(url, **options)
             if answered.body is None:
                 return answered, None
@@ -141,7 +141,7 @@ def test_what_will_not_pass_is_not(server: LoopbackServer, path: str) -> None:
 
 def test_every_request_has_a_total_time_of_its_own(server: LoopbackServer) -> None:
     async def run() -> None:
-        async with Client(limits(server), accept=ACCEPT_PICTURES) as client:
+        async with Client(limits(server), accept=ACCEPT_IMAGES) as client:
             first = asyncio.create_task(client.get(f"{server.origin}/drip"))
             await asyncio.sleep(1.0)
             second = asyncio.create_task(client.get(f"{server.origin}/drip"))
@@ -206,7 +206,7 @@ def test_connections_are_used_again_and_made_anew_when_the_server_closed_them(se
             raise ConnectionResetError
 
     async def run(running: LoopbackServer) -> None:
-        async with Client(limits(running), accept=ACCEPT_PICTURES) as client:
+        async with Client(limits(running), accept=ACCEPT_IMAGES) as client:
             for path in ["/a", "/b", "/last", "/c", "/last", "/d"]:
                 answered = await client.get(running.origin + path)
                 assert answered.body is not None, answered
@@ -221,7 +221,7 @@ def test_connections_are_used_again_and_made_anew_when_the_server_closed_them(se
 
 def test_no_host_gets_more_connections_than_the_recipe_says(server: LoopbackServer) -> None:
     async def run(running: LoopbackServer) -> list[Answer]:
-        async with Client(limits(running, per_host=2), accept=ACCEPT_PICTURES) as client:
+        async with Client(limits(running, per_host=2), accept=ACCEPT_IMAGES) as client:
             return await asyncio.gather(*(client.get(f"{running.origin}/404") for _ in range(20)))
 
     async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -235,7 +235,7 @@ def test_no_host_gets_more_connections_than_the_recipe_says(server: LoopbackServ
 
 def test_a_cancelled_request_does_not_pass_for_one_that_timed_out(server: LoopbackServer) -> None:
     async def run() -> None:
-        async with Client(limits(server), accept=ACCEPT_PICTURES) as client:
+        async with Client(limits(server), accept=ACCEPT_IMAGES) as client:
             task = asyncio.create_task(client.get(f"{server.origin}/silence"))
             await asyncio.sleep(0.2)
             (request,) = client._requests
@@ -303,7 +303,7 @@ def test_a_lookup_that_fails_too_late_is_not_printed(
         async with Client(FetchSettings(timeout=0.1), accept="*/*") as client:
             assert (await client.get("http://slow.example/")).status == "timeout"
             await asyncio.sleep(0.4)
-            client._names.clear()
+            client._names._lookups.clear()
             gc.collect()
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
@@ -312,7 +312,7 @@ def test_a_lookup_that_fails_too_late_is_not_printed(
 
 
 @pytest.mark.parametrize("proxy", ["http://me:SECRET@bad host:1", "http://mé:SECRET@127.0.0.1:1", "me:SECRET@[::1"])
-def test_the_password_of_a_proxy_is_never_told(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+def test_the_password_of_a_proxy_is_never_shown(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("http_proxy", proxy)
     answered, _ = get("http://h.example/", FetchSettings(trust_env=True))
     assert answered.status in ("connection", "refused")
@@ -425,7 +425,7 @@ def test_names_are_looked_up_once_and_not_waited_for_longer_than_a_request(
 
     async def run() -> list[Answer]:
         fetch = FetchSettings(allow_hosts=(f"a.example:{server.port}", f"slow.example:{server.port}"), timeout=0.4)
-        async with Client(fetch, accept=ACCEPT_PICTURES) as client:
+        async with Client(fetch, accept=ACCEPT_IMAGES) as client:
             hosts = ["a.example"] * 3 + ["slow.example"]
             return await asyncio.gather(*(client.get(f"http://{h}:{server.port}/404") for h in hosts))
 
@@ -514,7 +514,7 @@ def test_a_socks_proxy_passes_requests_through(monkeypatch: pytest.MonkeyPatch) 
     assert heads[0].startswith(b"GET /x%7c HTTP/1.1\r\n")
 
 
-def test_requests_are_honest_and_plain(server: LoopbackServer) -> None:
+def test_requests_name_the_program_and_its_contact(server: LoopbackServer) -> None:
     get(f"{server.origin}/cookie?a=%7C|", limits(server))
     get(f"{server.origin}/ok", limits(server))
     path, headers = server.requests[-2].path, server.requests[-1].headers

@@ -23,7 +23,7 @@ def test_urls_keep_every_published_byte(url: str) -> None:
     assert parse_url(f" {url}\n") == parse_url(url)
 
 
-def test_parts_of_an_url() -> None:
+def test_parts_of_a_url() -> None:
     assert parse_url("HTTP://H.example:8080") == ("http", "h.example", "h.example", 8080, "/")
     assert parse_url("https://h.example?") == ("https", "h.example", "h.example", 443, "/?")
     assert parse_url("http://[::1]/a?b/c#d") == ("http", "::1", "::1", 80, "/a?b/c")
@@ -54,7 +54,7 @@ def test_other_urls_are_bad(url: str) -> None:
 
 @given(st.text())
 @settings(max_examples=200, deadline=None)
-def test_any_text_is_an_url_or_a_bad_one(text: str) -> None:
+def test_any_text_is_a_url_or_a_bad_one(text: str) -> None:
     for url in (text, f"http://{text}", f"http://h.example/{text}"):
         with contextlib.suppress(BadUrlError):
             assert parse_url(url).scheme in ("http", "https")

@@ -22,76 +22,76 @@ from hypothesis import strategies as st
 from builder.pipeline import build
 from builder.recipe import EsciSettings, FetchSettings, PagesSettings, Recipe, ResolveSettings
 from builder.resolve import resolve
-from builder.resolve.page_images import is_captcha, main_picture
+from builder.resolve.page_images import is_captcha, main_image
 from builder.resolve.stage import pending
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, MissingExtraError, RecipeError, UsageError
 
-PICTURE = "https://m.media-amazon.com/images/I/71abc._AC_SX679_.jpg"
+IMAGE = "https://m.media-amazon.com/images/I/71abc._AC_SX679_.jpg"
 OTHER = "https://m.media-amazon.com/images/I/61xyz._SX385_.jpg"
 CAPTCHA = b'<html><title>Robot Check</title><form action="/errors/validateCaptcha"></form></html>'
 
-# -- the main picture of a page -----------------------------------------------------------------------------------
+# -- the main image of a page -----------------------------------------------------------------------------------
 
-GALLERY = {"hiRes": PICTURE, "thumb": "https://h/t.jpg", "large": "https://h/l.jpg", "variant": "MAIN"}
+GALLERY = {"hiRes": IMAGE, "thumb": "https://h/t.jpg", "large": "https://h/l.jpg", "variant": "MAIN"}
 PAGES: dict[str, tuple[str, str | None]] = {
-    "high resolution": (f'<img id="landingImage" data-old-hires="{PICTURE}" src="https://h/small.jpg">', PICTURE),
-    "no high resolution": (f'<img id="landingImage" data-old-hires="" src="{PICTURE}">', PICTURE),
+    "high resolution": (f'<img id="landingImage" data-old-hires="{IMAGE}" src="https://h/small.jpg">', IMAGE),
+    "no high resolution": (f'<img id="landingImage" data-old-hires="" src="{IMAGE}">', IMAGE),
     "largest rendition": (
         '<img id="landingImage" src="https://h/s.jpg" data-a-dynamic-image=\'{"https://h/a.jpg":[10,20],'
-        f'"{PICTURE}":[300,200],"https://h/b.jpg":[200,100]}}\'>',
-        PICTURE,
+        f'"{IMAGE}":[300,200],"https://h/b.jpg":[200,100]}}\'>',
+        IMAGE,
     ),
     "renditions escaped": (
-        f'<img id="landingImage" data-a-dynamic-image="{{&quot;{PICTURE}&quot;:[1,1]}}">',
-        PICTURE,
+        f'<img id="landingImage" data-a-dynamic-image="{{&quot;{IMAGE}&quot;:[1,1]}}">',
+        IMAGE,
     ),
-    "renditions broken": (f'<img id="landingImage" data-a-dynamic-image="{{oops" src="{PICTURE}">', PICTURE),
-    "renditions of nothing": (f'<img id="landingImage" data-a-dynamic-image="[]" src="{PICTURE}">', PICTURE),
+    "renditions broken": (f'<img id="landingImage" data-a-dynamic-image="{{oops" src="{IMAGE}">', IMAGE),
+    "renditions of nothing": (f'<img id="landingImage" data-a-dynamic-image="[]" src="{IMAGE}">', IMAGE),
     "lazy": (
-        f'<img id="landingImage" src="data:image/gif;base64,R0lG"><meta property="og:image" content="{PICTURE}">',
-        PICTURE,
+        f'<img id="landingImage" src="data:image/gif;base64,R0lG"><meta property="og:image" content="{IMAGE}">',
+        IMAGE,
     ),
-    "book": (f'<img id="imgBlkFront" src="{PICTURE}">', PICTURE),
-    "e-book": (f'<img id="ebooksImgBlkFront" src="{PICTURE}">', PICTURE),
-    "mobile": (f'<img id="main-image" src="{PICTURE}">', PICTURE),
+    "book": (f'<img id="imgBlkFront" src="{IMAGE}">', IMAGE),
+    "e-book": (f'<img id="ebooksImgBlkFront" src="{IMAGE}">', IMAGE),
+    "mobile": (f'<img id="main-image" src="{IMAGE}">', IMAGE),
     "no scheme": ('<img id="main-image" src="//h.example/a%7Cb.jpg">', "https://h.example/a%7Cb.jpg"),
     "relative": ('<img id="main-image" src="/i/a.jpg">', "https://shop.example/i/a.jpg"),
     "gallery": (
         "<script>var data = {'colorImages': { 'initial': " + json.dumps([GALLERY]) + "}, 'x': 1};</script>",
-        PICTURE,
+        IMAGE,
     ),
     "gallery without high resolution": (
         "<script>'colorImages':{'initial':"
-        + json.dumps([{"hiRes": None, "large": PICTURE, "variant": "MAIN"}])
+        + json.dumps([{"hiRes": None, "large": IMAGE, "variant": "MAIN"}])
         + "}</script>",
-        PICTURE,
+        IMAGE,
     ),
     "gallery of variants": (
         "<script>'colorImages': {'initial': " + json.dumps([{**GALLERY, "hiRes": OTHER, "variant": "PT01"}, GALLERY]),
-        PICTURE,
+        IMAGE,
     ),
     "gallery of a book": (
-        "<script>'imageGalleryData' : " + json.dumps([{"mainUrl": PICTURE, "thumbUrl": OTHER}]) + ",</script>",
-        PICTURE,
+        "<script>'imageGalleryData' : " + json.dumps([{"mainUrl": IMAGE, "thumbUrl": OTHER}]) + ",</script>",
+        IMAGE,
     ),
     "gallery broken": ("<script>'colorImages': {'initial': [{\"hiRes\": </script>", None),
-    "open graph": (f'<meta property="og:image" content="{PICTURE}">', PICTURE),
+    "open graph": (f'<meta property="og:image" content="{IMAGE}">', IMAGE),
     "element before gallery": (
         f"<script>'colorImages': {{'initial': {json.dumps([GALLERY])}}}</script>"
         f'<img id="landingImage" src="{OTHER}">',
         OTHER,
     ),
-    "other pictures only": ('<img src="https://h/logo.png"><img id="logo" src="https://h/l.png">', None),
+    "other images only": ('<img src="https://h/logo.png"><img id="logo" src="https://h/l.png">', None),
     "nothing": ("", None),
 }
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_main_picture_is_found_where_pages_keep_it(name: str) -> None:
+def test_main_image_is_found_where_pages_keep_it(name: str) -> None:
     page, expected = PAGES[name]
-    assert main_picture(f"<html><body>{page}</body></html>".encode(), "https://shop.example/dp/B01") == expected
-    assert main_picture(page.encode(), "https://shop.example/dp/B01") == expected
+    assert main_image(f"<html><body>{page}</body></html>".encode(), "https://shop.example/dp/B01") == expected
+    assert main_image(page.encode(), "https://shop.example/dp/B01") == expected
 
 
 @given(
@@ -99,17 +99,17 @@ def test_main_picture_is_found_where_pages_keep_it(name: str) -> None:
 )
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_a_page(page: bytes, charset: str) -> None:
-    assert main_picture(page, "https://shop.example/", charset) is None
+    assert main_image(page, "https://shop.example/", charset) is None
 
 
 @pytest.mark.parametrize(
-    ("page", "headers", "picture", "expected"),
+    ("page", "headers", "image", "expected"),
     [
         (CAPTCHA, {}, None, True),
-        (CAPTCHA, {}, PICTURE, True),
+        (CAPTCHA, {}, IMAGE, True),
         (b"<p>Enter the characters you see below</p>", {}, None, True),
         (b'<div class="g-recaptcha"></div>', {}, None, True),
-        (b'<div class="g-recaptcha"></div>', {}, PICTURE, False),
+        (b'<div class="g-recaptcha"></div>', {}, IMAGE, False),
         (b"<p>This captcha novel is a thriller</p>", {}, None, False),
         (b"", {"x-amzn-waf-action": "challenge"}, None, True),
         (b"", {"cf-mitigated": "challenge"}, None, True),
@@ -117,9 +117,9 @@ def test_any_bytes_are_a_page(page: bytes, charset: str) -> None:
     ],
 )
 def test_pages_that_ask_for_proof_of_a_person(
-    page: bytes, headers: dict[str, str], picture: str | None, expected: bool
+    page: bytes, headers: dict[str, str], image: str | None, expected: bool
 ) -> None:
-    assert is_captcha(page, headers, picture=picture) is expected
+    assert is_captcha(page, headers, image=image) is expected
 
 
 # -- visits -------------------------------------------------------------------------------------------------------
@@ -127,13 +127,13 @@ def test_pages_that_ask_for_proof_of_a_person(
 ROBOTS = b"User-agent: *\nDisallow: /dp/SECRET\nAllow: /\n"
 
 
-def shown(picture: str) -> bytes:
-    return answer(f'<html><img id="landingImage" src="{picture}"></html>'.encode(), Content_Type="text/html")
+def shown(image: str) -> bytes:
+    return answer(f'<html><img id="landingImage" src="{image}"></html>'.encode(), Content_Type="text/html")
 
 
 ANSWERS = {
     "/robots.txt": answer(ROBOTS),
-    "/dp/OK": shown(PICTURE),
+    "/dp/OK": shown(IMAGE),
     "/dp/NONE": answer(b"<html>Sorry, we could not find that page</html>"),
     "/dp/EMPTY": answer(b""),
     "/dp/PLACEHOLDER": shown("https://m.media-amazon.com/images/I/01RmK%2BJ4pJL._AC_.gif"),
@@ -145,7 +145,7 @@ ANSWERS = {
     "/dp/MOVED": answer(b"", 301, Location="/dp/OK"),
     "/dp/TO-SECRET": answer(b"", 302, Location="/dp/SECRET"),
     "/dp/LOOP": answer(b"", 302, Location="/dp/LOOP"),
-    "/dp/SECRET": shown(PICTURE),
+    "/dp/SECRET": shown(IMAGE),
     "/dp/CAPTCHA": answer(CAPTCHA),
     "/dp/CAPTCHA-503": answer(CAPTCHA, 503),
     "/dp/A%2FB": shown(OTHER),
@@ -213,7 +213,7 @@ def test_every_kind_of_page_has_its_status(server: LoopbackServer, tmp_path: Pat
         "SECRET": "blocked",
         "A/B": "ok",
     }
-    assert results(tmp_path)["MOVED"] == ("ok", PICTURE, "page")
+    assert results(tmp_path)["MOVED"] == ("ok", IMAGE, "page")
     assert results(tmp_path)["A/B"] == ("ok", OTHER, "page")
     assert results(tmp_path)["FORBIDDEN"][1:] == (None, None)
     assert server.requests[0].path == "/robots.txt"
@@ -240,7 +240,7 @@ def test_tables_come_first_and_pages_serve_the_rest(server: LoopbackServer, tmp_
     table = tmp_path / "urls.csv"
     table.write_text(f"product_id,image_url\nOK,{OTHER}\n")
     resolve(recipe(server, str(table)), sampled(tmp_path, "OK", "MOVED"))
-    assert results(tmp_path) == {"OK": ("ok", OTHER, "urls.csv"), "MOVED": ("ok", PICTURE, "page")}
+    assert results(tmp_path) == {"OK": ("ok", OTHER, "urls.csv"), "MOVED": ("ok", IMAGE, "page")}
     assert server.hits()["/dp/MOVED"] == 1
 
 
@@ -301,7 +301,7 @@ def test_a_build_of_this_stage_alone_visits_failed_pages_again(server: LoopbackS
     done = len(server.requests)
     build(recipe(server), tmp_path, only="resolve", retry=["error"])
     assert sorted(r.path for r in server.requests[done:]) == ["/dp/BROKEN", "/robots.txt"]
-    with pytest.raises(UsageError, match="no such failure of a page"):
+    with pytest.raises(UsageError, match="not a failure of a page"):
         build(recipe(server), tmp_path, only="resolve", retry=["timeout"])
 
 
@@ -309,7 +309,7 @@ def test_a_build_of_this_stage_alone_visits_failed_pages_again(server: LoopbackS
 def test_a_captcha_ends_the_run_and_what_was_visited_is_kept(server: LoopbackServer, tmp_path: Path, name: str) -> None:
     sampled(tmp_path, "OK", name, "GONE")
     for run in range(2):
-        with pytest.raises(FetchError, match=r"proof of a person \(captcha\).*use tables"):
+        with pytest.raises(FetchError, match=r"asks for a captcha.*use tables"):
             resolve(recipe(server), tmp_path)
         assert server.hits()["/dp/OK"] == 1
         assert server.hits()[f"/dp/{name}"] == run + 1
@@ -362,7 +362,7 @@ def scripted(robots: bytes | Callable[[int], bytes], page: Callable[[Request, in
     ],
 )
 def test_robots_rules_are_kept(tmp_path: Path, robots: bytes, status: str) -> None:
-    with scripted(robots, lambda request, times: shown(PICTURE)) as server:
+    with scripted(robots, lambda request, times: shown(IMAGE)) as server:
         resolve(recipe(server), sampled(tmp_path, "OK"))
         assert results(tmp_path)["OK"][0] == status
         assert [r.path for r in server.requests] == ["/robots.txt", *(["/dp/OK"] if status == "ok" else [])]
@@ -370,7 +370,7 @@ def test_robots_rules_are_kept(tmp_path: Path, robots: bytes, status: str) -> No
 
 @pytest.mark.parametrize("code", [500, 503, 429])
 def test_unreadable_robots_rules_end_the_run_before_any_page(tmp_path: Path, code: int) -> None:
-    with scripted(answer(b"", code), lambda request, times: shown(PICTURE)) as server:
+    with scripted(answer(b"", code), lambda request, times: shown(IMAGE)) as server:
         with pytest.raises(FetchError, match=r"robots\.txt|slow down"):
             resolve(recipe(server), sampled(tmp_path, "OK"))
         assert set(server.hits()) == {"/robots.txt"}
@@ -378,7 +378,7 @@ def test_unreadable_robots_rules_end_the_run_before_any_page(tmp_path: Path, cod
 
 def test_a_busy_server_is_waited_for_and_then_left_alone(tmp_path: Path) -> None:
     def busy(request: Request, times: int) -> bytes:
-        return shown(PICTURE) if times > 2 and request.path == "/dp/OK" else answer(b"", 503, Retry_After=0)
+        return shown(IMAGE) if times > 2 and request.path == "/dp/OK" else answer(b"", 503, Retry_After=0)
 
     with scripted(answer(b"", 404), busy) as server:
         resolve(recipe(server), sampled(tmp_path / "a", "OK"))
@@ -389,7 +389,7 @@ def test_a_busy_server_is_waited_for_and_then_left_alone(tmp_path: Path) -> None
         assert server.hits()["/dp/BUSY"] == 4
 
 
-def test_a_server_that_asks_for_a_day_of_peace_ends_the_run(tmp_path: Path) -> None:
+def test_a_server_with_a_retry_after_of_a_day_ends_the_run(tmp_path: Path) -> None:
     with scripted(answer(b"", 404), lambda request, times: answer(b"", 429, Retry_After=86_400)) as server:
         with pytest.raises(FetchError, match="left alone for 86400 s"):
             resolve(recipe(server), sampled(tmp_path, "OK", "GONE"))
@@ -417,7 +417,7 @@ def test_pages_never_lead_into_the_own_network(server: LoopbackServer, tmp_path:
 def test_redirects_to_no_url_are_results(tmp_path: Path, location: str, status: str) -> None:
     def page(request: Request, times: int) -> bytes:
         moved = answer(b"", 302, Location=location).replace(b"@", b"\xe9")  # no UTF-8
-        return moved if request.path == "/dp/OK" else shown(PICTURE)
+        return moved if request.path == "/dp/OK" else shown(IMAGE)
 
     with scripted(answer(b"", 404), page) as server:
         resolve(recipe(server), sampled(tmp_path, "OK"))
@@ -429,7 +429,7 @@ def test_two_requests_are_never_closer_than_the_delay(tmp_path: Path) -> None:
 
     def page(request: Request, times: int) -> bytes:
         arrivals.append(time.monotonic())
-        return shown(PICTURE)
+        return shown(IMAGE)
 
     def robots(times: int) -> bytes:
         arrivals.append(time.monotonic())
@@ -445,14 +445,14 @@ def test_two_requests_are_never_closer_than_the_delay(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_thousand_pages_of_all_kinds(tmp_path: Path) -> None:
     kinds = {
-        "picture": shown(PICTURE),
+        "image": shown(IMAGE),
         "placeholder": shown("https://m.media-amazon.com/images/I/01RmK+J4pJL.gif"),
         "generic": shown(schemas.GENERIC_IMAGE_URL),
         "gone": answer(b"", 404),
-        "nothing": answer(b"<html>no picture</html>"),
-        "moved": answer(b"", 301, Location="/dp/picture-0"),
+        "nothing": answer(b"<html>no image</html>"),
+        "moved": answer(b"", 301, Location="/dp/image-0"),
         "forbidden": answer(b"", 403),
-        "secret": shown(PICTURE),
+        "secret": shown(IMAGE),
         "trap": answer(b"", 302, Location="/dp/secret-0"),
         "broken": answer(b"", 400),
     }

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
 from builder.recipe import EsciSettings, Recipe, ResolveSettings
-from builder.resolve import resolve
+from builder.resolve import resolve, tables
+from builder.resolve.tables import Format
 from sqid_lib import schemas
 from sqid_lib.errors import (
     CorruptFileError,
@@ -100,7 +102,7 @@ def test_csv_of_spreadsheets_keeps_ids_as_text(work: Path, tmp_path: Path) -> No
     assert (found["NA/us"], found["nan/us"], found["null/us"]) == (URL.format("na"), URL.format("n"), None)
 
 
-def test_locale_column_tells_the_same_id_apart(work: Path, tmp_path: Path) -> None:
+def test_a_locale_column_separates_products_of_one_id(work: Path, tmp_path: Path) -> None:
     rows = [("B01", "us", URL.format("us")), ("B01", "es", URL.format("es")), ("NA", "jp", URL.format("jp"))]
     names = ["product_id", "product_locale", "image_url"]
     table = pa.table([pa.array(c, pa.large_string()) for c in zip(*rows, strict=True)], names=names)
@@ -109,7 +111,7 @@ def test_locale_column_tells_the_same_id_apart(work: Path, tmp_path: Path) -> No
     assert (found["B01/us"], found["B01/es"], found["NA/us"]) == (URL.format("us"), URL.format("es"), None)
 
 
-def test_first_table_with_an_url_wins(work: Path, tmp_path: Path) -> None:
+def test_the_first_table_with_a_url_wins(work: Path, tmp_path: Path) -> None:
     first = write(tmp_path / "first.csv", f"product_id,image_url\nB01,{URL.format(1)}\nNA,\nnull,  \n")
     second = write(
         tmp_path / "second.csv",
@@ -125,7 +127,7 @@ def test_no_table_leaves_every_url_missing(work: Path) -> None:
     assert {r["image_status"] for r in resolved(work)} == {"missing"}
 
 
-ESCI_S = [
+ESCI_S: list[dict[str, Any]] = [
     {"type": "error", "asin": "nan", "locale": "us", "error": "not found"},
     {"type": "product", "asin": "B01", "locale": "us", "image": URL.format("us")},
     {"type": "product", "asin": "B01", "locale": "es", "image": URL.format("es")},
@@ -154,7 +156,7 @@ def test_esci_s_lines_plain_and_compressed(work: Path, tmp_path: Path, suffix: s
     assert found["null/us"] is found["nan/us"] is found["B09/us"] is None
 
 
-def test_amazon_reviews_take_the_best_rendition_of_the_main_picture(work: Path, tmp_path: Path) -> None:
+def test_amazon_reviews_take_the_best_rendition_of_the_main_image(work: Path, tmp_path: Path) -> None:
     def image(variant: str, hi_res: str | None, large: str | None, thumb: str | None) -> dict[str, str | None]:
         return {"variant": variant, "hi_res": hi_res, "large": large, "thumb": thumb}
 
@@ -178,7 +180,35 @@ def test_amazon_reviews_take_the_best_rendition_of_the_main_picture(work: Path, 
     }
 
 
-def test_one_url_said_twice_is_no_conflict(work: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["esci.csv", "esci.parquet"])
+def test_the_columns_of_a_format_are_read_from_any_kind_of_file(work: Path, tmp_path: Path, name: str) -> None:
+    rows = [{key: row.get(key) for key in ("asin", "locale", "image")} for row in ESCI_S]
+    del rows[3]  # a second URL for a product: only in json lines the first one counts
+    table = pa.Table.from_pylist(rows)
+    if name.endswith("csv"):
+        pcsv.write_csv(table, tmp_path / name)
+    else:
+        pq.write_table(table, tmp_path / name)
+    found = urls(work, tmp_path / name)
+    assert (found["B01/us"], found["B01/es"]) == (URL.format("us"), URL.format("es"))
+    assert found["NA/us"] == "https://m.media-amazon.com/images/I/71abc._AC_SX425_.jpg"
+    assert found["null/us"] is found["nan/us"] is found["B09/us"] is None
+
+
+def test_a_format_is_one_entry(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Format(
+        "a shop", product_id="sku", image="photo", locale="market", url=lambda name: name and URL.format(name)
+    )
+    monkeypatch.setattr(tables, "FORMATS", (*tables.FORMATS, shop))
+    rows = [{"sku": "B01", "market": "es", "photo": "es"}, {"sku": "NA", "market": "us", "photo": ""}]
+    lines = write(tmp_path / "shop.jsonl", json_lines(rows))
+    text = write(tmp_path / "shop.csv", "sku,market,photo\nB01,es,es\nNA,us,\n")
+    for table in (lines, text):
+        found = urls(work, table)
+        assert (found["B01/es"], found["B01/us"], found["NA/us"]) == (URL.format("es"), None, None)
+
+
+def test_a_url_given_twice_is_not_a_conflict(work: Path, tmp_path: Path) -> None:
     table = write(tmp_path / "urls.csv", f"product_id,image_url\nB01,{URL.format(1)}\nB01,{URL.format(1)}\nB01,\n")
     assert urls(work, table)["B01/us"] == URL.format(1)
 

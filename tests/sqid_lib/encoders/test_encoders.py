@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from encoder_families import FAMILIES, write_family
-from encoder_fixtures import ODD_PICTURES, ODD_TEXTS, write_clip
+from encoder_fixtures import ODD_IMAGES, ODD_TEXTS, write_clip
 
 from sqid_lib.encoders import Encoder, load_encoder
 from sqid_lib.errors import EncoderError, MissingExtraError, UsageError
@@ -60,15 +60,15 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_equals_row_by_row(clip: Path, encoder: Encoder) -> None:
-    texts, images = row_by_row(clip, ODD_TEXTS, list(ODD_PICTURES.values()))
+    texts, images = row_by_row(clip, ODD_TEXTS, list(ODD_IMAGES.values()))
     assert relative(encoder.encode_text(ODD_TEXTS, batch_size=2), texts) < 1e-5
-    assert relative(encoder.encode_images(ODD_PICTURES.values(), batch_size=2), images) < 1e-5
-    assert texts.std(axis=0).min() > 0.01  # the inputs do tell themselves apart
+    assert relative(encoder.encode_images(ODD_IMAGES.values(), batch_size=2), images) < 1e-5
+    assert texts.std(axis=0).min() > 0.01  # the inputs do differ
     assert images.std(axis=0).min() > 0.01
 
 
 def test_shapes(encoder: Encoder) -> None:
-    for vectors in (encoder.encode_text(["a"]), encoder.encode_images([ODD_PICTURES["tall"]])):
+    for vectors in (encoder.encode_text(["a"]), encoder.encode_images([ODD_IMAGES["tall"]])):
         assert vectors.shape == (1, 32)
         assert vectors.dtype == np.float32
     assert encoder.encode_text([]).shape == encoder.encode_images([]).shape == (0, 32)
@@ -81,10 +81,37 @@ def test_one_string_is_not_a_list(encoder: Encoder) -> None:
         encoder.encode_text("red shoes")
 
 
-def test_a_picture_that_does_not_decode_is_nan(encoder: Encoder) -> None:
-    pictures = list(ODD_PICTURES.items())
-    vectors = encoder.encode_images(pictures, decode=lambda item: None if item[0] == "wide" else item[1])
-    assert [bool(np.isnan(row).all()) for row in vectors] == [name == "wide" for name, _ in pictures]
+def test_an_image_that_does_not_decode_is_nan(encoder: Encoder) -> None:
+    images = list(ODD_IMAGES.items())
+    vectors = encoder.encode_images(images, decode=lambda item: None if item[0] == "wide" else item[1])
+    assert [bool(np.isnan(row).all()) for row in vectors] == [name == "wide" for name, _ in images]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, None])
+def test_batches_of_texts_hold_the_vectors_of_the_whole(encoder: Encoder, batch_size: int | None) -> None:
+    texts = list(dict.fromkeys(ODD_TEXTS))
+    batches = encoder.text_batches(texts, batch_size=batch_size)
+    assert sorted(row for rows in batches.rows for row in rows) == list(range(len(texts)))
+    whole = encoder.encode_text(texts, batch_size=batch_size)
+    for rows, vectors in zip(batches.rows, batches.vectors, strict=True):
+        assert np.array_equal(vectors, whole[rows])
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_batches_of_images_hold_the_vectors_of_the_whole(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    monkeypatch.setattr(Encoder, "on_gpu", property(lambda self: on_gpu))
+    images = [*ODD_IMAGES.items()][:5]
+
+    def decode(item: tuple[str, Any]) -> Any:
+        return None if item[0] in dict(images[2:4]) else item[1]
+
+    parts = list(encoder.image_batches(images, batch_size=2, decode=decode))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert np.isnan(parts[1]).all()  # not one image of the batch decodes
+    whole = encoder.encode_images(images, batch_size=2, decode=decode)
+    assert np.array_equal(np.concatenate(parts), whole, equal_nan=True)
 
 
 def test_an_error_of_decode_is_the_callers(encoder: Encoder) -> None:
@@ -140,7 +167,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 3
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(EncoderError, match="do not fit the config"):
+    with pytest.raises(EncoderError, match="do not match the config"):
         load_encoder(str(folder))
 
 
@@ -176,13 +203,13 @@ def test_other_families_equal_row_by_row(tmp_path: Path, family: str) -> None:
         for text in ODD_TEXTS:
             tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
             texts.append(model.get_text_features(**tokens).pooler_output[0].numpy())
-        for image in ODD_PICTURES.values():
+        for image in ODD_IMAGES.values():
             pixels = processor(image.convert("RGB"), return_tensors="pt")
             images.append(model.get_image_features(**pixels).pooler_output[0].numpy())
     assert encoder.width == {"chinese_clip": 24}.get(family, 32)
     assert limit == {"chinese_clip": 40, "align": 64}.get(family, 16)
     assert relative(encoder.encode_text(ODD_TEXTS, batch_size=2), np.stack(texts)) < 1e-5
-    opaque = [image.convert("RGB") for image in ODD_PICTURES.values()]
+    opaque = [image.convert("RGB") for image in ODD_IMAGES.values()]
     assert relative(encoder.encode_images(opaque, batch_size=2), np.stack(images)) < 1e-5
     assert np.stack(texts).std(axis=0).max() > 0.001
     assert np.stack(images).std(axis=0).max() > 0.001
@@ -194,7 +221,7 @@ def test_towers_of_different_width_are_refused(tmp_path: Path) -> None:
     encoder = load_encoder(str(folder), device="cpu")
     encoder.width = config["projection_dim"] + 1
     with pytest.raises(EncoderError, match="differ in width"):
-        encoder.encode_images([ODD_PICTURES["tall"]])
+        encoder.encode_images([ODD_IMAGES["tall"]])
 
 
 # -- fast paths that must change nothing --------------------------------------------------------------------------
@@ -205,7 +232,7 @@ def test_packed_linears_equal_plain_ones(tmp_path: Path) -> None:
     plain, packed = (load_encoder(str(folder), device="cpu", linear=linear) for linear in ("plain", "packed"))
     assert (plain.linear, packed.linear) == ("plain", "packed")
     assert relative(packed.encode_text(ODD_TEXTS), plain.encode_text(ODD_TEXTS)) < 1e-5
-    images = list(ODD_PICTURES.values())
+    images = list(ODD_IMAGES.values())
     assert relative(packed.encode_images(images), plain.encode_images(images)) < 1e-5
 
 
@@ -261,12 +288,12 @@ def test_quick_gelu_is_replaced_only_between_linear_layers(encoder: Encoder) -> 
 @pytest.mark.parametrize(
     ("vision", "expected"), [((224, 14), 4), ((224, 32), 16), ((224, 16), 5), ((384, 4), 1), ((None, 14), 8)]
 )
-def test_pictures_at_once_are_about_a_thousand_patches(vision: tuple[int | None, int], expected: int) -> None:
-    from sqid_lib.encoders.encoder import _pictures_at_once
+def test_images_at_once_are_about_a_thousand_patches(vision: tuple[int | None, int], expected: int) -> None:
+    from sqid_lib.encoders.encoder import _images_at_once
 
     config = SimpleNamespace(vision_config=SimpleNamespace(image_size=vision[0], patch_size=vision[1]))
-    assert _pictures_at_once(config) == expected
-    assert _pictures_at_once(SimpleNamespace()) == 8
+    assert _images_at_once(config) == expected
+    assert _images_at_once(SimpleNamespace()) == 8
 
 
 @pytest.mark.parametrize("name", ["CLIPImageProcessor", "SiglipImageProcessor", "ChineseCLIPImageProcessor"])
@@ -280,7 +307,7 @@ def test_byte_tables_give_the_processors_own_numbers(name: str, tmp_path: Path) 
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     pixels = Pixels(processor)
     assert pixels.table is not None
-    for image in ODD_PICTURES.values():
+    for image in ODD_IMAGES.values():
         prepared = pixels.prepare(image)["pixel_values"]
         assert prepared.dtype == np.uint8
         ours = from_table(torch.from_numpy(pixels.table), torch.from_numpy(prepared[None]))
@@ -296,8 +323,8 @@ def test_a_processor_that_does_more_is_asked_itself(tmp_path: Path) -> None:
     config |= {"crop_size": {"height": 32, "width": 32}}  # the crop pads
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    ours = Pixels(processor).prepare(ODD_PICTURES["tall"])["pixel_values"]
-    assert np.array_equal(ours, processor(ODD_PICTURES["tall"], return_tensors="np")["pixel_values"][0])
+    ours = Pixels(processor).prepare(ODD_IMAGES["tall"])["pixel_values"]
+    assert np.array_equal(ours, processor(ODD_IMAGES["tall"], return_tensors="np")["pixel_values"][0])
 
 
 # -- out of memory ------------------------------------------------------------------------------------------------
@@ -305,7 +332,7 @@ def test_a_processor_that_does_more_is_asked_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fits", [1, 3])
 def test_out_of_memory_halves_the_batch(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
-    images = list(ODD_PICTURES.values())
+    images = list(ODD_IMAGES.values())
     expected = encoder.encode_text(ODD_TEXTS), encoder.encode_images(images)
     sizes: list[int] = []
     features = encoder._features
@@ -358,7 +385,7 @@ def test_not_even_one_fits(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) ->
         encoder.encode_text(["a", "b c d"])
 
 
-def test_a_failing_model_is_told(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_model_is_reported(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(method: Any, inputs: dict[str, Any]) -> Any:
         raise RuntimeError("shapes cannot be multiplied")
 
@@ -368,7 +395,7 @@ def test_a_failing_model_is_told(encoder: Encoder, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_pictures_are_read_only_a_few_batches_ahead(
+def test_images_are_read_only_a_few_batches_ahead(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
 ) -> None:
     monkeypatch.setattr(Encoder, "on_gpu", property(lambda self: on_gpu))
@@ -376,11 +403,11 @@ def test_pictures_are_read_only_a_few_batches_ahead(
     furthest = [0]
     features = encoder._features
 
-    def pictures() -> Any:
+    def images() -> Any:
         for _ in range(40):
             read[0] += 1
             furthest[0] = max(furthest[0], read[0] - done[0])
-            yield ODD_PICTURES["exact"]
+            yield ODD_IMAGES["exact"]
 
     def counting(method: Any, inputs: dict[str, Any]) -> Any:
         done[0] += len(next(iter(inputs.values())))
@@ -388,14 +415,14 @@ def test_pictures_are_read_only_a_few_batches_ahead(
 
     encoder.__dict__["_features"] = counting
     try:
-        assert len(encoder.encode_images(pictures(), batch_size=2)) == 40
+        assert len(encoder.encode_images(images(), batch_size=2)) == 40
     finally:
         del encoder.__dict__["_features"]
     assert furthest[0] <= 4 * 2 + 1
 
 
-def test_pictures_prepared_beside_the_network_come_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [*ODD_PICTURES.values()] * 3
+def test_images_prepared_beside_the_network_come_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [*ODD_IMAGES.values()] * 3
     in_turns = encoder.encode_images(images, batch_size=2, threads=3)
     monkeypatch.setattr(Encoder, "on_gpu", property(lambda self: True))
     assert np.array_equal(encoder.encode_images(images, batch_size=2, threads=3), in_turns)
@@ -404,7 +431,7 @@ def test_pictures_prepared_beside_the_network_come_in_order(encoder: Encoder, mo
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_gives_float32_near_the_truth(clip: Path, encoder: Encoder, dtype: str) -> None:
     half = load_encoder(str(clip), device="cpu", dtype=dtype)
-    images = list(ODD_PICTURES.values())
+    images = list(ODD_IMAGES.values())
     for ours, truth in (
         (half.encode_text(ODD_TEXTS), encoder.encode_text(ODD_TEXTS)),
         (half.encode_images(images), encoder.encode_images(images)),
@@ -429,7 +456,7 @@ def test_equals_a_numpy_forward_written_from_the_paper(clip: Path, encoder: Enco
 
     independent = NumpyClip(clip)
     assert relative(encoder.encode_text(TITLES), np.stack([independent.text(title) for title in TITLES])) < 1e-4
-    opaque = [image for name, image in ODD_PICTURES.items() if name != "alpha"]
+    opaque = [image for name, image in ODD_IMAGES.items() if name != "alpha"]
     assert relative(encoder.encode_images(opaque), np.stack([independent.image(image) for image in opaque])) < 1e-4
 
 
@@ -461,7 +488,7 @@ def test_equals_open_clip(clip: Path, encoder: Encoder, monkeypatch: pytest.Monk
     for row, title in enumerate(TITLES):
         tokens = independent.tokens(title)
         ids[row, : len(tokens)] = torch.tensor(tokens)
-    opaque = [image for name, image in ODD_PICTURES.items() if name != "alpha"]
+    opaque = [image for name, image in ODD_IMAGES.items() if name != "alpha"]
     pixels = torch.tensor(np.stack([independent.preprocess(image) for image in opaque]), dtype=torch.float32)
     with torch.inference_mode():
         texts, images = model.encode_text(ids).numpy(), model.encode_image(pixels).numpy()
@@ -509,7 +536,7 @@ def as_open_clip(weights: dict[str, Any], layers: int) -> dict[str, Any]:
 def test_alpha_is_white(encoder: Encoder) -> None:
     from PIL import Image
 
-    image = ODD_PICTURES["alpha"]
+    image = ODD_IMAGES["alpha"]
     flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     assert relative(encoder.encode_images([image]), encoder.encode_images([flat])) < 1e-6
 
@@ -580,10 +607,10 @@ def test_a_model_of_the_hub(model_hub: list[str], encoder: Encoder, monkeypatch:
     assert np.array_equal(ours.encode_text(["red shoes"]), encoder.encode_text(["red shoes"]))
     assert "model.safetensors" in model_hub
     assert not set(model_hub) & {"pytorch_model.bin", "code.py", "model.fp16.safetensors", "onnx/config.json"}
-    # nobody there: the cache serves, and what it lacks is told
+    # no server: the cache is used, and what it lacks is reported
     at("http://127.0.0.1:9", monkeypatch)
     assert load_encoder("ORG/clip", device="cpu").revision == COMMIT
-    with pytest.raises(EncoderError, match=r"cannot be fetched, and is not in the cache.*directory that holds"):
+    with pytest.raises(EncoderError, match=r"cannot be downloaded, and is not in the cache.*directory that holds"):
         load_encoder("ORG/other", device="cpu")
 
 
