@@ -207,7 +207,7 @@ def _parse(data: bytes, layout: _Layout, wanted: Sequence[str], notes: list[str]
     numbers = [str(number) for number in range(len(layout.names))]
     chosen = [str(layout.names.index(name)) for name in wanted]
     rows = data[layout.start :]
-    if not rows.strip():
+    if not rows.strip(b"\r\n"):
         return pa.table([pa.array([], pa.string()) for _ in wanted], names=list(wanted))
     try:
         with reporting(where):

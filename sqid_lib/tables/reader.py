@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from sqid_lib.tables.columns import check_columns, conform
 from sqid_lib.tables.content import CSV, JSON, PARQUET, Source, check_parquet, is_parquet, kind_of, open_file, reporting
 from sqid_lib.tables.delimited import csv_names, read_csv
-from sqid_lib.tables.duckdb_arrays import open_arrays
+from sqid_lib.tables.duckdb_arrays import as_lists, null_arrays
 from sqid_lib.tables.json_rows import json_names, read_json
 from sqid_lib.tables.keys import trimmed
 
@@ -52,7 +52,9 @@ def open_parquet(file: Source, schema: pa.Schema = _ANY, *, dictionary: Sequence
                 check_columns(pq.read_schema(stream), schema, where)
                 stream.seek(0)
             options = {"read_dictionary": list(dictionary), "buffer_size": 1 << 20, "pre_buffer": False}
-            parquet = open_arrays(stream, pq.ParquetFile(stream, **options))
+            parquet = pq.ParquetFile(stream, **options)
+            if arrays := null_arrays(parquet):
+                parquet = pq.ParquetFile(as_lists(stream, arrays, where), **options)
         check_columns(parquet.schema_arrow, schema, where)
     except BaseException:
         stream.close()

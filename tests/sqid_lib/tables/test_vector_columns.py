@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqid_lib import schemas
-from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
+from sqid_lib.errors import ContractError, CorruptFileError, MissingExtraError, SchemaError
 from sqid_lib.files import File
 from sqid_lib.tables import reader
 from sqid_lib.tables.vector_columns import read_vectors, vector_width
@@ -150,14 +151,22 @@ def test_null_arrays_of_duckdb(
     assert table.column("n").to_pylist() == list(range(len(missing)))
 
 
-def test_a_damaged_file_of_duckdb_names_the_column_and_the_remedy(tmp_path: Path) -> None:
+def test_a_damaged_file_of_duckdb_names_the_column(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     with_duckdb(path, f"FLOAT[{WIDTH}]", ", COMPRESSION uncompressed")
     start = pq.read_metadata(path).row_group(0).column(1).data_page_offset
     data = bytearray(path.read_bytes())
     data[start : start + 8] = b"\xff" * 8
     path.write_bytes(data)
-    with pytest.raises(CorruptFileError, match=r"NULL arrays of column 'v'.*SELECT v::FLOAT\[\]"):
+    with pytest.raises(CorruptFileError, match=r"a\.parquet: the NULL arrays of DuckDB cannot be read.*got v"):
+        reader.read_parquet(str(path), SCHEMA)
+
+
+def test_null_arrays_without_duckdb_name_both_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    with_duckdb(path, f"FLOAT[{WIDTH}]")
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(MissingExtraError, match=r"in v of .*sqid\[duckdb\].*REPLACE \(v::FLOAT\[\] AS v\)"):
         reader.read_parquet(str(path), SCHEMA)
 
 
