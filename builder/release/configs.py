@@ -41,7 +41,7 @@ def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path)
             vectors = artifacts.products.in_order(joins.find_rows(artifacts.products, keys))
             write(config, split, joins.product_features(texts, urls, vectors), keys.num_rows)
         else:
-            write(config, split, joins.urls(texts, urls), keys.num_rows)
+            write(config, split, joins.urls(texts, urls, config), keys.num_rows)
 
     for split in recipe.selection.splits:
         judged = judgments.filter(pc.equal(judgments.column("split"), split)).drop_columns(["split"])

@@ -75,11 +75,11 @@ def _read_image_urls(files: Sequence[File], locale: str) -> pa.Table:
     return table.filter(pa.array(first)).combine_chunks()  # a product may be judged in several splits
 
 
-def urls(texts: Iterable[pa.Table], image_urls: pa.Table) -> Iterator[pa.Table]:
+def urls(texts: Iterable[pa.Table], image_urls: pa.Table, config: str = schemas.URLS) -> Iterator[pa.Table]:
     """The `urls` and `supp` configs: texts (product_id, product_locale, text columns) with URL and status."""
-    schema, known = schemas.config_schema(schemas.URLS), key_strings(image_urls)
+    schema, known = schemas.config_schema(config), key_strings(image_urls)
     for table in texts:
-        yield conform(_with_urls(table, image_urls, known), schema, schemas.URLS)
+        yield conform(_with_urls(table, image_urls, known), schema, config)
 
 
 def product_features(

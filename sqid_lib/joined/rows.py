@@ -214,7 +214,7 @@ class _Urls:
         return self._block[1]
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
-        yield from joins.urls(self.texts(start, stop), self.image_urls)
+        yield from joins.urls(self.texts(start, stop), self.image_urls, self.plan.config)
 
 
 class _Features(_Urls):
