@@ -182,7 +182,7 @@ class ReleaseSettings(_Section):
 
 
 class ExpectSettings(_Section):
-    """[expect]: counts that must be met exactly; those left out are not checked."""
+    """[expect]: counts that must be met, exactly unless a key says otherwise; those left out are not checked."""
 
     products: NonNegativeInt | None = None
     """Products of the main part."""
@@ -192,6 +192,8 @@ class ExpectSettings(_Section):
     """Judgments of the main part."""
     supp: NonNegativeInt | None = None
     """Supplementary products."""
+    min_images: NonNegativeInt | None = None
+    """Least number of products with an image; with fewer the build ends before embed and release."""
 
 
 def _selection_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -35,9 +37,12 @@ class _Images(SimpleHTTPRequestHandler):
 
 @contextmanager
 def serve_images(directory: Path) -> Iterator[str]:
-    """Serve `directory` on a free port of 127.0.0.1 while the context is open; yields "host:port"."""
+    """Serve `directory` on a free port of 127.0.0.1 while the context is open; yields "host:port".
+
+    The port is the same each time if it is free: another one would be another mirror, whose failures are tried again.
+    """
     mimetypes.add_type("image/webp", ".webp")  # unknown to Python before 3.13
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Images, directory=str(directory))) as server:
+    with _server(directory) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
@@ -45,3 +50,12 @@ def serve_images(directory: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def _server(directory: Path) -> ThreadingHTTPServer:
+    handler = partial(_Images, directory=str(directory))
+    usual = 49_152 + zlib.crc32(os.fsencode(directory.resolve())) % 16_384  # a port for private use
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", usual), handler)
+    except OSError:
+        return ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from builder.database import reporting_disk_errors
 from builder.engines import Tick, Work
-from builder.fetch.download import download
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
 from builder.recipe import FetchSettings
@@ -48,6 +47,8 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
         with Ledger(partition.folder) as ledger:
             todo = [url for url, outcome in outcomes(ledger, partition.urls) if outcome is None]
             if todo:
+                from builder.fetch.download import download  # its packages are not needed where all is done
+
                 asyncio.run(download(todo, limits, ledger, tick))
             if _assemble(limits, partition, ledger):
                 return
