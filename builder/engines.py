@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Generic, Protocol, TypeVar
 
-from sqid_lib.errors import SqidError, StageError, UsageError, first_line
+from sqid_lib.errors import SqidError, StageError, first_line, unknown_name
 
 Task = TypeVar("Task")
 
@@ -77,7 +77,7 @@ def find(name: str) -> Engine:
         UsageError: there is none.
     """
     if name not in ENGINES:
-        raise UsageError("unknown engine", where="--engine", expected=" or ".join(ENGINES), got=name)
+        raise unknown_name("engine", name, ENGINES, "--engine")
     return ENGINES[name]
 
 

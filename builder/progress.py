@@ -66,6 +66,7 @@ class _Lines:
     def __init__(self, label: str, total: int, done: int, unit: str, failed: int | None) -> None:
         self._label, self._total, self._done, self._unit, self._failed = label, total, done, unit, failed
         self._next = time.monotonic() + _INTERVAL
+        self._written = -1  # units
 
     def __enter__(self) -> Self:
         self._write()
@@ -82,9 +83,11 @@ class _Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write()
+        if self._done != self._written:
+            self._write()
 
     def _write(self) -> None:
+        self._written = self._done
         apart = ""
         if self._failed is not None:
             apart = f": {self._done - self._failed:,} ok, {self._failed:,} failed"

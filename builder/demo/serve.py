@@ -15,6 +15,8 @@ from pathlib import Path
 
 from builder.demo.shop import MOVED
 
+_HOST = "127.0.0.1"
+
 
 class _Images(SimpleHTTPRequestHandler):
     """Files of a directory; a path under MOVED is redirected to the same path outside it."""
@@ -46,7 +48,7 @@ def serve_images(directory: Path) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
-            yield f"127.0.0.1:{server.server_port}"
+            yield f"{_HOST}:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
@@ -54,8 +56,16 @@ def serve_images(directory: Path) -> Iterator[str]:
 
 def _server(directory: Path) -> ThreadingHTTPServer:
     handler = partial(_Images, directory=str(directory))
-    usual = 49_152 + zlib.crc32(os.fsencode(directory.resolve())) % 16_384  # a port for private use
     try:
-        return ThreadingHTTPServer(("127.0.0.1", usual), handler)
+        return ThreadingHTTPServer((_HOST, _usual_port(directory)), handler)
     except OSError:
-        return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        return ThreadingHTTPServer((_HOST, 0), handler)
+
+
+def usual_address(directory: Path) -> str:
+    """The "host:port" where `serve_images` serves it if the port is free."""
+    return f"{_HOST}:{_usual_port(directory)}"
+
+
+def _usual_port(directory: Path) -> int:
+    return 49_152 + zlib.crc32(os.fsencode(directory.resolve())) % 16_384  # those for private use

@@ -22,7 +22,7 @@ from builder.fetch.shards import recover
 from builder.progress import note, progress
 from builder.recipe import Recipe
 from sqid_lib import schemas
-from sqid_lib.errors import FetchError, UsageError, did_you_mean
+from sqid_lib.errors import FetchError, unknown_name
 from sqid_lib.files import replacing
 from sqid_lib.tables.reader import open_parquet, reporting
 
@@ -59,7 +59,7 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
         SourceError: resolve/urls.parquet is missing or damaged, or the ledger is damaged or in use.
     """
     run = engines.find(engine)
-    check_retry(retry)
+    _check_retry(retry)
     folder = work / _FOLDER
     urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
     with Ledger(folder) as ledger:
@@ -80,7 +80,7 @@ def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None
 
     Raises: as `fetch`, if what resolve or an earlier run left cannot be read.
     """
-    check_retry(retry)
+    _check_retry(retry)
     urls = dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch))
     rows = query_copy(work / _FOLDER / "ledger.sqlite", "SELECT * FROM outcomes")
     before = earlier((Outcome(*row) for row in rows if row[0] in urls), recipe.fetch, retry)
@@ -117,18 +117,12 @@ def _check_losses(recipe: Recipe, ended: Iterable[Outcome | None]) -> None:
     _log.warning("%s: %s. %s", _FOLDER, what, again)
 
 
-def check_retry(retry: Sequence[str]) -> None:
+def _check_retry(retry: Sequence[str]) -> None:
     """Raise UsageError for a status that is not a failure of fetch."""
     known = schemas.RETRIABLE[_FOLDER]
-    unknown = [status for status in retry if status not in known]
-    if unknown:
-        raise UsageError(
-            "not a failure",
-            where="--retry",
-            expected=", ".join(known),
-            got=", ".join(unknown),
-            fix=did_you_mean(unknown[0], known),
-        )
+    for status in retry:
+        if status not in known:
+            raise unknown_name("failure of images", status, known, "--retry")
 
 
 def _products(recipe: Recipe, work: Path) -> Iterator[pa.RecordBatch]:

@@ -102,5 +102,5 @@ def test_an_error_of_opening_is_reported(tmp_path: Path) -> None:
 
 
 def test_an_unknown_engine_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match=f"--engine: unknown engine; expected {' or '.join(ENGINES)}, got steam"):
+    with pytest.raises(UsageError, match=f"--engine: unknown engine; expected {' or '.join(ENGINES)}, got 'steam'"):
         engines.find("steam")

@@ -276,5 +276,5 @@ def test_rules_of_a_success_are_not_kept() -> None:
 
 
 def test_a_mistyped_status_is_answered_with_a_question(strange: LoopbackServer, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"got not_fund\. Did you mean not_found\?"):
+    with pytest.raises(UsageError, match=r"got 'not_fund'\. Did you mean not_found\?"):
         fetch(recipe({HOST: strange.origin}), resolved(tmp_path, f"{HOST}/ok"), ["not_fund"])
