@@ -119,7 +119,8 @@ def _start() -> subprocess.Popen[bytes]:
     # the processes share the cores, unless the user set it otherwise
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": import_path()}
     command = [sys.executable, "-m", "builder.engines"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    # in a group of its own: Ctrl-C is for the parent, also before the process can ignore it
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0)
 
 
 def _drive(process: subprocess.Popen[bytes], opener: Any, place: str, take: Callable[[], Any], tick: Tick) -> None:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from builder.fetch.failures import NOT_REQUESTED, may_pass
+from builder.fetch.ledger import Outcome
 from builder.http.mirrors import authority, mirrored
 from sqid_lib import schemas
 from sqid_lib.errors import CountError
@@ -184,7 +186,8 @@ def _hosts(rows: pa.Table, mirrors: Mapping[str, str]) -> tuple[HostFailures, ..
         reasons.setdefault(row[0], Counter())[row[1:]] += 1
     found = []
     for host, counted in reasons.items():
-        (status, detail), _ = counted.most_common(1)[0]
+        asked = Counter({why: count for why, count in counted.items() if not (why[1] or "").startswith(NOT_REQUESTED)})
+        (status, detail), _ = (asked or counted).most_common(1)[0]
         found.append(HostFailures(host, products[host], counted.total(), status, detail))
     found.sort(key=lambda host: (-host.failures, host.host))
     return tuple(found[:_HOSTS])
@@ -204,9 +207,6 @@ def _failures(rows: pa.Table, products: Counter[str], mirrors: Mapping[str, str]
 
 
 def _next(rows: pa.Table, command: str) -> tuple[NextStep, ...]:
-    from builder.fetch.failures import may_pass
-    from builder.fetch.ledger import Outcome
-
     failed = rows.filter(pc.invert(_is_in(rows, schemas.EMBEDDED_STATUSES)))
     outcomes = [
         Outcome("", status, code)

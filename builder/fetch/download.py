@@ -50,7 +50,8 @@ async def download(urls: Iterable[str], limits: FetchSettings, ledger: Ledger, t
         tick: called with 1 for each URL, and whether it failed.
 
     Raises:
-        FetchError: the network is down.
+        FetchError: the network is down, or this machine cannot make connections; nothing is recorded for URLs in
+            progress.
         DiskError: no space left.
         StageError: decoder processes do not start.
     """

@@ -40,7 +40,7 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
     Raises:
         FetchError: the network is down.
         DiskError: no space left.
-        StageError: decoder processes do not start.
+        StageError: this machine cannot make connections or start decoder processes.
         CorruptFileError: the ledger is damaged, or in use by another build.
     """
     for _ in range(_ROUNDS):
@@ -48,8 +48,9 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
             todo = [url for url, outcome in outcomes(ledger, partition.urls) if outcome is None]
             if todo:
                 from builder.fetch.download import download  # its packages are not needed where all is done
+                from builder.fetch.open_files import fit_open_files
 
-                asyncio.run(download(todo, limits, ledger, tick))
+                asyncio.run(download(todo, fit_open_files(limits), ledger, tick))
             if _assemble(limits, partition, ledger):
                 return
     raise DiskError("images read back differ from what was written", where=partition.folder, fix="Check the disk.")

@@ -11,20 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from fetch_fixtures import HOST, recipe, resolved, statuses
 from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostile
 
 from builder.fetch import fetch
 from builder.fetch.failures import losses, may_pass, rules_of
 from builder.fetch.ledger import Outcome
 from builder.fetch.stage import pending
-from builder.recipe import EsciSettings, ExpectSettings, FetchSettings, Recipe
-from sqid_lib import schemas
+from builder.recipe import FetchSettings
 from sqid_lib.errors import FetchError, UsageError
 
-HOST, OTHER = "https://images.example", "https://other.example"
+OTHER = "https://other.example"
 
 
 @pytest.fixture
@@ -39,42 +37,6 @@ def nobody() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
-
-
-def recipe(mirrors: dict[str, str], min_images: int | None = None, **changes: Any) -> Recipe:
-    hosts = tuple(mirror.removeprefix("http://").split("/")[0] for mirror in mirrors.values())
-    settings: dict[str, Any] = {
-        "allow_hosts": hosts,
-        "timeout": 5.0,
-        "read_timeout": 2.0,
-        "max_bytes": 1_000_000,
-        "retries": 0,
-        **changes,
-    }
-    limits = FetchSettings(mirrors={f"{url}/": f"{mirror}/" for url, mirror in mirrors.items()}, **settings)
-    expect = ExpectSettings(min_images=min_images)
-    return Recipe(name="t", version="1", esci=EsciSettings(path="."), fetch=limits, expect=expect)
-
-
-def resolved(work: Path, *urls: str) -> Path:
-    rows = [
-        {
-            "part": schemas.MAIN,
-            "product_locale": "us",
-            "product_id": f"B{i:04}",
-            "image_url": url,
-            "image_status": schemas.OK,
-        }
-        for i, url in enumerate(urls)
-    ]
-    (work / "resolve").mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schemas.RESOLVED_SCHEMA), work / "resolve" / "urls.parquet")
-    return work
-
-
-def statuses(work: Path) -> list[str]:
-    found: list[str] = pq.read_table(work / "fetch" / "outcomes.parquet")["image_status"].to_pylist()
-    return found
 
 
 @pytest.mark.parametrize(
