@@ -226,7 +226,7 @@ def through_map(batches: VectorBatches, count: int, width: int) -> np.ndarray:
     """As the embed stage does it, through its batched `Dataset.map`."""
     from builder.embed.encode import _map
 
-    return _map(batches, count, width, "0", lambda _: None)
+    return _map(batches, count, width, "0", lambda _, __=0: None)
 
 
 def sentence_transformers(naive: Naive) -> Callable[[list[str]], np.ndarray]:

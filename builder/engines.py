@@ -20,12 +20,20 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any, Generic, Protocol, TypeVar
 
-from sqid_lib.errors import SqidError, StageError, UsageError, first_line
+from sqid_lib.errors import SqidError, StageError, first_line, unknown_name
 
 Task = TypeVar("Task")
-Tick = Callable[[int], object]  # called with the number of units just finished
+
+
+class Tick(Protocol):
+    """What a task reports its progress to."""
+
+    def __call__(self, units: int, failed: int = 0, /) -> object:
+        """Count units just finished, of which some failed."""
+
+
 Work = Callable[[Task, Tick], None]
 
 
@@ -69,7 +77,7 @@ def find(name: str) -> Engine:
         UsageError: there is none.
     """
     if name not in ENGINES:
-        raise UsageError("unknown engine", where="--engine", expected=" or ".join(ENGINES), got=name)
+        raise unknown_name("engine", name, ENGINES, "--engine")
     return ENGINES[name]
 
 
@@ -89,9 +97,9 @@ def _in_processes(job: Job[Any], tick: Tick) -> None:
         with lock:
             return left.popleft() if left else None
 
-    def tick_in_turn(units: int) -> None:
+    def tick_in_turn(units: int, failed: int = 0) -> None:
         with lock:
-            tick(units)
+            tick(units, failed)
 
     with ThreadPoolExecutor(len(job.places)) as threads:
         processes = [_start() for _ in job.places[: len(job.tasks)]]
@@ -111,7 +119,8 @@ def _start() -> subprocess.Popen[bytes]:
     # the processes share the cores, unless the user set it otherwise
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": import_path()}
     command = [sys.executable, "-m", "builder.engines"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    # in a group of its own: Ctrl-C is for the parent, also before the process can ignore it
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0)
 
 
 def _drive(process: subprocess.Popen[bytes], opener: Any, place: str, take: Callable[[], Any], tick: Tick) -> None:
@@ -126,7 +135,7 @@ def _drive(process: subprocess.Popen[bytes], opener: Any, place: str, take: Call
                 while (reply := pickle.load(process.stdout)) is not None:
                     if isinstance(reply, SqidError):
                         raise reply
-                    tick(reply)
+                    tick(*reply)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
             code = process.wait()
             raise StageError(
@@ -143,12 +152,12 @@ def _send(pipe: IO[bytes], value: object) -> None:
 
 
 def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    """The other end of `_drive`: units as they are finished, None after each task, a SqidError where one fails."""
+    """The other end of `_drive`: finished units and failures, None after each task, a SqidError where one fails."""
     try:
         opener, place = pickle.load(requests)
         with opener(place) as work:
             for task in _received(requests):
-                work(task, lambda units: _send(replies, units))
+                work(task, lambda units, failed=0: _send(replies, (units, failed)))
                 _send(replies, None)
     except SqidError as error:
         _send(replies, error)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import filelock
 
-from builder.engines import ENGINES
+from builder import engines, packages, summary
 from builder.sample import esci_files, sample
 from sqid_lib import schemas
-from sqid_lib.errors import MissingFileError, ReleaseError, StageError, UsageError
+from sqid_lib.errors import (
+    MissingExtraError,
+    MissingFileError,
+    RecipeError,
+    ReleaseError,
+    SqidError,
+    StageError,
+    UsageError,
+    unknown_name,
+    without_secrets,
+)
 from sqid_lib.files import write_text
 
 if TYPE_CHECKING:
@@ -31,6 +43,16 @@ _INPUTS = {  # what a stage needs from the one before it
     "embed": ("fetch/outcomes.parquet",),
     "validate": (_SEALED,),
 }
+_MADE = {  # what a stage leaves in WORK, which `build` returns
+    "sample": "sample",
+    "resolve": "resolve/urls.parquet",
+    "fetch": "fetch",
+    "embed": "embed",
+    "release": schemas.RELEASE_DIR,
+    "validate": schemas.RELEASE_DIR,
+}
+_WOULD_CHECK = "would check the release"
+_log = logging.getLogger(__name__)
 _SMALL = 64_000_000  # bytes; a larger file is identified by size and time, not by content
 
 
@@ -42,38 +64,46 @@ def build(
     engine: str = "local",
     retry: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
+    command: str | None = None,
 ) -> Path:
-    """Run the stages of a recipe; the release is WORK/sqid.
+    """Run the stages of a recipe; the release is WORK/sqid. What became of the images is in WORK/summary.json.
 
     Args:
         only: run this stage alone.
         engine: what runs the tasks of a stage, a key of `engines.ENGINES`.
         retry: image statuses to fetch again; with `only="resolve"`, statuses of pages to visit again.
-        say: called with one line at the start of every stage.
+        say: called with one line at the start and one at the end of every stage, and with the summary's lines.
+        command: what to type to run this build again, for the summary.
 
     Returns:
-        The release.
+        The release; with `only`, what that stage made.
 
     Raises:
-        UsageError: an unknown stage or engine.
+        UsageError: an unknown stage, engine or status.
+        MissingExtraError: a stage that would run needs packages that are not installed; nothing was run.
+        CountError: a count stated in [expect] is not met.
         StageError: another build is running in `work`.
         SqidError: whatever a stage finds wrong; work finished before is kept.
     """
-    if engine not in ENGINES:
-        raise UsageError(f"unknown engine {engine!r}", where="--engine", expected=" or ".join(ENGINES))
+    check_names(only=only, engine=engine, retry=retry)
     stages = _stages(recipe, only)
+    command = command or f"sqid build {recipe.name} --work {work}"
+    if recipe.artifacts and recipe.expect.min_images is not None:
+        raise RecipeError("needs the stage fetch, which [artifacts] skips", where="expect.min_images", fix="Remove it.")
     work.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(work / ".lock", timeout=0):
-            for stage in stages:
-                # fetch and resolve have different statuses: those of a whole build are for fetch
-                again = retry if stage == "fetch" or only == "resolve" else ()
-                _build_stage(stage, recipe, work, engine, again, say)
+            _check_packages(stages, recipe, work, retry)
+            with _summary(stages, recipe, work, command, say):
+                for stage in stages:
+                    # fetch and resolve have different statuses: those of a whole build are for fetch
+                    again = retry if stage == "fetch" or only == "resolve" else ()
+                    _build_stage(stage, recipe, work, engine, again, command, say)
     except filelock.Timeout as error:
         raise StageError(
             "another build is running here", where=work, fix="Wait until it ends, or use another --work."
         ) from error
-    return work / schemas.RELEASE_DIR
+    return work / _MADE[stages[-1]]
 
 
 def plan(recipe: Recipe, work: Path, *, only: str | None = None, retry: Sequence[str] = ()) -> dict[str, str]:
@@ -81,6 +111,7 @@ def plan(recipe: Recipe, work: Path, *, only: str | None = None, retry: Sequence
 
     Stages are judged by what is in `work` now. Arguments and errors are those of `build`.
     """
+    check_names(only=only, retry=retry)
     words: dict[str, str] = {}
     for stage in _stages(recipe, only):
         again = retry if stage == "fetch" or only == "resolve" else ()
@@ -90,31 +121,102 @@ def plan(recipe: Recipe, work: Path, *, only: str | None = None, retry: Sequence
 
 
 def _stages(recipe: Recipe, only: str | None) -> Sequence[str]:
-    if only is not None and only not in STAGES:
-        raise UsageError(f"unknown stage {only!r}", expected=" or ".join(STAGES))
     stages = STAGES if recipe.artifacts is None else _FROM_ARTIFACTS
     if only is not None and only not in stages:
         raise UsageError(f"stage {only!r} is not part of a recipe with [artifacts]", expected=" or ".join(stages))
     return stages if only is None else (only,)
 
 
+def check_names(*, only: str | None = None, engine: str = "local", retry: Sequence[str] = ()) -> None:
+    """Raise UsageError, with the nearest name that there is, for an unknown stage, engine or status."""
+    if only is not None and only not in STAGES:
+        raise unknown_name("stage", only, STAGES, "--only")
+    engines.find(engine)
+    if retry and only not in (None, "fetch", "resolve"):
+        raise UsageError(
+            "--retry belongs to the stages fetch and resolve",
+            fix="Use it with --only fetch, with --only resolve, or, for images, without --only.",
+        )
+    kind, stage = ("page", "resolve") if only == "resolve" else ("image", "fetch")
+    for status in retry:
+        if status not in schemas.RETRIABLE[stage]:
+            raise unknown_name(f"failure of {kind}s", status, schemas.RETRIABLE[stage], "--retry")
+
+
+def _check_packages(stages: Sequence[str], recipe: Recipe, work: Path, retry: Sequence[str]) -> None:
+    """Raise before anything is run if a stage that would run lacks a package."""
+    needs = {stage: packages.needed(stage, recipe) for stage in stages}
+    if all(packages.is_installed(name) for names in needs.values() for name in names):
+        return
+    packages.require(
+        {stage: names for stage, names in needs.items() if names and _would_run(stage, recipe, work, retry)}
+    )
+
+
+def _would_run(stage: str, recipe: Recipe, work: Path, retry: Sequence[str]) -> bool:
+    try:
+        return _pending(stage, recipe, work, retry if stage == "fetch" else (), ()) is not None
+    except MissingExtraError:  # it cannot even be judged without the package
+        return True
+
+
+@contextlib.contextmanager
+def _summary(
+    stages: Sequence[str], recipe: Recipe, work: Path, command: str, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Say and write at the end what became of the images, if the build came as far as that."""
+    outcomes = work / "fetch" / "outcomes.parquet"
+    before = outcomes.stat().st_mtime_ns if outcomes.exists() else None
+    try:
+        yield
+    except SqidError:
+        if outcomes.exists() and outcomes.stat().st_mtime_ns != before:
+            _say_summary(recipe, work, command, say)
+        raise
+    if len(stages) > 1 or stages[0] == "fetch":
+        _say_summary(recipe, work, command, say)
+
+
+def _say_summary(recipe: Recipe, work: Path, command: str, say: Callable[[str], None]) -> None:
+    found = summary.summarize(recipe, work, command)
+    if found is None:
+        return
+    for line in found.lines():
+        say(line)
+    found.write(work, recipe)
+    warning = found.warning()
+    if warning:
+        _log.warning("%s", warning)
+
+
 def _build_stage(
-    stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str], say: Callable[[str], None]
+    stage: str,
+    recipe: Recipe,
+    work: Path,
+    engine: str,
+    retry: Sequence[str],
+    command: str,
+    say: Callable[[str], None],
 ) -> None:
     if stage not in ("sample", "validate"):
         _check_sampled(work)
+    if stage in ("embed", "release") and recipe.artifacts is None:
+        summary.check_images(recipe, work, command)
     key = _key(stage, recipe, work)
     if key and _is_done(stage, work, key):
-        return say(f"{stage}: done before")
-    say(stage)
-    _run(stage, recipe, work, engine, retry)
+        return say(f"{stage}: {summary.made(stage, work)}, done before")
+    say(f"{stage} …")
+    worked = _run(stage, recipe, work, engine, retry)
     if key:
         write_text(_stamp(stage, work), key)
+    say(f"{stage}: {summary.made(stage, work)}{'' if worked else ', done before'}")
+    if stage == "fetch":
+        summary.check_images(recipe, work, command)
     return None
 
 
-def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str]) -> None:
-    """Run one stage; its packages are imported only here."""
+def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str]) -> bool:
+    """Run one stage, whose packages are imported only here; returns whether there was something to do."""
     match stage:
         case "sample":
             sample(recipe, work)
@@ -125,23 +227,30 @@ def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[st
         case "fetch":
             from builder.fetch import fetch
 
-            fetch(recipe, work, retry, engine)
+            return fetch(recipe, work, retry, engine) > 0
         case "embed":
             from builder.embed import embed
 
+            before = _times(work / "embed")
             embed(recipe, work, engine)
+            return _times(work / "embed") != before
         case "release":
             from builder.release import release
 
             release(recipe, work)
         case _:
             _validate(work / schemas.RELEASE_DIR)
+    return True
+
+
+def _times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
 
 
 def _pending(stage: str, recipe: Recipe, work: Path, retry: Sequence[str], unfinished: Sequence[str]) -> str | None:
     """What a stage would do, None if nothing; `unfinished` are the stages before it that would do something."""
     if not all((work / name).exists() for name in _INPUTS.get(stage, ())):
-        return "would run"
+        return _first_time(stage, recipe, work)
     match stage:
         case "sample" | "release":
             return _pending_stamp(stage, recipe, work, unfinished)
@@ -158,18 +267,40 @@ def _pending(stage: str, recipe: Recipe, work: Path, retry: Sequence[str], unfin
 
             return pending_embed(recipe, work)
         case _:
-            return "would check the release"
+            return _WOULD_CHECK
 
 
 def _pending_stamp(stage: str, recipe: Recipe, work: Path, unfinished: Sequence[str]) -> str | None:
     if not all((work / name).exists() for name in (*_OUTPUTS[stage], f".stamps/{stage}")):
-        return "would run"
+        return _first_time(stage, recipe, work)
     source = recipe.esci if stage == "sample" else recipe.artifacts
     if source and not Path(source.path).is_absolute():
         return f"would run again if the recipe or a file at {source.path} changed"
     if not _is_done(stage, work, _key(stage, recipe, work) or ""):
         return "would run again: the recipe or its inputs changed"
     return f"would run again if {' or '.join(unfinished)} changes its inputs" if unfinished else None
+
+
+def _first_time(stage: str, recipe: Recipe, work: Path) -> str:
+    """What a stage would do that has not run yet, or whose inputs are not there yet."""
+    match stage:
+        case "sample":
+            return f"would read ESCI from {without_secrets(recipe.esci.path)}"
+        case "resolve":
+            tables, pages = len(recipe.resolve.tables), recipe.resolve.pages.permission
+            words = f"would look for image URLs in {tables} table{'' if tables == 1 else 's'}"
+            return f"{words}, then on product pages" if pages else words
+        case "fetch":
+            mirrors = sorted({without_secrets(mirror) for mirror in recipe.fetch.mirrors.values()})
+            through = f", from {' and '.join(mirrors)} where that is a mirror" if mirrors else ""
+            return f"would download the images, at most {recipe.fetch.concurrency} at once{through}"
+        case "embed":
+            device = "the service replicate" if recipe.encoder.backend == "replicate" else recipe.encoder.device
+            return f"would encode texts and images with {recipe.encoder.model} (device {device})"
+        case "release":
+            return f"would write {work / schemas.RELEASE_DIR}"
+        case _:
+            return _WOULD_CHECK
 
 
 def _validate(release: Path) -> None:

@@ -16,32 +16,66 @@ _INTERVAL = 10.0  # seconds between two plain lines
 class Progress(Protocol):
     """What a stage reports finished units to."""
 
-    def update(self, n: int = 1, /) -> object:
-        """Count `n` finished units."""
+    def update(self, n: int = 1, failed: int = 0, /) -> object:
+        """Count `n` finished units, of which `failed` failed."""
 
 
-def progress(label: str, total: int, done: int = 0, *, unit: str = "URL") -> AbstractContextManager[Progress]:
+def progress(
+    label: str, total: int, done: int = 0, *, unit: str = "URL", failed: int | None = None
+) -> AbstractContextManager[Progress]:
     """Progress of `total` units, of which earlier runs finished `done`.
 
     Args:
         label: what is being done, such as "fetch".
+        failed: of the units done before; with it, what is ok and what failed is counted apart.
     """
     if sys.stderr.isatty():
-        return tqdm(total=total, initial=done, desc=label, unit=unit, file=sys.stderr)
-    return _Lines(label, total, done, unit)
+        return _Bar(label, total, done, unit, failed)
+    return _Lines(label, total, done, unit, failed)
+
+
+def note(line: str) -> None:
+    """Write a line on stderr, before or after a stage's progress."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+class _Bar:
+    def __init__(self, label: str, total: int, done: int, unit: str, failed: int | None) -> None:
+        self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, file=sys.stderr)
+        self._failed = failed
+
+    def __enter__(self) -> Self:
+        self.update(0)
+        return self
+
+    def update(self, n: int = 1, failed: int = 0, /) -> None:
+        if self._failed is not None:
+            self._failed += failed
+            ok = self._bar.n + n - self._failed
+            self._bar.set_postfix_str(f"{ok:,} ok, {self._failed:,} failed", refresh=False)
+        self._bar.update(n)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
 
 
 class _Lines:
-    def __init__(self, label: str, total: int, done: int, unit: str) -> None:
-        self._label, self._total, self._done, self._unit = label, total, done, unit
+    def __init__(self, label: str, total: int, done: int, unit: str, failed: int | None) -> None:
+        self._label, self._total, self._done, self._unit, self._failed = label, total, done, unit, failed
         self._next = time.monotonic() + _INTERVAL
+        self._written = -1  # units
 
     def __enter__(self) -> Self:
         self._write()
         return self
 
-    def update(self, n: int = 1, /) -> None:
+    def update(self, n: int = 1, failed: int = 0, /) -> None:
         self._done += n
+        if self._failed is not None:
+            self._failed += failed
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _INTERVAL
             self._write()
@@ -49,8 +83,12 @@ class _Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write()
+        if self._done != self._written:
+            self._write()
 
     def _write(self) -> None:
-        sys.stderr.write(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}s\n")
-        sys.stderr.flush()
+        self._written = self._done
+        apart = ""
+        if self._failed is not None:
+            apart = f": {self._done - self._failed:,} ok, {self._failed:,} failed"
+        note(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}s{apart}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from sqid_lib import schemas
-from sqid_lib.errors import MissingFileError, RecipeError, UsageError, missing_extra
+from sqid_lib.errors import MissingFileError, RecipeError, UsageError, did_you_mean, missing_extra
 from sqid_lib.joined.selection import Selection
 from sqid_lib.sources import parse_address
 
@@ -182,7 +182,7 @@ class ReleaseSettings(_Section):
 
 
 class ExpectSettings(_Section):
-    """[expect]: counts that must be met exactly; those left out are not checked."""
+    """[expect]: counts that must be met, exactly unless a key says otherwise; those left out are not checked."""
 
     products: NonNegativeInt | None = None
     """Products of the main part."""
@@ -192,6 +192,8 @@ class ExpectSettings(_Section):
     """Judgments of the main part."""
     supp: NonNegativeInt | None = None
     """Supplementary products."""
+    min_images: NonNegativeInt | None = None
+    """Least number of products with an image; with fewer the build ends before embed and release."""
 
 
 def _selection_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -227,12 +229,13 @@ class Recipe(_Section):
         return {**dataclasses.asdict(selection), "labels": selection.gains}
 
 
-def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, check_inputs: bool = True) -> Recipe:
     """A recipe from a TOML file, or a packaged one by its name; its paths are absolute or URLs.
 
     Args:
         name_or_path: a path, or "sqid" or "demo".
         overrides: "section.key=value" each; the value is TOML, or text where it is not TOML.
+        check_inputs: whether local files that it names must exist.
 
     Raises:
         MissingFileError: neither a file nor a packaged recipe; or inputs of the recipe are missing.
@@ -251,7 +254,8 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise recipe_error(error, json_schema(), str(name_or_path)) from error
     recipe = _absolute(recipe, base)
-    _check_inputs(recipe, str(name_or_path))
+    if check_inputs:
+        _check_inputs(recipe, str(name_or_path))
     return recipe
 
 
@@ -290,7 +294,10 @@ def _locate(name_or_path: str | Path) -> tuple[Any, Path]:
     if path.name == str(name_or_path) and str(name_or_path) in packaged():
         return _recipes() / f"{name_or_path}.toml", Path.cwd()
     raise MissingFileError(
-        "no such recipe", where=name_or_path, expected=f"a TOML file or one of {', '.join(packaged())}"
+        "no such recipe",
+        where=name_or_path,
+        expected=f"a TOML file or one of {', '.join(packaged())}",
+        fix=did_you_mean(str(name_or_path), packaged()),
     )
 
 

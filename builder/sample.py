@@ -65,7 +65,7 @@ def _columns() -> list[str]:
 
 
 def _check_counts(expect: ExpectSettings, counts: dict[str, int], where: str) -> None:
-    wrong = [name for name, count in expect if count not in (None, counts[name])]
+    wrong = [name for name, count in counts.items() if getattr(expect, name) not in (None, count)]
     if counts["judgments"] == 0:
         raise CountError("the selection is empty", where=where, fix="Check [selection] against the examples file.")
     if wrong:

@@ -227,6 +227,19 @@ def first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
+def unknown_name(kind: str, word: str, known: Iterable[str], where: str) -> UsageError:
+    """The error for a word that is none of those known, with the question that `did_you_mean` has for it.
+
+    Args:
+        kind: what the word should name, such as "stage".
+        where: the option or key that it was given to.
+    """
+    known = list(known)
+    return UsageError(
+        f"unknown {kind}", where=where, expected=" or ".join(known), got=repr(word), fix=did_you_mean(word, known)
+    )
+
+
 def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str | None:
     """A question that names the known word nearest to `word`, for the fix of an error; None where none is near.
 

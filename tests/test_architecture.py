@@ -31,13 +31,15 @@ LIBRARY = (
 # builder: a room imports itself, sqid_lib and the rooms listed here
 _SHARED = ("recipe", "progress", "engines", "http", "database")
 _STAGES = ("sample", "resolve", "fetch", "embed")
-_PIPELINE = (*_SHARED, *_STAGES, "release", "validate")
+_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary")
 BUILDER: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "database": (),
     "progress": (),
     "recipe_values": (),
     "recipe": ("recipe_values",),
+    "packages": ("recipe",),
+    "summary": ("recipe", "fetch", "http"),
     "engines": ("recipe", "progress"),
     "http": ("recipe", "progress", "database"),
     **dict.fromkeys(_STAGES, _SHARED),

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from builder import demo, pipeline
 from builder.engines import ENGINES
-from sqid_lib.errors import UsageError
 
 HELP = "make a release from a recipe"
 DESCRIPTION = f"""Run the stages {" → ".join(pipeline.STAGES)}.
 Finished work is kept: after an interruption, run it again and it continues.
-Prints the directory of the release."""
+Failures of images that may pass, and those that a changed setting caused, are tried again by
+themselves. Prints the directory of the release; with --only, what that stage made."""
 EXAMPLE = """examples:
   sqid build demo --work demo-work
   sqid build recipe.toml --work WORK --dry-run
   sqid build recipe.toml --work WORK --set encoder.model=openai/clip-vit-base-patch32
-  sqid build recipe.toml --work WORK --only fetch --retry timeout --retry http_error
+  sqid build recipe.toml --work WORK --only fetch --retry not_found,blocked
 """
 
 
@@ -30,52 +31,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a TOML file, or the name of a packaged recipe: sqid, demo")
     add("--work", required=True, type=Path, metavar="WORK", help="directory for everything that is made")
-    add("--only", metavar="STAGE", choices=pipeline.STAGES, help=f"run one stage: {', '.join(pipeline.STAGES)}")
-    add("--engine", default="local", choices=list(ENGINES), help="what runs the tasks of a stage (default local)")
+    add("--only", metavar="STAGE", help=f"run one stage: {', '.join(pipeline.STAGES)}")
+    engines = "{" + ",".join(ENGINES) + "}"
+    add("--engine", default="local", metavar=engines, help="what runs the tasks of a stage (default local)")
     add("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override section.key=value")
     add(
         "--retry",
         metavar="STATUS",
         action="append",
         default=[],
-        help="fetch images of this status again; with --only resolve: visit pages of this status again",
+        help="fetch images of this status again (several with commas); with --only resolve: visit pages of this "
+        "status again",
     )
     add("--dry-run", action="store_true", help="list the stages and what each would do, and change nothing")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the directory of the release, or what would be done, on stdout; returns 0."""
+    """Print what was made, or what would be done, on stdout; returns 0."""
     from builder import recipe
 
-    if args.retry and args.only not in (None, "fetch", "resolve"):
-        raise UsageError(
-            "--retry belongs to the stages fetch and resolve",
-            fix="Use it with --only fetch, with --only resolve, or, for images, without --only.",
-        )
+    args.retry = [status for value in args.retry for status in value.split(",") if status]
+    pipeline.check_names(only=args.only, engine=args.engine, retry=args.retry)
     if args.dry_run:
         sys.stdout.writelines(f"{stage}: {words}\n" for stage, words in _plan(args).items())
         return 0
     with _demo_shop(args) as overrides:
         loaded = recipe.load(args.recipe, [*overrides, *args.overrides])
-        release = pipeline.build(
-            loaded, args.work, only=args.only, engine=args.engine, retry=args.retry, say=_report_stage
+        made = pipeline.build(
+            loaded,
+            args.work,
+            only=args.only,
+            engine=args.engine,
+            retry=args.retry,
+            say=_report_stage,
+            command=_command(args),
         )
-    sys.stdout.write(f"{release}\n")
+    sys.stdout.write(f"{made}\n")
     return 0
 
 
 def _plan(args: argparse.Namespace) -> Mapping[str, str]:
     from builder import recipe
 
-    overrides: list[str] = []
+    first, overrides = {}, []
     if _is_demo(args):
-        if not demo.is_drawn(args.work):
-            stages = pipeline.STAGES if args.only is None else (args.only,)
-            return {"shop": f"would be drawn in {args.work / 'shop'}", **dict.fromkeys(stages, "would run")}
         overrides = demo.overrides(args.work)
-    return pipeline.plan(
-        recipe.load(args.recipe, [*overrides, *args.overrides]), args.work, only=args.only, retry=args.retry
-    )
+        if not demo.is_drawn(args.work):
+            first = {"shop": f"would be drawn in {args.work / 'shop'}"}
+    loaded = recipe.load(args.recipe, [*overrides, *args.overrides], check_inputs=not first)
+    return first | pipeline.plan(loaded, args.work, only=args.only, retry=args.retry)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What to type to run the whole build again."""
+    words = ["sqid", "build", args.recipe, "--work", str(args.work)]
+    for override in args.overrides:
+        words += ["--set", override]
+    return shlex.join(words)
 
 
 @contextlib.contextmanager

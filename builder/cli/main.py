@@ -14,7 +14,7 @@ from typing import Protocol
 
 from builder.cli import build, evaluate, push, recipe, validate
 from builder.cli.terminal import prepare_output
-from sqid_lib.errors import DiskError, SqidError, UsageError
+from sqid_lib.errors import DiskError, SqidError, UsageError, unknown_name
 
 _PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "torch", "transformers")
 
@@ -42,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 for success, 1 for a failure reported in one line on stderr, 2 for wrong usage."""
     prepare_output()
     parser = _parser()
-    args = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        sys.stderr.write(f"sqid: {unknown_name('command', command, COMMANDS, 'sqid COMMAND')}\n")
+        return 2
+    args = parser.parse_args(words)
     if args.version:
         sys.stdout.write(_versions())
         return 0

@@ -10,7 +10,7 @@ HELP = "publish a release on the Hub"
 DESCRIPTION = """Publish a validated release as one atomic commit and a tag, then read it back
 and compare. The token comes from HF_TOKEN or `hf auth login`."""
 EXAMPLE = """examples:
-  sqid push WORK/sqid --repo ORG/sqid --tag v1.2.0
+  sqid push WORK/sqid --repo ORG/sqid --tag v1.0.0
   sqid push WORK/sqid --repo ORG/sqid --dry-run
 """
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("release", type=Path, metavar="DIR", help="directory of a release")
     add("--repo", required=True, metavar="ORG/NAME", help="Hub dataset; created if it does not exist")
-    add("--tag", metavar="vX.Y.Z", help="tag on exactly this commit")
+    add("--tag", metavar="vX.Y.Z", help="tag on exactly this commit: v and the version of the release")
     add("--private", action="store_true", help="create the dataset private")
     add("--dry-run", action="store_true", help="list what would change, with sizes, and change nothing")
 

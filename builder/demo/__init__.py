@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from builder import packages
+
 RECIPE = "demo"
 TINY_CLIP = Path(__file__).parent / "tiny_clip"
 
@@ -19,30 +21,35 @@ def prepare(work: Path, seed: int = 0) -> Iterator[list[str]]:
     port: only `fetch.mirrors` and `fetch.allow_hosts` differ from run to run, so finished work stays finished.
 
     Raises:
-        MissingExtraError: Pillow is not installed.
+        MissingExtraError: packages for the shop, or on the first run for the build, are not installed.
     """
     from builder.demo.serve import serve_images
     from builder.demo.shop import write_shop
 
+    first = not is_drawn(work)  # then the stages will run as well
+    packages.require({"shop": ("PIL",)} | ({"fetch": packages.FETCH, "embed": packages.EMBED} if first else {}))
     shop = write_shop(work.resolve() / "shop", seed)
     with serve_images(shop.images) as address:
         yield overrides(work, address)
 
 
 def overrides(work: Path, address: str | None = None) -> list[str]:
-    """What the recipe `demo` is overridden with for the shop in `work`; `address` is the host:port of its images."""
+    """What the recipe `demo` is overridden with for the shop in `work`.
+
+    Args:
+        address: host:port of its images; default where they are served as a rule.
+    """
+    from builder.demo.serve import usual_address
     from builder.demo.shop import AMAZON, HOST, Shop
 
     shop = Shop.in_folder(work.resolve() / "shop")
-    served = [
+    address = address or usual_address(shop.images)
+    return [
         f'fetch.mirrors={{"{HOST}" = "http://{address}/", "{AMAZON}" = "http://{address}/"}}',
         f'fetch.allow_hosts=["{address}"]',
-    ]
-    return [
         f"esci.path={json.dumps(str(shop.esci))}",
         f"resolve.tables={json.dumps([str(table) for table in shop.tables])}",
         f"encoder.model={json.dumps(str(TINY_CLIP))}",
-        *(served if address else []),
     ]
 
 

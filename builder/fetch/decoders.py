@@ -47,7 +47,7 @@ class Decoders:
     """
 
     def __init__(self, ledger: Ledger, *, max_pixels: int, processes: int | None = None) -> None:
-        self.processes = processes or _cpus()
+        self.processes = processes or cpus()
         self._ledger, self._max_pixels = ledger, max_pixels
         self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
         self.running: set[asyncio.subprocess.Process] = set()
@@ -115,14 +115,22 @@ class Decoders:
 
     async def _start(self) -> asyncio.subprocess.Process:
         # a program of its own, since multiprocessing would run the caller's script again
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", decoder.__file__, str(self._ledger.spool)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(self._ledger.spool,),
-            env=environment(),
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-P", decoder.__file__, str(self._ledger.spool)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=(self._ledger.spool,),
+                env=environment(),
+                process_group=0,  # Ctrl-C is for the parent, also before this process can ignore it
+            )
+        except OSError as error:  # too many open files or processes, no memory
+            raise StageError(
+                "decoder processes cannot be started",
+                got=error.strerror or str(error),
+                fix="Raise the limits of this machine (ulimit -n, ulimit -u) and build again; finished work is kept.",
+            ) from error
         self.running.add(process)
         _widen(process)
         assert process.stdout is not None
@@ -160,7 +168,8 @@ def _widen(process: asyncio.subprocess.Process) -> None:
             fcntl.fcntl(process.stdin.transport.get_extra_info("pipe"), fcntl.F_SETPIPE_SZ, _PIPE)
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """The CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,26 +11,30 @@ from typing import IO
 
 from builder.engines import Tick
 from builder.fetch.decoders import Decoders
+from builder.fetch.failures import NOT_REQUESTED, may_pass, rules_of
 from builder.fetch.ledger import Ledger, Outcome
 from builder.http.client import ACCEPT_IMAGES, Answer, Client
-from builder.http.urls import mirrored
+from builder.http.mirrors import authority, mirrored
 from builder.recipe import FetchSettings
+from sqid_lib import schemas
 from sqid_lib.errors import FetchError
 
 _WAITING = 4  # workers per connection, so that a host in Retry-After back-off does not keep connections idle
 _LONGEST_WAIT = 600.0  # seconds; a host that asks for more gets no more requests in this run
 _BACKOFF = 0.5  # seconds before the first retry, doubled each time
-_AUTHORITY = re.compile(r"[a-zA-Z]+://([^/?#]*)")
-_NETWORK_DOWN = 500  # connections failed in a row
+_HOST_DOWN = 20  # URLs of one host failed in a row; a host of 50 images that dies is noticed, a short break is not
+_NETWORK_DOWN = 200  # URLs of several hosts failed in a row
+_OWN = ("bad_url", "refused")  # no request was made: says nothing about the host
 _TOGETHER = 0.005  # seconds in which results are gathered into one transaction
 
 
 @dataclass
 class _Host:
-    """Until when a host must not be asked (Retry-After), and why it is not asked again in this run."""
+    """Until when a host must not be asked (Retry-After), and what its URLs get when it is not asked any more."""
 
     not_before: float = 0.0
-    closed: str | None = None
+    closed: Answer | None = None
+    failed_in_a_row: int = 0
 
     async def wait_retry_after(self) -> None:
         while (wait := self.not_before - asyncio.get_running_loop().time()) > 0:
@@ -44,10 +47,11 @@ async def download(urls: Iterable[str], limits: FetchSettings, ledger: Ledger, t
     Args:
         urls: distinct, none of them in the ledger.
         ledger: large bodies in flight are put beside its spool.
-        tick: called with 1 for each URL.
+        tick: called with 1 for each URL, and whether it failed.
 
     Raises:
-        FetchError: the network is down.
+        FetchError: the network is down, or this machine cannot make connections; nothing is recorded for URLs in
+            progress.
         DiskError: no space left.
         StageError: decoder processes do not start.
     """
@@ -82,7 +86,7 @@ class _Downloads:
         """Each host has a few workers; the slots are shared by all."""
         hosts: dict[str, list[str]] = defaultdict(list)
         for url in urls:
-            hosts[_authority(mirrored(url, self.limits.mirrors))].append(url)
+            hosts[authority(mirrored(url, self.limits.mirrors))].append(url)
         workers = asyncio.Semaphore(self.limits.concurrency * _WAITING)
 
         async def work(host: _Host, left: Iterator[str]) -> None:
@@ -110,13 +114,13 @@ class _Downloads:
             async with self.slots:  # until the outcome is committed: a kill repeats no more requests than slots
                 answer = await self._ask(host, request_url)
                 if not answer.again or host.closed or attempt == self.limits.retries:
-                    await self._finish(url, answer)
+                    await self._finish(host, url, answer)
                     return
             await asyncio.sleep(_BACKOFF * 2**attempt * random.uniform(0.5, 1.5))
 
     async def _ask(self, host: _Host, request_url: str) -> Answer:
         if host.closed:
-            return Answer("http_error", request_url, detail=host.closed)
+            return host.closed
         answer = await self.client.get(request_url)
         if answer.again and answer.retry_after is not None:
             self._back_off(host, answer.retry_after)
@@ -124,19 +128,21 @@ class _Downloads:
 
     def _back_off(self, host: _Host, seconds: float) -> None:
         if seconds > _LONGEST_WAIT:
-            host.closed = f"the host asked to be left alone for {seconds:.0f} s"
+            why = f"{NOT_REQUESTED}the host asked to be left alone for {seconds:.0f} s"
+            host.closed = Answer("http_error", "", detail=why)
         else:
             until = asyncio.get_running_loop().time() + seconds + random.uniform(0, 1)
             host.not_before = max(host.not_before, until)
 
-    async def _finish(self, url: str, answer: Answer) -> None:
+    async def _finish(self, host: _Host, url: str, answer: Answer) -> None:
         """Check and store the image, if one came, and commit the outcome."""
         outcome, offset = Outcome(url, answer.status, answer.http_status, detail=answer.detail), None
         if answer.body is not None:
             outcome, offset = await self._check(outcome, answer.body)
-        self._count_failures(outcome)
-        await self._record(outcome, offset)
-        self.tick(1)
+        await self._record(outcome._replace(rules=rules_of(url, outcome.status, self.limits)), offset)
+        self.tick(1, outcome.status != schemas.OK)
+        if answer is not host.closed and outcome.status not in _OWN:
+            self._count_failures(host, outcome)
 
     async def _check(self, outcome: Outcome, body: IO[bytes]) -> tuple[Outcome, int | None]:
         """The outcome once the body is decoded, and the offset of the image in the spool if it is one."""
@@ -159,17 +165,20 @@ class _Downloads:
         results, self.results, self.commit = self.results, [], None
         self.ledger.record(results)
 
-    def _count_failures(self, outcome: Outcome) -> None:
-        self.failed_in_a_row = self.failed_in_a_row + 1 if outcome.status == "connection" else 0
+    def _count_failures(self, host: _Host, outcome: Outcome) -> None:
+        """Ask a host no more that does not answer, and end the run if none does."""
+        if not may_pass(outcome):
+            host.failed_in_a_row = self.failed_in_a_row = 0
+            return
+        host.failed_in_a_row += 1
+        self.failed_in_a_row += 1
+        if host.failed_in_a_row >= _HOST_DOWN and not host.closed:
+            why = f"{NOT_REQUESTED}{host.failed_in_a_row} URLs of the host failed in a row"
+            host.closed = Answer("connection", "", detail=why)
         if self.failed_in_a_row >= _NETWORK_DOWN:
             raise FetchError(
-                f"{_NETWORK_DOWN} connections failed in a row",
+                f"{_NETWORK_DOWN} URLs of several hosts failed in a row",
                 where=outcome.url,
                 got=outcome.detail,
-                fix="If the network was down, build again with --only fetch --retry connection.",
+                fix="Check the network and build again: what failed so is tried again.",
             )
-
-
-def _authority(url: str) -> str:
-    match = _AUTHORITY.match(url)
-    return match[1].lower() if match else ""

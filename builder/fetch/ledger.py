@@ -14,7 +14,7 @@ from builder.database import open_database, reporting_disk_errors, transaction
 _TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (
     url TEXT PRIMARY KEY, status TEXT NOT NULL, http_status INTEGER, bytes INTEGER, sha256 TEXT,
-    width INTEGER, height INTEGER, detail TEXT
+    width INTEGER, height INTEGER, detail TEXT, rules TEXT
 ) WITHOUT ROWID;
 -- an image is in the spool at an offset, or in a shard (null)
 CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, offset INTEGER, length INTEGER NOT NULL) WITHOUT ROWID;
@@ -23,7 +23,10 @@ CREATE TABLE IF NOT EXISTS swap (shards INTEGER PRIMARY KEY);
 
 
 class Outcome(NamedTuple):
-    """How one URL ended: "ok", or a failure of `schemas.IMAGE_STATUS`. Sizes in bytes and pixels."""
+    """How one URL ended: "ok", or a failure of `schemas.IMAGE_STATUS`. Sizes in bytes and pixels.
+
+    `rules` identifies the settings that a failure depends on (`failures.rules_of`); None where they are not known.
+    """
 
     url: str
     status: str
@@ -33,6 +36,7 @@ class Outcome(NamedTuple):
     width: int | None = None
     height: int | None = None
     detail: str | None = None
+    rules: str | None = None
 
 
 class Ledger:
@@ -53,6 +57,8 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         self.spool_path = folder / "spool.bin"
         self._db = open_database(folder / "ledger.sqlite", _TABLES)
+        if "rules" not in {row[1] for row in self._query("PRAGMA table_info(outcomes)")}:  # made by an earlier version
+            self._db.execute("ALTER TABLE outcomes ADD COLUMN rules TEXT")
         self.spool = os.open(self.spool_path, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self.spool, fcntl.LOCK_EX)  # waits for writers that a killed build left behind
         self._end = self._query("SELECT coalesce(max(offset + length), 0) FROM images")[0][0]
@@ -91,12 +97,17 @@ class Ledger:
         images = [(outcome.sha256, offset, outcome.bytes) for outcome, offset in results if outcome.sha256]
         with reporting_disk_errors(self.spool_path), transaction(self._db):
             self._db.executemany("INSERT OR IGNORE INTO images VALUES (?, ?, ?)", images)
-            self._db.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", outcomes)
+            self._db.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", outcomes)
 
     def forget(self, statuses: Iterable[str]) -> None:
         """Drop the outcomes of these statuses, so that their URLs are tried again."""
         with transaction(self._db):
             self._db.executemany("DELETE FROM outcomes WHERE status = ?", ((status,) for status in statuses))
+
+    def forget_urls(self, urls: Iterable[str]) -> None:
+        """Drop the outcomes of these URLs, so that they are tried again."""
+        with transaction(self._db):
+            self._db.executemany("DELETE FROM outcomes WHERE url = ?", ((url,) for url in urls))
 
     def forget_images(self, sha256s: Iterable[str]) -> None:
         """Drop images that are damaged or gone, with the outcomes that rely on them."""

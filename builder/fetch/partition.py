@@ -11,7 +11,6 @@ from pathlib import Path
 
 from builder.database import reporting_disk_errors
 from builder.engines import Tick, Work
-from builder.fetch.download import download
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
 from builder.recipe import FetchSettings
@@ -41,14 +40,17 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
     Raises:
         FetchError: the network is down.
         DiskError: no space left.
-        StageError: decoder processes do not start.
+        StageError: this machine cannot make connections or start decoder processes.
         CorruptFileError: the ledger is damaged, or in use by another build.
     """
     for _ in range(_ROUNDS):
         with Ledger(partition.folder) as ledger:
             todo = [url for url, outcome in outcomes(ledger, partition.urls) if outcome is None]
             if todo:
-                asyncio.run(download(todo, limits, ledger, tick))
+                from builder.fetch.download import download  # its packages are not needed where all is done
+                from builder.fetch.open_files import fit_open_files
+
+                asyncio.run(download(todo, fit_open_files(limits), ledger, tick))
             if _assemble(limits, partition, ledger):
                 return
     raise DiskError("images read back differ from what was written", where=partition.folder, fix="Check the disk.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,14 @@ import pyarrow.parquet as pq
 from builder import engines
 from builder.database import query_copy, reporting_disk_errors
 from builder.engines import Job
+from builder.fetch.failures import Earlier, earlier, losses
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.partition import Partition, open_downloader, outcomes
 from builder.fetch.shards import recover
-from builder.progress import progress
+from builder.progress import note, progress
 from builder.recipe import Recipe
 from sqid_lib import schemas
-from sqid_lib.errors import UsageError
+from sqid_lib.errors import FetchError, unknown_name
 from sqid_lib.files import replacing
 from sqid_lib.tables.reader import open_parquet, reporting
 
@@ -28,12 +30,15 @@ _FOLDER = "fetch"
 _BATCH = 4_096  # products handled at once
 _NOT_FETCHED = Outcome("", schemas.OK)
 
+_log = logging.getLogger(__name__)
 
-def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "local") -> None:
+
+def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "local") -> int:
     """Download the distinct image URLs of the resolved products, each once, and store the distinct images.
 
     Can be killed at any moment and run again: only the requests in flight are repeated. Run again when finished, it
     makes no request; when URLs changed, it requests the new ones. The shards' bytes depend on the images alone.
+    Failures of earlier runs are tried again where they may pass, and where they depend on settings that changed since.
 
     Args:
         recipe: `[fetch]` holds the limits, mirrors and allowed hosts.
@@ -42,9 +47,14 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
         retry: statuses of earlier failures to try again, of `schemas.RETRIABLE["fetch"]`.
         engine: of `builder.engines.ENGINES`.
 
+    Returns:
+        How many URLs were tried; 0 if all of it was done before.
+
     Raises:
         UsageError: an unknown engine, or a status in `retry` that is not a failure of fetch.
-        FetchError: the network is down.
+        FetchError: the network is down, or hosts that do not answer cost over a tenth of the images; with
+            `[expect] min_images` that is a warning.
+        StageError: this machine cannot make connections or start decoder processes.
         DiskError: no space left.
         SourceError: resolve/urls.parquet is missing or damaged, or the ledger is damaged or in use.
     """
@@ -54,12 +64,15 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
     urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
     with Ledger(folder) as ledger:
         recover(folder, ledger)
-        ledger.forget(retry)
-        done = sum(outcome is not None for _, outcome in outcomes(ledger, urls))
-    with progress(_FOLDER, len(urls), done) as bar:
+        before = earlier((outcome for _, outcome in outcomes(ledger, urls)), recipe.fetch, retry)
+        ledger.forget_urls(before.again)
+    _say_again(before)
+    with progress(_FOLDER, len(urls), before.done, failed=before.failed) as bar:
         run(Job(partial(open_downloader, recipe.fetch), [Partition(folder, urls)]), bar.update)
     with Ledger(folder) as ledger:
         _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledger)
+        _check_losses(recipe, (outcome for _, outcome in outcomes(ledger, urls)))
+    return len(urls) - before.done
 
 
 def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None:
@@ -69,18 +82,47 @@ def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None
     """
     _check_retry(retry)
     urls = dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch))
-    known = query_copy(work / _FOLDER / "ledger.sqlite", "SELECT url, status FROM outcomes")
-    done = urls.keys() & {url for url, status in known if status not in retry}
-    if len(done) == len(urls) and (work / _FOLDER / "outcomes.parquet").exists():
+    rows = query_copy(work / _FOLDER / "ledger.sqlite", "SELECT * FROM outcomes")
+    before = earlier((Outcome(*row) for row in rows if row[0] in urls), recipe.fetch, retry)
+    left = len(urls) - before.done
+    if not left and (work / _FOLDER / "outcomes.parquet").exists():
         return None
-    return f"{len(done):,} of {len(urls):,} URLs done, {len(urls) - len(done):,} to fetch"
+    again = f", of which {len(before.again):,} failed before" if before.again else ""
+    return f"{before.done:,} of {len(urls):,} URLs done, {left:,} to fetch{again}"
+
+
+def _say_again(before: Earlier) -> None:
+    reasons = {
+        "failures that may pass": before.may_pass,
+        "failures that depend on settings of [fetch] which changed": before.changed,
+        "failures of the statuses in --retry": before.asked,
+    }
+    for reason, urls in reasons.items():
+        if urls:
+            note(f"{_FOLDER}: trying {len(urls):,} URLs again: {reason}")
+
+
+def _check_losses(recipe: Recipe, ended: Iterable[Outcome | None]) -> None:
+    """Raise, or warn, if hosts that do not answer cost images."""
+    found = losses(ended, recipe.fetch)
+    if not found.hosts:
+        return
+    what = "; ".join(str(host) for host in found.hosts[:3])
+    if len(found.hosts) > 3:
+        what += f"; and {len(found.hosts) - 3:,} more hosts: {found.lost:,} of {found.urls:,} URLs in all"
+    again = "Run the build again when images come: what failed so is tried again."
+    if found.too_many and recipe.expect.min_images is None:
+        fix = f"{again} To go on without them, state in [expect] how many images are enough, such as min_images = 0."
+        raise FetchError(what, where=_FOLDER, fix=fix)
+    _log.warning("%s: %s. %s", _FOLDER, what, again)
 
 
 def _check_retry(retry: Sequence[str]) -> None:
+    """Raise UsageError for a status that is not a failure of fetch."""
     known = schemas.RETRIABLE[_FOLDER]
-    unknown = [status for status in retry if status not in known]
-    if unknown:
-        raise UsageError("not a failure", where="--retry", expected=", ".join(known), got=", ".join(unknown))
+    for status in retry:
+        if status not in known:
+            raise unknown_name("failure of images", status, known, "--retry")
 
 
 def _products(recipe: Recipe, work: Path) -> Iterator[pa.RecordBatch]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import errno
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,10 +16,11 @@ from types import TracebackType
 from typing import IO, Self
 
 from builder.database import reporting_disk_errors
+from builder.http import machine
 from builder.http.event_loop import Connections, Problem
 from builder.http.names import Names
 from builder.http.transfer import REDIRECTS, Transfer, headers
-from builder.http.urls import BadUrlError, join_url, parse_url, printable_line
+from builder.http.urls import BadUrlError, Target, join_url, parse_url, printable_line
 from builder.recipe import FetchSettings
 
 ACCEPT_IMAGES = "image/jpeg, image/png, image/gif, image/webp;q=0.9, */*;q=0.1"
@@ -140,6 +143,7 @@ class Client:
 
         Raises:
             DiskError: no space for a large body.
+            FetchError: this machine cannot make connections.
         """
         left = self._limits.max_redirects if redirects is None else redirects
         at = url
@@ -175,15 +179,31 @@ class Client:
         except TimeoutError:
             return Answer("timeout", url, detail=f"no answer of the name service in {self._limits.timeout:g} s")
         except (OSError, UnicodeError) as error:
-            return Answer("connection", url, detail=f"{type(error).__name__}: {error}")
+            await self._check_lookup(host, error, request.until)
+            reason = isinstance(error, OSError) and error.strerror
+            return Answer("connection", url, detail=f"the host name cannot be looked up: {reason or error}")
         transfer = self._idle.pop() if self._idle else self._transfer()
         transfer.begin(target.origin, target.path, addresses=addresses, allowed=allowed, every_body=every_body)
         try:
-            return await self._transferred(request, transfer, url)
+            return await self._transferred(request, transfer, target, url)
         finally:
             transfer.drop()
 
-    async def _transferred(self, request: _Request, transfer: Transfer, url: str) -> Answer:
+    async def _check_lookup(self, host: str, error: Exception, until: float) -> None:
+        """Raise if a name was not found because of this machine."""
+        try:
+            machine.check_files()
+        except OSError as own:
+            error = own
+        number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+        memory = isinstance(error, socket.gaierror) and error.errno == socket.EAI_MEMORY
+        fault = machine.fault(errno.ENOMEM if memory else number or 0, host)
+        if fault is None and isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            fault = None if await self._names.answers(until) else machine.no_name_service(host)
+        if fault:
+            raise fault from error
+
+    async def _transferred(self, request: _Request, transfer: Transfer, target: Target, url: str) -> Answer:
         request.transfer, request.coming = transfer, self._connections.begin(transfer.curl)
         try:
             problem = await request.coming
@@ -196,6 +216,9 @@ class Client:
         finally:
             request.coming = request.transfer = None
             self._idle.append(transfer)
+        fault = problem and transfer.fault(problem[0], target.host)
+        if fault:
+            raise fault
         with reporting_disk_errors(self._spill):
             return _answer(transfer, url, problem)
 

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import socket
 import time
+from functools import partial
 
 _AGE = 300.0  # seconds that an answer is used
 
@@ -14,6 +15,7 @@ class Names:
     """The names looked up so far, for one event loop."""
 
     def __init__(self) -> None:
+        self._found: tuple[str, int] | None = None  # the last name that the service knew
         self._lookups: dict[tuple[str, int], tuple[float, asyncio.Task[str | None]]] = {}
 
     async def look_up(self, host: str, port: int, until: float) -> str | None:
@@ -31,13 +33,36 @@ class Names:
         failed = lookup is not None and lookup.done() and (lookup.cancelled() or lookup.exception())
         if lookup is None or now >= fresh_until or failed:
             lookup = asyncio.create_task(_addresses(host, port))
-            lookup.add_done_callback(_retrieve)
+            lookup.add_done_callback(partial(self._looked_up, host, port))
             self._lookups[host, port] = now + _AGE, lookup
         if not lookup.done():
             await asyncio.wait((lookup,), timeout=max(0.0, until - now))
         if not lookup.done():
             raise TimeoutError
         return lookup.result()
+
+    def _looked_up(self, host: str, port: int, lookup: asyncio.Task[str | None]) -> None:
+        """Remember a name that was found, and retrieve the exception: asyncio would print one nobody waits for."""
+        if not lookup.cancelled() and lookup.exception() is None and lookup.result() is not None:
+            self._found = host, port
+
+    async def answers(self, until: float) -> bool:
+        """Whether the name service knows any name: one found before, else one that is being looked up now.
+
+        It is asked after a failure that may be that of one name or of the whole service.
+        """
+        if self._found is not None:
+            try:
+                await asyncio.wait_for(_addresses(*self._found), max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                return False
+            except OSError as error:
+                return error.errno != socket.EAI_AGAIN
+            return True
+        pending = {lookup for _, lookup in self._lookups.values() if not lookup.done()}
+        if pending:
+            await asyncio.wait(pending, timeout=max(0.0, until - time.monotonic()))
+        return self._found is not None
 
     def close(self) -> None:
         """Cancel what is still looked up, and forget everything."""
@@ -55,9 +80,3 @@ async def _addresses(host: str, port: int) -> str | None:
     written = (f"[{where[0]}]" if family == socket.AF_INET6 else str(where[0]) for family, _, _, _, where in found)
     # "+": curl drops it after a minute; for every request it searches all it knows
     return f"+{host}:{port}:{','.join(dict.fromkeys(written))}"
-
-
-def _retrieve(lookup: asyncio.Task[str | None]) -> None:
-    """Retrieve the exception: asyncio would print one that nobody waits for."""
-    if not lookup.cancelled():
-        lookup.exception()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
+import os
 import re
 import socket
 import ssl
@@ -16,8 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from builder.http import machine
 from builder.http.addresses import why_refused
-from sqid_lib.errors import missing_extra
+from sqid_lib.errors import FetchError, missing_extra
 
 try:
     import pycurl
@@ -102,6 +105,7 @@ class Transfer:
         self.problem: tuple[str, str] | None = None  # status and detail
         self.refused: str | None = None
         self.failure: OSError | None = None  # of writing to the spill directory
+        self.socket_error = 0  # errno of opening a socket
         self.last_activity: float | None = None  # when a connection was started or ready, or bytes came; time.monotonic
         proxy = _proxy_of(origin) if self._proxies else b""
         self._allowed = allowed and not proxy  # else other hosts could use an open connection to the proxy
@@ -149,6 +153,16 @@ class Transfer:
         detail = _PROBLEMS.get(code) or message or f"curl error {code}"
         return "bad_url" if code == pycurl.E_URL_MALFORMAT else "connection", detail, code in _RESETS
 
+    def fault(self, code: int, host: str) -> FetchError | None:
+        """For an error of curl: the error that ends the run, if this machine is to blame."""
+        if code == pycurl.E_OUT_OF_MEMORY:
+            return machine.fault(errno.ENOMEM, host)
+        if code == pycurl.E_SSL_CACERT_BADFILE:
+            return machine.no_certificates(host)
+        if code in (pycurl.E_COULDNT_CONNECT, pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR):
+            return machine.fault(self.socket_error or int(self.curl.getinfo(pycurl.OS_ERRNO)), host)
+        return None
+
     def body(self) -> IO[bytes]:
         """The body, at its start, of a complete answer; sets `problem` if it is empty or truncated."""
         if self._inflate is not None and self._received and not self._inflate.eof:
@@ -183,8 +197,9 @@ class Transfer:
                 self.refused = reason
                 return pycurl.SOCKET_BAD
         try:
-            opened = socket.socket(family, kind, protocol)
-        except OSError:  # no IPv6 on this machine, for example
+            opened = _socket(family, kind, protocol)
+        except OSError as error:  # no IPv6 on this machine, for example
+            self.socket_error = error.errno or 0
             return pycurl.SOCKET_BAD
         asyncio.get_running_loop().call_soon(opened.close)  # curl takes a duplicate
         self.last_activity = time.monotonic()
@@ -245,6 +260,17 @@ class Transfer:
                 self._file = tempfile.TemporaryFile(dir=self._spill)  # noqa: SIM115 - the caller closes it
                 self._file.writelines(self._pieces)
                 self._pieces.clear()
+
+
+def _socket(family: int, kind: int, protocol: int) -> socket.socket:
+    """A socket that can be duplicated, which curl does: it would not say why it cannot."""
+    opened = socket.socket(family, kind, protocol)
+    try:
+        os.close(os.dup(opened.fileno()))
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 def headers(head: Sequence[bytes]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -104,11 +103,3 @@ def join_url(base: str, target: str) -> str:
 def printable_line(text: str) -> str:
     """Untrusted text made safe for a file and a terminal: one line of printable characters, at most 200."""
     return " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())[:200]
-
-
-def mirrored(url: str, mirrors: Mapping[str, str]) -> str:
-    """The URL that is requested in place of a published one: the longest matching prefix is replaced."""
-    if not mirrors:
-        return url
-    prefix = max((p for p in mirrors if url.startswith(p)), key=len, default=None)
-    return url if prefix is None else mirrors[prefix] + url[len(prefix) :]

@@ -18,6 +18,8 @@ WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # between attempts; huggingface_hub itself
 PATIENCE_S = 300.0  # no new attempt later than this after the first
 MAX_WAIT_S = 120.0  # at most, also where Retry-After states more
 TIMEOUT_S = 300.0  # without an answer; huggingface_hub has no limit of its own
+CONNECT_S = 10.0  # without a connection
+FIRST_ATTEMPTS = 3  # while no call was answered: without a network the user should not wait
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
@@ -37,6 +39,7 @@ class Calls:
         self.token = token or get_token()
         self.api = HfApi(endpoint=endpoint, token=self.token or False)
         self._timeout: Any = None
+        self._answered, self._unanswered = False, 0
 
     def __enter__(self) -> Calls:
         self._timeout = getattr(_session(), "timeout", None)
@@ -62,8 +65,10 @@ class Calls:
         """
 
         def attempt() -> _T:
-            _set_timeout(TIMEOUT_S)
-            return call(*args, **options)
+            _set_timeout((CONNECT_S, TIMEOUT_S, TIMEOUT_S, TIMEOUT_S))  # connect, read, write, wait for a connection
+            result = call(*args, **options)
+            self._answered = True
+            return result
 
         def explain(error: Exception) -> Failure:
             return self._explain(doing, error, also)
@@ -73,6 +78,9 @@ class Calls:
     def _explain(self, doing: str, error: Exception, also: tuple[int, ...]) -> Failure:
         """Which error the user sees, and whether another attempt can help."""
         status, cleaned = _status(error), self._clean(error)
+        self._answered = self._answered or bool(status)
+        if not self._answered and _is_network(error):
+            return self._unreachable(error, cleaned)
         if status in (*_TRANSIENT, *also) if status else _is_network(error):
             failed = HubError(
                 f"{doing} failed",
@@ -83,6 +91,16 @@ class Calls:
             _log.warning("%s: %s", doing, status or cleaned)
             return Failure(failed, again=True, wait=_retry_after(error))
         return Failure(self._refused(doing, error, status, cleaned))
+
+    def _unreachable(self, error: Exception, cleaned: str) -> Failure:
+        """No call was answered yet: a few attempts, without a word."""
+        self._unanswered += 1
+        offline = any(type(e).__name__ == "OfflineModeIsEnabled" for e in _chain(error))
+        fix = "Unset HF_HUB_OFFLINE" if offline else "Check the network"
+        failed = HubError(
+            "the Hub cannot be reached", where=self.api.endpoint, got=cleaned, fix=f"{fix} and push again."
+        )
+        return Failure(failed, again=not offline and self._unanswered < FIRST_ATTEMPTS)
 
     def _refused(self, doing: str, error: Exception, status: int, cleaned: str) -> Exception:
         """The error for a failure that another attempt cannot change."""

@@ -15,7 +15,7 @@ from builder.hub.repository import Change, Remote, differences, download, list_f
 from builder.release import manifest
 from builder.validate import validate
 from sqid_lib import schemas
-from sqid_lib.errors import AuthError, HubError, RefusedError, ReleaseError, TagError, UsageError
+from sqid_lib.errors import AuthError, HubError, RefusedError, ReleaseError, SourceError, TagError, UsageError
 
 _log = logging.getLogger(__name__)
 _STALE = 412  # Precondition Failed: main is no longer the parent of our commit
@@ -29,7 +29,8 @@ class PushResult:
     Attributes:
         url: of the dataset at that commit.
         commit: id of the commit that holds the release; None where a dry run found none.
-        tag: on that commit, if one was asked for.
+        tag: on that commit, if one was asked for; with `dry_run`, the one that would be made.
+        tag_exists: whether it was on that commit before.
         changes: one per file added, changed or removed; empty when the Hub had all of them.
         unchanged: files the Hub already had.
         warnings: what the user should look at.
@@ -43,6 +44,7 @@ class PushResult:
     unchanged: int
     dry_run: bool
     warnings: tuple[str, ...] = ()
+    tag_exists: bool = False
 
     def __str__(self) -> str:
         signs = {"add": "+", "change": "~", "remove": "-"}
@@ -55,7 +57,9 @@ class PushResult:
             lines.append(f"pushed {len(self.changes)} changes, {self.unchanged} files unchanged; all files verified")
         else:
             lines.append(f"nothing to push: the Hub already has all {self.unchanged} files, verified")
-        return "\n".join([*lines, self.url + (f" (tag {self.tag})" if self.tag else "")])
+        if self.dry_run and self.tag:
+            lines.append(f"the tag {self.tag} {'is there already' if self.tag_exists else 'would be created'}")
+        return "\n".join([*lines, self.url + (f" (tag {self.tag})" if self.tag and not self.dry_run else "")])
 
 
 def push(
@@ -76,20 +80,20 @@ def push(
 
     Args:
         repo: "ORG/NAME"; created if it does not exist.
-        tag: put on exactly the commit that holds the release, after that was read back.
+        tag: "v" and the version of the release; put on exactly the commit that holds it, after that was read back.
         private: create the dataset private; refused if it exists and is public.
         dry_run: change nothing, report what would change.
         token: default HF_TOKEN or the one `hf auth login` stored.
         endpoint: default HF_ENDPOINT or huggingface.co.
 
     Raises:
-        UsageError: `repo` or `tag` is malformed.
+        UsageError: `repo` is malformed, or `tag` is not that of the release's version.
         ReleaseError: the release does not validate.
         AuthError: no token, a wrong one, or one without write access.
         TagError: the tag exists on another commit; nothing was uploaded.
         HubError: the Hub refused or failed, or holds other files than were sent.
     """
-    _check_names(repo, tag)
+    _check_names(release, repo, tag)
     problems = validate(release)
     if problems:
         raise ReleaseError(
@@ -128,16 +132,30 @@ def _push(calls: Calls, release: Path, repo: str, tag: str | None, private: bool
         _verify(calls, release, repo, commit, local)
         if tag and remote.tags.get(tag) != commit:
             _tag(calls, repo, tag, commit)
-    url = f"{calls.api.endpoint}/datasets/{repo}" + (f"/tree/{commit}" if commit else "")
-    return PushResult(repo, url, commit, tag, tuple(changes), unchanged, dry_run, tuple(warnings))
+    made = commit and not (dry_run and changes)
+    url = f"{calls.api.endpoint}/datasets/{repo}" + (f"/tree/{commit}" if made else "")
+    exists = bool(tag) and tag in remote.tags  # on another commit it was refused above
+    return PushResult(repo, url, commit, tag, tuple(changes), unchanged, dry_run, tuple(warnings), exists)
 
 
-def _check_names(repo: str, tag: str | None) -> None:
+def _check_names(release: Path, repo: str, tag: str | None) -> None:
     part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
     if not re.fullmatch(rf"{part}/{part}", repo):
         raise UsageError("bad dataset name", where="--repo", expected="ORG/NAME", got=repr(repo))
-    if tag is not None and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", tag) or ".." in tag or tag == "main"):
-        raise UsageError("bad tag", where="--tag", expected="a name such as v1.2.0", got=repr(tag))
+    if tag is None:
+        return
+    try:
+        version = manifest.read(release).version
+    except SourceError:
+        return  # not a release, which validation reports
+    if tag != f"v{version}" or not re.fullmatch(r"v[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", tag):
+        raise UsageError(
+            "the tag is not that of the release",
+            where="--tag",
+            expected=f"v{version}, because the version in {schemas.MANIFEST} is {version}",
+            got=repr(tag),
+            fix="Use that tag, or state another version in the recipe, such as 1.2.0, and build again.",
+        )
 
 
 def _check_token(calls: Calls) -> None:

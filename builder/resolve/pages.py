@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from builder.engines import Tick
 from builder.http.client import ACCEPT_PAGES, Answer, Client
+from builder.http.mirrors import mirrored
 from builder.http.transfer import REDIRECTS
-from builder.http.urls import join_url, mirrored
+from builder.http.urls import join_url
 from builder.recipe import FetchSettings, PagesSettings
 from builder.resolve.page_images import is_captcha, main_image
 from builder.resolve.visited_pages import Page, VisitedPages

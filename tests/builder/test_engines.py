@@ -35,15 +35,17 @@ def open_writer(folder: Path, place: str) -> Iterator[Work[str]]:
         sys.stdout.write("noise on standard output")
         (folder / task).write_text(place)
         tick(1)
-        tick(2)
+        tick(2, 1)
 
     yield write
 
 
 def run(folder: Path, tasks: list[str], *places: str) -> int:
-    units: list[int] = []
-    engines.find("local")(Job(partial(open_writer, folder), tasks, places), units.append)
-    return sum(units)
+    ticks: list[tuple[int, int]] = []
+    job = Job(partial(open_writer, folder), tasks, places)
+    engines.find("local")(job, lambda units, failed=0: ticks.append((units, failed)))
+    assert set(ticks) <= {(1, 0), (2, 1)}
+    return sum(units for units, _ in ticks)
 
 
 def opened(folder: Path) -> list[list[str]]:
@@ -100,5 +102,5 @@ def test_an_error_of_opening_is_reported(tmp_path: Path) -> None:
 
 
 def test_an_unknown_engine_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match=f"--engine: unknown engine; expected {' or '.join(ENGINES)}, got steam"):
+    with pytest.raises(UsageError, match=f"--engine: unknown engine; expected {' or '.join(ENGINES)}, got 'steam'"):
         engines.find("steam")

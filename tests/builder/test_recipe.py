@@ -317,7 +317,7 @@ def test_the_schema_documents_every_key() -> None:
     assert [name for name, stated in keys() if not stated["description"].endswith(".")] == []
     assert {name for name, stated in keys() if "default" not in stated} == {
         *("SQID recipe.name", "SQID recipe.version", "Esci.path", "Artifacts.path"),
-        *("Expect.products", "Expect.queries", "Expect.judgments", "Expect.supp"),
+        *("Expect.products", "Expect.queries", "Expect.judgments", "Expect.supp", "Expect.min_images"),
     }
     fetch = SCHEMA["$defs"]["FetchSettings"]["properties"]
     assert fetch["timeout"]["default"] == 60.0 and "seconds" in fetch["timeout"]["description"]

@@ -35,7 +35,17 @@ def test_build_validate_and_again(
     recipe, work = write_recipe(tmp_path, FROM_ARTIFACTS), tmp_path / "work"
     status, out, err = run(capsys, "build", recipe, "--work", work)
     assert (status, out) == (0, f"{work / 'sqid'}\n")
-    assert err.splitlines() == ["· sample", "· release", "· validate"]
+    lines = err.splitlines()
+    assert lines[:2] == ["· sample …", "· sample: 36 products, 5 queries, 72 judgments, 3 supplementary products"]
+    assert lines[2] == "· release …" and lines[3].startswith("· release: 12 files, ")
+    assert lines[4:] == [
+        "· validate …",
+        "· validate: no problems",
+        "· images: 36 products, 33 with a URL, 33 with an image (100% of those)",
+        "· image statuses: ok 32, missing 2, generic 1, placeholder 1",
+    ]
+    sample = "· sample: 36 products, 5 queries, 72 judgments, 3 supplementary products, done before\n"
+    assert run(capsys, "build", recipe, "--work", work, "--only", "sample") == (0, f"{work / 'sample'}\n", sample)
     assert run(capsys, "validate", work / "sqid") == (0, f"{work / 'sqid'}: valid\n", "")
     (work / "sqid" / schemas.QUERY_FEATURES).write_bytes(b"harm")
     status, out, err = run(capsys, "validate", work / "sqid")
@@ -69,6 +79,32 @@ def test_wrong_usage_is_2(
     (tmp_path / "x.toml").write_bytes((tmp_path / "RECIPE").read_bytes())
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "") and err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "question"),
+    [
+        (["biuld", "demo", "--work", "w"], "Did you mean build?"),
+        (["build", "dmeo", "--work", "w"], "Did you mean demo?"),
+        (["build", "demo", "--work", "w", "--only", "fecth"], "Did you mean fetch?"),
+        (["build", "demo", "--work", "w", "--engine", "locla"], "Did you mean local?"),
+        (["build", "demo", "--work", "w", "--retry", "corrupt,not_fond"], "Did you mean not_found?"),
+        (["build", "demo", "--work", "w", "--only", "resolve", "--retry", "mising"], "Did you mean missing?"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_a_question(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    question: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for dry in ([], ["--dry-run"]):
+        status, out, err = run(capsys, *arguments, *dry)
+        assert (status, out, err.count("\n")) == (1 if arguments[1] == "dmeo" else 2, "", 1)
+        assert err.rstrip().endswith(question)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_is_1_and_one_line(tmp_path: Path, esci: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +221,11 @@ def test_a_dry_run_of_artifacts(
 ) -> None:
     recipe, work = write_recipe(tmp_path, FROM_ARTIFACTS), tmp_path / "work"
     command = ("build", recipe, "--work", work, "--dry-run")
-    before = "sample: would run\nrelease: would run\nvalidate: would run\n"
+    before = (
+        f"sample: would read ESCI from {esci}\n"
+        f"release: would write {work / 'sqid'}\n"
+        "validate: would check the release\n"
+    )
     assert run(capsys, *command) == (0, before, "")
     assert not work.exists()
     run(capsys, *command[:-1])
@@ -213,8 +253,8 @@ def test_a_dry_run_uses_no_network(tmp_path: Path, esci: Path, capsys: pytest.Ca
     assert out.splitlines() == [
         f"sample: would run again if the recipe or a file at {far} changed",
         "resolve: would look for the image URLs of 39 products in 0 tables",
-        "fetch: would run",
-        "embed: would run",
-        "release: would run",
-        "validate: would run",
+        "fetch: would download the images, at most 32 at once",
+        "embed: would encode texts and images with openai/clip-vit-large-patch14 (device auto)",
+        f"release: would write {work / 'sqid'}",
+        "validate: would check the release",
     ]

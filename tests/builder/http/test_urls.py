@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.http.urls import BadUrlError, join_url, mirrored, parse_url
+from builder.http.urls import BadUrlError, join_url, parse_url
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,3 @@ def test_redirect_targets_join_and_keep_their_bytes() -> None:
     assert join_url("https://h.example/a", "//o.example/%2F") == "https://o.example/%2F"
     assert join_url("http://h.example/a", "http://a]b[x@") == "http://a]b[x@"
     assert join_url("http://h.example/a", "/caf\udce9") == "http://h.example/caf%E9"
-
-
-def test_the_longest_mirror_prefix_wins_and_the_rest_is_kept() -> None:
-    mirrors = {"https://h.example/": "http://m:1/", "https://h.example/I/": "http://m:2/x/"}
-    assert mirrored("https://h.example/I/a%7Cb", mirrors) == "http://m:2/x/a%7Cb"
-    assert mirrored("https://h.example/P/a", mirrors) == "http://m:1/P/a"
-    assert mirrored("https://o.example/https://h.example/", mirrors) == "https://o.example/https://h.example/"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from loopback_hub import GITATTRIBUTES, READ_TOKEN, WRITE_TOKEN, LoopbackHub
-from release_fixtures import write_release
+from release_fixtures import recipe_with, write_release
 
 from builder.hub import PushResult, calls, push
 from builder.hub.calls import Calls
@@ -38,7 +38,14 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_release(tmp_path_factory.mktemp("second") / "tiny", seed=1, classic=False)
+    folder = tmp_path_factory.mktemp("second") / "tiny"
+    return write_release(folder, seed=1, classic=False, recipe=recipe_with(version="2.0.0"))
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another content under the version of `first`."""
+    return write_release(tmp_path_factory.mktemp("rebuilt") / "tiny", seed=2)
 
 
 @pytest.fixture
@@ -93,10 +100,14 @@ def test_the_same_content_makes_no_commit(loopback: LoopbackHub, first: Path) ->
     assert "nothing to push" in str(result)
 
 
-def test_a_second_tag_on_the_same_content(loopback: LoopbackHub, first: Path) -> None:
-    send(loopback, first, "v1.0.0")
-    send(loopback, first, "latest")
-    assert set(loopback.repos[REPO].tags) == {"v1.0.0", "latest"}
+def test_a_tag_on_content_that_is_there_already(loopback: LoopbackHub, first: Path) -> None:
+    send(loopback, first)
+    would = str(send(loopback, first, "v1.0.0", dry_run=True))
+    assert "the tag v1.0.0 would be created\n" in would and "(tag" not in would
+    assert loopback.repos[REPO].tags == {}
+    assert str(send(loopback, first, "v1.0.0")).endswith(f"/tree/{loopback.head(REPO)} (tag v1.0.0)")
+    assert loopback.repos[REPO].tags == {"v1.0.0": loopback.head(REPO)}
+    assert "the tag v1.0.0 is there already\n" in str(send(loopback, first, "v1.0.0", dry_run=True))
     assert commits(loopback) == 2
 
 
@@ -143,7 +154,7 @@ def test_trees_of_several_pages(loopback: LoopbackHub, first: Path, second: Path
 
 
 def test_dry_run_changes_nothing_and_lists_sizes(loopback: LoopbackHub, first: Path, second: Path) -> None:
-    result = send(loopback, first, "v1", dry_run=True, token=None)
+    result = send(loopback, first, "v1.0.0", dry_run=True, token=None)
     assert loopback.repos == {}
     assert len(result.changes) == len(content(first))
     send(loopback, first)
@@ -186,18 +197,56 @@ def test_a_bad_name_is_wrong_usage(loopback: LoopbackHub, second: Path, repo: st
         push(second, repo, endpoint=loopback.endpoint)
 
 
-@pytest.mark.parametrize("tag", ["main", "", "a b", "../v1", "-v1"])
-def test_a_bad_tag_is_wrong_usage(loopback: LoopbackHub, second: Path, tag: str) -> None:
-    with pytest.raises(UsageError, match="tag"):
+@pytest.mark.parametrize("tag", ["main", "", "a b", "../v1", "-v1", "2.0.0", "v2", "v1.0.0", "v2.0.1"])
+def test_a_tag_that_is_not_the_version_is_wrong_usage(loopback: LoopbackHub, second: Path, tag: str) -> None:
+    with pytest.raises(UsageError) as raised:
         send(loopback, second, tag)
+    assert (
+        f"--tag: the tag is not that of the release; expected v2.0.0, because the version in manifest.json is 2.0.0, "
+        f"got {tag!r}. " in str(raised.value)
+    )
+    assert loopback.requests == []
 
 
-def test_a_tag_on_another_commit_stops_before_any_upload(loopback: LoopbackHub, first: Path, second: Path) -> None:
+def test_a_version_that_is_no_tag_is_wrong_usage(loopback: LoopbackHub, tmp_path: Path) -> None:
+    release = write_release(tmp_path / "tiny", recipe=recipe_with(version="1 beta"))
+    with pytest.raises(UsageError, match="state another version"):
+        send(loopback, release, "v1 beta")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_without_a_network_it_ends_after_a_few_attempts_and_one_line(
+    loopback: LoopbackHub,
+    second: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dry_run: bool,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with caplog.at_level(logging.WARNING), pytest.raises(HubError) as raised:
+        send(loopback, second, endpoint="http://127.0.0.1:9", dry_run=dry_run)
+    assert str(raised.value).startswith("http://127.0.0.1:9: the Hub cannot be reached; got ")
+    assert str(raised.value).endswith("Check the network and push again.")
+    assert "\n" not in str(raised.value) and caplog.text == ""
+    assert waits == [1.0, 2.0]
+
+
+def test_offline_mode_is_named_at_once(loopback: LoopbackHub, second: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"cannot be reached.*Unset HF_HUB_OFFLINE and push again\."):
+        send(loopback, second)
+    assert waits == []
+
+
+def test_a_tag_on_another_commit_stops_before_any_upload(loopback: LoopbackHub, first: Path, rebuilt: Path) -> None:
     send(loopback, first, "v1.0.0")
     before = loopback.head(REPO)
     loopback.requests.clear()
     with pytest.raises(TagError, match=r"v1\.0\.0 exists on another commit; nothing was uploaded"):
-        send(loopback, second, "v1.0.0")
+        send(loopback, rebuilt, "v1.0.0")
     assert {request.method for request in loopback.requests} <= {"GET", "HEAD"}
     assert loopback.head(REPO) == before
 
@@ -205,9 +254,9 @@ def test_a_tag_on_another_commit_stops_before_any_upload(loopback: LoopbackHub, 
 def test_a_tag_created_by_somebody_else_during_the_push(loopback: LoopbackHub, first: Path, second: Path) -> None:
     send(loopback, first)
     old = loopback.head(REPO)
-    loopback.hooks["tag"] = lambda running: running.repos[REPO].tags.update({"v2": old})
+    loopback.hooks["tag"] = lambda running: running.repos[REPO].tags.update({"v2.0.0": old})
     with pytest.raises(TagError, match="was just created on another commit"):
-        send(loopback, second, "v2")
+        send(loopback, second, "v2.0.0")
 
 
 def test_no_token(loopback: LoopbackHub, second: Path) -> None:
@@ -260,9 +309,9 @@ def test_a_push_succeeds_after_a_passing_fault(
 ) -> None:
     loopback.add_repo(REPO, first)
     loopback.fail(endpoint, kind, times=2)
-    result = send(loopback, second, "v2")
+    result = send(loopback, second, "v2.0.0")
     assert loopback.files(REPO) == {".gitattributes": GITATTRIBUTES, **content(second)}
-    assert loopback.repos[REPO].tags == {"v2": result.commit}
+    assert loopback.repos[REPO].tags == {"v2.0.0": result.commit}
     assert commits(loopback) == 3
 
 
@@ -272,18 +321,18 @@ def test_a_push_succeeds_after_a_passing_fault(
 )
 def test_other_passing_faults(loopback: LoopbackHub, second: Path, endpoint: str, kind: int | str) -> None:
     loopback.fail(endpoint, kind)
-    send(loopback, second, "v2")
+    send(loopback, second, "v2.0.0")
     assert loopback.files(REPO) == {".gitattributes": GITATTRIBUTES, **content(second)}
-    assert loopback.repos[REPO].tags == {"v2": loopback.head(REPO)}
+    assert loopback.repos[REPO].tags == {"v2.0.0": loopback.head(REPO)}
     assert commits(loopback) == 2
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(loopback: LoopbackHub, first: Path, second: Path) -> None:
     loopback.add_repo(REPO, first)
     loopback.fail("commit", "lost")
-    result = send(loopback, second, "v2")
+    result = send(loopback, second, "v2.0.0")
     assert commits(loopback) == 3
-    assert result.commit == loopback.head(REPO) == loopback.repos[REPO].tags["v2"]
+    assert result.commit == loopback.head(REPO) == loopback.repos[REPO].tags["v2.0.0"]
 
 
 def test_no_answer_is_a_timeout_and_is_repeated(
@@ -303,19 +352,19 @@ def test_a_lasting_fault_is_reported_in_one_line_and_nothing_is_half_done(
     loopback.add_repo(REPO, first)
     loopback.fail(endpoint, kind, times=ALWAYS)
     with pytest.raises(HubError) as raised, caplog.at_level(logging.DEBUG):
-        send(loopback, second, "v2")
+        send(loopback, second, "v2.0.0")
     assert isinstance(raised.value, AuthError) == (kind != 503)
     message = str(raised.value)
     assert "\n" not in message
     assert REPO in message or endpoint == "whoami"
     assert WRITE_TOKEN not in message + caplog.text
     assert_untouched_or_whole(loopback, first, second)
-    assert "v2" not in loopback.repos[REPO].tags
+    assert "v2.0.0" not in loopback.repos[REPO].tags
 
     loopback.fail(endpoint, kind, times=0)
-    send(loopback, second, "v2")
+    send(loopback, second, "v2.0.0")
     assert loopback.files(REPO) == {".gitattributes": GITATTRIBUTES, **content(second)}
-    assert loopback.repos[REPO].tags == {"v2": loopback.head(REPO)}
+    assert loopback.repos[REPO].tags == {"v2.0.0": loopback.head(REPO)}
     assert commits(loopback) == 3
 
 
@@ -340,7 +389,7 @@ def test_somebody_else_commits_during_the_push(loopback: LoopbackHub, first: Pat
 
     loopback.hooks["commit"] = intrude
     with pytest.raises(HubError, match="somebody else changed the dataset"):
-        send(loopback, second, "v2")
+        send(loopback, second, "v2.0.0")
     assert loopback.files(REPO)["README.md"] == b"# theirs\n"
     assert loopback.repos[REPO].tags == {}
 
@@ -361,7 +410,7 @@ def test_what_the_hub_holds_is_compared_afterwards(loopback: LoopbackHub, second
 
     loopback.hooks["tree"] = damage
     with pytest.raises(HubError, match=r"holds other files than were sent.*data/urls"):
-        send(loopback, second, "v1")
+        send(loopback, second, "v2.0.0")
     assert loopback.repos[REPO].tags == {}
 
 
@@ -415,11 +464,11 @@ def plain(columns: str) -> str:
 
 @pytest.mark.compat
 def test_what_was_pushed_loads_back_and_the_snippets_of_the_card_run(loopback: LoopbackHub, second: Path) -> None:
-    send(loopback, second, "v1.0.0")
+    send(loopback, second, "v2.0.0")
     snippets = re.findall(r"```python\n(.*?)```", loopback.files(REPO)[schemas.CARD].decode(), re.S)
     assert len(snippets) >= 3
     code = "\n".join([LOAD, "print('snippets')", *snippets])
-    out = loopback.run(code, REPO, "v1.0.0", ",".join(schemas.CONFIGS), token=None)
+    out = loopback.run(code, REPO, "v2.0.0", ",".join(schemas.CONFIGS), token=None)
     loaded, _, shown = out.partition("snippets\n")
     lines = loaded.splitlines()
     for config, line in zip(schemas.CONFIGS, lines, strict=False):
@@ -454,12 +503,12 @@ print(len(load_dataset(sys.argv[1], "product_features", revision=sys.argv[2], sp
 def test_push_and_load_over_xet(tmp_path: Path, first: Path, second: Path) -> None:
     with LoopbackHub(tmp_path / "hub", xet=True) as loopback:
         loopback.fail("xet-token", 503)
-        loopback.run(XET_PUSH, str(first), REPO, "v1")
-        loopback.run(XET_PUSH, str(second), REPO, "v2")
+        loopback.run(XET_PUSH, str(first), REPO, "v1.0.0")
+        loopback.run(XET_PUSH, str(second), REPO, "v2.0.0")
         assert loopback.count("lfs-batch") == 0
-        assert loopback.files(REPO, "v1") == {".gitattributes": GITATTRIBUTES, **content(first)}
+        assert loopback.files(REPO, "v1.0.0") == {".gitattributes": GITATTRIBUTES, **content(first)}
         assert loopback.files(REPO) == {".gitattributes": GITATTRIBUTES, **content(second)}
         loopback.requests.clear()
-        assert loopback.run(XET_LOAD, REPO, "v1", token=None) == "2100\n"
+        assert loopback.run(XET_LOAD, REPO, "v1.0.0", token=None) == "2100\n"
         assert loopback.count("xet-token") > 0
         assert loopback.count("lfs-get") == 0

@@ -151,13 +151,18 @@ def test_finished_work_is_kept_and_changed_inputs_are_seen(tmp_path: Path, esci:
     said: list[str] = []
     build(tmp_path, say=said.append)
     build(tmp_path, say=said.append)
-    assert said == ["sample", "release", "validate", "sample: done before", "release: done before", "validate"]
+    stages = [line for line in said if not line.startswith("image")]
+    assert [line.split()[0].rstrip(":") for line in stages if line.endswith("…")] == [
+        *("sample", "release", "validate"),
+        "validate",
+    ]
+    assert [line.split(":")[0] for line in stages if line.endswith(", done before")] == ["sample", "release"]
     write_csv(artifacts / schemas.PRODUCT_URLS, tiny_esci.image_urls() | {"both": "https://images.example/other.jpg"})
     release = build(tmp_path)
     assert "other.jpg" in (release / schemas.PRODUCT_URLS).read_text()
     said.clear()
     build(tmp_path, FROM_ARTIFACTS + "[selection]\nsupp_min_judgments = 1\n", say=said.append)
-    assert said == ["sample", "release", "validate"]
+    assert [line for line in said if line.endswith(("…", "done before"))] == ["sample …", "release …", "validate …"]
 
 
 def test_a_foreign_file_in_the_release_is_not_deleted(tmp_path: Path, esci: Path, artifacts: Path) -> None:

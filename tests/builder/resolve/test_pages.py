@@ -301,7 +301,7 @@ def test_a_build_of_this_stage_alone_visits_failed_pages_again(server: LoopbackS
     done = len(server.requests)
     build(recipe(server), tmp_path, only="resolve", retry=["error"])
     assert sorted(r.path for r in server.requests[done:]) == ["/dp/BROKEN", "/robots.txt"]
-    with pytest.raises(UsageError, match="not a failure of a page"):
+    with pytest.raises(UsageError, match="unknown failure of pages"):
         build(recipe(server), tmp_path, only="resolve", retry=["timeout"])
 
 

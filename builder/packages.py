@@ -1,0 +1,55 @@
+"""Which packages the stages of a build need besides the base ones, checked before anything is run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sqid_lib.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from builder.recipe import Recipe
+
+FETCH = ("PIL", "pycurl", "yarl")  # by the names they are imported by
+EMBED = ("PIL", "safetensors", "torch", "transformers")
+_PAGES = ("protego", "pycurl", "selectolax", "yarl")
+_REPLICATE = ("replicate",)
+_DISTRIBUTIONS = {"PIL": "pillow"}
+
+
+def needed(stage: str, recipe: Recipe) -> Sequence[str]:
+    """What a stage imports that no base install has."""
+    match stage:
+        case "resolve":
+            return _PAGES if recipe.resolve.pages.permission else ()
+        case "fetch":
+            return FETCH
+        case "embed":
+            return _REPLICATE if recipe.encoder.backend == "replicate" else EMBED
+        case _:
+            return ()
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be found; it is not imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def require(needs: Mapping[str, Sequence[str]]) -> None:
+    """Check stage → packages.
+
+    Raises:
+        MissingExtraError: one error for all that is missing.
+    """
+    missing = {stage: [name for name in packages if not is_installed(name)] for stage, packages in needs.items()}
+    missing = {stage: packages for stage, packages in missing.items() if packages}
+    if not missing:
+        return
+    names = sorted({_DISTRIBUTIONS.get(name, name) for packages in missing.values() for name in packages})
+    extras = sorted({"replicate" if name in _REPLICATE else "build" for names in missing.values() for name in names})
+    raise MissingExtraError(
+        f"{' and '.join(missing)} {'needs' if len(missing) == 1 else 'need'} packages that are not installed: "
+        f"{', '.join(names)}",
+        fix=f'Install them with: pip install "sqid[{",".join(extras)}]"',
+    )

@@ -1,0 +1,149 @@
+"""The end of a build: what became of the images, on stderr, in WORK/summary.json, and against [expect] min_images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builds import FROM_ARTIFACTS, write_recipe
+
+from builder import pipeline, summary
+from builder.recipe import EsciSettings, ExpectSettings, FetchSettings, Recipe, load
+from sqid_lib import schemas
+from sqid_lib.errors import CountError, RecipeError
+
+COMMAND = "sqid build r.toml --work w"
+URL = "https://images.example"
+
+
+def recipe(min_images: int | None = None) -> Recipe:
+    limits = FetchSettings(mirrors={f"{URL}/": "http://127.0.0.1:8123/"})
+    expect = ExpectSettings(min_images=min_images)
+    return Recipe(name="t", version="1", esci=EsciSettings(path="."), fetch=limits, expect=expect)
+
+
+def write_outcomes(work: Path, *rows: tuple[str | None, str, int | None, str | None]) -> Path:
+    """A product for each URL, status, HTTP status and detail."""
+    blank: dict[str, Any] = dict.fromkeys(schemas.OUTCOMES_SCHEMA.names)
+    table = [
+        blank
+        | {"product_locale": "us", "product_id": f"B{i:04}", "image_url": url, "image_status": status}
+        | {"http_status": code, "detail": detail, "sha256": f"{i:064}" if status in ("ok", "generic") else None}
+        for i, (url, status, code, detail) in enumerate(rows)
+    ]
+    (work / "fetch").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(table, schemas.OUTCOMES_SCHEMA), work / "fetch" / "outcomes.parquet")
+    return work
+
+
+MIXED = (
+    *((f"{URL}/{n}", "ok", 200, None) for n in range(4)),
+    (f"{URL}/g", "generic", 200, None),
+    *((f"{URL}/t{n}", "connection", None, "no connection") for n in range(3)),
+    (f"{URL}/5", "http_error", 503, "HTTP 503"),
+    (f"{URL}/4", "not_found", 404, "HTTP 404"),
+    ("http://10.0.0.1/x", "refused", None, "10.0.0.1 is not a public address"),
+    (f"{URL}/none.gif", "placeholder", None, None),
+    (None, "missing", None, None),
+    (None, "blocked", None, None),  # a product page, which fetch cannot try again
+)
+
+
+def test_products_statuses_hosts_and_what_to_run_next(tmp_path: Path) -> None:
+    found = summary.summarize(recipe(), write_outcomes(tmp_path, *MIXED), COMMAND)
+    assert found is not None
+    assert found.lines() == [
+        "images: 14 products, 11 with a URL, 5 with an image (45% of those)",
+        "image statuses: ok 4, connection 3, blocked 1, generic 1, http_error 1, missing 1, not_found 1, "
+        "placeholder 1, refused 1",
+        "images of 127.0.0.1:8123: 5 of 10 failed, most with connection (no connection)",
+        "images of 10.0.0.1: 1 of 1 failed, most with refused (10.0.0.1 is not a public address)",
+        f"next, to try 4 failures again that may pass: {COMMAND}",
+        f"next, once their hosts or ports are allowed in [fetch], to try 1 refused URLs again: {COMMAND}",
+        f"next, if the servers changed, to try 1 failures again: {COMMAND} --retry not_found",
+    ]
+    assert found.warning() is not None
+    written = json.loads(found.write(tmp_path, recipe()).read_text())
+    assert (tmp_path / "summary.json").exists()
+    assert (written["recipe"], written["products"], written["with_url"], written["images"]) == ("t", 14, 11, 5)
+    assert written["statuses"]["connection"] == 3
+    assert written["hosts"][0] == {
+        "host": "127.0.0.1:8123",
+        "products": 10,
+        "failures": 5,
+        "reason": "connection",
+        "detail": "no connection",
+    }
+    assert written["next"][2]["command"] == f"{COMMAND} --retry not_found"
+
+
+@pytest.mark.parametrize(
+    ("ok", "failed", "without", "warning"),
+    [
+        (5, 5, 9, None),
+        (4, 5, 0, "FEW IMAGES: only 4 of the 9 products that have a URL got an image (connection 5, ok 4)."),
+        (0, 3, 0, "FEW IMAGES: only 0 of the 3 products that have a URL got an image (connection 3)."),
+        (0, 0, 7, "NO IMAGES: none of the 7 products has a URL. Check [resolve] of the recipe."),
+        (0, 0, 0, None),
+    ],
+)
+def test_under_half_is_said_aloud(tmp_path: Path, ok: int, failed: int, without: int, warning: str | None) -> None:
+    rows: list[tuple[str | None, str, int | None, str | None]] = []
+    rows += [(f"{URL}/{n}", "ok", 200, None) for n in range(ok)]
+    rows += [(f"{URL}/f{n}", "connection", None, "no connection") for n in range(failed)]
+    rows += [(None, "missing", None, None) for _ in range(without)]
+    found = summary.summarize(recipe(), write_outcomes(tmp_path, *rows), COMMAND)
+    assert found is not None and found.warning() == warning
+
+
+def test_min_images_names_statuses_hosts_and_what_to_run(tmp_path: Path) -> None:
+    write_outcomes(tmp_path, *MIXED)
+    summary.check_images(recipe(5), tmp_path, COMMAND)
+    summary.check_images(recipe(0), tmp_path, COMMAND)
+    summary.check_images(recipe(), tmp_path, COMMAND)
+    with pytest.raises(CountError) as raised:
+        summary.check_images(recipe(6), tmp_path, COMMAND)
+    message = str(raised.value)
+    assert message.startswith(
+        "expect.min_images: too few images; finished work and an earlier release are kept; expected at least 6, got 5 "
+        "of 14 products: ok 4, connection 3, "
+    )
+    assert message.endswith(
+        "failures by host: 127.0.0.1:8123 5 (connection), 10.0.0.1 1 (refused). Mend the cause and run: " + COMMAND
+    )
+
+
+def test_nothing_to_count_is_no_summary(tmp_path: Path) -> None:
+    assert summary.summarize(recipe(), tmp_path, COMMAND) is None
+
+
+def test_artifacts_have_no_stage_that_min_images_counts(tmp_path: Path, esci: Path, artifacts: Path) -> None:
+    text = FROM_ARTIFACTS + "[expect]\nmin_images = 3\n"
+    with pytest.raises(RecipeError, match=r"expect\.min_images: needs the stage fetch, which \[artifacts\] skips"):
+        pipeline.build(load(write_recipe(tmp_path, text)), tmp_path / "work")
+
+
+def test_a_build_without_any_url_says_so_aloud_and_keeps_an_earlier_release(
+    tmp_path: Path, esci: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    work, release = tmp_path / "work", tmp_path / "work" / schemas.RELEASE_DIR
+    release.mkdir(parents=True)
+    with caplog.at_level(logging.WARNING), pytest.raises(CountError, match=r"expect\.min_images"):
+        pipeline.build(load(write_recipe(tmp_path, "[expect]\nmin_images = 1\n")), work, say=said.append)
+    assert [record.message for record in caplog.records] == [
+        "NO IMAGES: none of the 36 products has a URL. Check [resolve] of the recipe."
+    ]
+    assert said[-3:] == [
+        "fetch: 0 of 0 images, done before",
+        "images: 36 products, 0 with a URL, 0 with an image",
+        "image statuses: missing 36",
+    ]
+    assert (work / "summary.json").exists()
+    assert list(release.iterdir()) == []
+    assert not (work / "embed").exists()
