@@ -25,6 +25,7 @@ LIBRARY = (
     ("sources",),
     ("tables", "images"),
     ("joined", "streams", "encoders", "evaluation"),
+    ("search",),
     ("store",),
     ("__init__",),
 )
