@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Protocol
 
-from builder.cli import build, evaluate, push, recipe, search, validate
+from builder.cli import build, diff, evaluate, push, recipe, search, validate
 from builder.cli.terminal import prepare_output
 from sqid_lib.errors import DiskError, SqidError, UsageError
 
@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, Command] = {
     "push": push,
     "evaluate": evaluate,
     "search": search,
+    "diff": diff,
     "recipe": recipe,
 }
 
