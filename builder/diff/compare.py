@@ -93,7 +93,7 @@ def _open(text: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
     try:
         made_from = manifest.read(directory)
     except SourceError as error:
-        notes.append(f"the recipe, model and versions are not compared: {error}")
+        notes.append(f"the recipe, model and versions are not compared: {error.where}: {error.what}")
         made_from = None
     return _Release(address, directory, configs, made_from)
 

@@ -94,7 +94,7 @@ class Difference:
                 if columns:
                     lines.append(f"- {verb} columns: {', '.join(columns)}")
             for column, changed in rows.changed.items():
-                lines.append(f"- {column} changed in {changed.count:,} rows")
+                lines.append(f"- {column}: {changed.count:,} changed")
                 lines += [f"  - {c.key}: {_shown(c.before)} → {_shown(c.after)}" for c in changed.examples]
             yield f"{name.capitalize()}: {rows.before:,} → {rows.after:,}", lines
 
@@ -113,7 +113,7 @@ class Difference:
                     f"- {part.name}: {part.changed:,} of {part.compared:,} changed; cosine of those: median "
                     f"{part.median:.6f}, minimum {part.minimum:.6f}"
                 )
-                far = [f"{key} {cosine:.4f}" for key, cosine in part.worst if cosine < 1 - _ROUNDING]
+                far = [f"{key} {cosine:.6f}" for key, cosine in part.worst if cosine < 1 - _ROUNDING]
                 lines.append(f"{line}; moved most: {', '.join(far)}" if far else f"{line} (rounding, or length alone)")
             if part.gained or part.lost:
                 lines.append(f"- {part.name}: {part.gained:,} gained a vector, {part.lost:,} lost it")
@@ -140,7 +140,7 @@ def _listed(examples: tuple[str, ...], count: int) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "none"
-    text = _plain(str(value))
+    text = f"{value:.6g}" if isinstance(value, float) else _plain(str(value))
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     return f'"{text}"' if isinstance(value, str) else text
 

@@ -49,8 +49,8 @@ def query_vectors(
     if text is not None:
         found.append(encoder().encode_text([text]) if isinstance(text, str) else _vector(text, "query", width))
     if image is not None:
-        known = isinstance(image, np.ndarray)
-        found.append(_vector(image, "image", width) if known else encoder().encode_images([image]))
+        pixels = hasattr(image, "getpixel")  # a PIL image, without importing PIL where no image is
+        found.append(encoder().encode_images([image]) if pixels else _vector(image, "image", width))
     return unit(np.concatenate(found))
 
 
