@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from builder.cli.terminal import write_data
+from builder.demo import TINY_CLIP
 from sqid_lib.errors import UsageError
+from sqid_lib.search import Model
 from sqid_lib.store import EmbeddingStore
 
 HELP = "find products by text, by image or by both"
@@ -61,15 +63,23 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nothing to search for", expected="TEXT, --image FILE or both")
     where = _where(args.where)
     store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir)
-    found = store.search(
-        args.query, image=args.image, top=args.top, where=where, weight=args.weight, encoder=args.encoder
-    )
+    encoder = args.encoder or _of_the_demo(store.model)
+    found = store.search(args.query, image=args.image, top=args.top, where=where, weight=args.weight, encoder=encoder)
     if args.json:
         write_data(found.to_json() + "\n")
     else:
         sys.stdout.writelines(f"{line}\n" for line in found.table())
     sys.stderr.writelines(f"{note}\n" for note in found.notes)
     return 0
+
+
+def _of_the_demo(model: Model | None) -> Path | None:
+    """The encoder of the demo, which lies in this package, if the release was made with it."""
+    from sqid_lib.encoders.loading import content_revision
+
+    if model is None or model.name != TINY_CLIP.name or model.revision != content_revision(TINY_CLIP):
+        return None
+    return TINY_CLIP
 
 
 def _where(conditions: Sequence[str]) -> dict[str, list[str]] | None:

@@ -41,7 +41,8 @@ def cosines(vectors: npt.NDArray[Any], query: npt.NDArray[Any]) -> Floats:
     """float64 [P]: cosine of each row with the query; 0 for a row of zeros."""
     rows, one = np.asarray(vectors, np.float64), np.asarray(query, np.float64)
     lengths = np.sqrt((rows**2).sum(axis=1)) * np.sqrt((one**2).sum())
-    return np.divide((rows * one).sum(axis=1), lengths, out=np.zeros(len(rows)), where=lengths > 0)
+    found: Floats = np.divide((rows * one).sum(axis=1), lengths, out=np.zeros(len(rows)), where=lengths > 0)
+    return found
 
 
 def brute_force(

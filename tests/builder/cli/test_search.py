@@ -18,7 +18,9 @@ from encoder_fixtures import encoded, make_image, write_clip
 from tiny_release import write_release
 
 from builder.cli import main
+from builder.demo import TINY_CLIP
 from sqid_lib import load_encoder, schemas
+from sqid_lib.encoders.loading import content_revision
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -95,6 +97,19 @@ def test_where(search: Run) -> None:
     status, out, err = search("red", "--where", "product_locale=jp")
     assert (status, out) == (0, "no product found\n") and err.count("\n") == 1
     assert search("red", "--where", "product_locale=jp", "--json")[1] == "[]\n"
+
+
+def test_the_encoder_of_the_demo_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_release(tmp_path / "release", width=64)
+    stated = json.loads((release / schemas.MANIFEST).read_text())
+    stated |= {"model": TINY_CLIP.name, "revision": content_revision(TINY_CLIP)}
+    (release / schemas.MANIFEST).write_text(json.dumps(stated))
+    command = ["search", str(release), "red mug", "--cache-dir", str(tmp_path / "cache"), "--top", "3"]
+    assert main(command) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    (release / schemas.MANIFEST).write_text(json.dumps(stated | {"revision": "local-0"}))
+    assert main(command) == 1
+    assert "--encoder DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["靴 👟", "red\udcff", "'; DROP TABLE products; --", "naïve\u0000café", "a" * 10_000])

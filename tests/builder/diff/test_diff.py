@@ -215,10 +215,8 @@ def test_a_product_of_two_splits_is_one_product(release: Path, other: Path, tmp_
     found = compare(release, other, tmp_path)
     assert found.rows["products"].same and found.rows["products"].after == 60
     split = found.rows["judgments"].changed["split"]
-    assert split.count == rows_of(release, schemas.JUDGMENTS).num_rows and (
-        split.examples[0].before,
-        split.examples[0].after,
-    ) == ("test", "train")
+    assert split.count == rows_of(release, schemas.JUDGMENTS).num_rows
+    assert (split.examples[0].before, split.examples[0].after) == ("test", "train")
 
 
 def test_a_damaged_file_is_an_error(release: Path, other: Path, tmp_path: Path) -> None:

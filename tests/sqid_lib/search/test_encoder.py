@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from encoder_fixtures import write_clip
+from file_server import FileServer
+from loopback_hub import LoopbackHub
 from search_fixtures import QueryVectors
 from tiny_release import write_release
 
@@ -120,3 +124,18 @@ def test_the_model_of_a_manifest(tmp_path: Path, text: str, model: Model | None)
     assert read_model(path) is None
     path.write_text(text)
     assert read_model(path) == model
+
+
+def test_a_release_elsewhere_names_its_encoder_too(tmp_path: Path) -> None:
+    """Of a web server, whose manifest lists the other files, and of the Hub."""
+    release = write_release(tmp_path / "release")
+    stated = json.loads((release / schemas.MANIFEST).read_text()) | {"model": "ORG/clip", "revision": "a" * 40}
+    (release / schemas.MANIFEST).write_text(json.dumps(stated))
+    with FileServer(release) as server, LoopbackHub(tmp_path / "hub") as hub:
+        hub.add_repo("ORG/sqid", release)
+        for address in (server.url, "ORG/sqid"):
+            code = "import sys; from sqid_lib import EmbeddingStore; print(EmbeddingStore.open(sys.argv[1]).model)"
+            environment = {**hub.env(), "SQID_CACHE": str(tmp_path / "cache")}
+            command = [sys.executable, "-c", code, address]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            assert done.stdout == f"ORG/clip@{'a' * 40}\n", done.stderr

@@ -36,7 +36,7 @@ def test_every_score_is_the_documented_one(store: EmbeddingStore, weight: float)
     rng = np.random.default_rng(5)
     query, image = rng.normal(size=(2, store.width)).astype(np.float32)
     for given_ones in ({"query": query}, {"image": image}, {"query": query, "image": image}):
-        found = store.search(**given_ones, top=80, weight=weight)  # type: ignore[arg-type]
+        found = store.search(**given_ones, top=80, weight=weight)
         text = np.mean([cosines(store.text_features, vector) for vector in given_ones.values()], axis=0)
         pixels = np.mean([cosines(store.image_features, vector) for vector in given_ones.values()], axis=0)
         assert len(found) == 80
