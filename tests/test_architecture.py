@@ -25,6 +25,7 @@ LIBRARY = (
     ("sources",),
     ("tables", "images"),
     ("joined", "streams", "encoders", "evaluation"),
+    ("search",),
     ("store",),
     ("__init__",),
 )
@@ -46,9 +47,10 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "release": ("recipe", "progress"),
     "validate": ("release",),  # it checks what release defines
     "hub": ("release", "validate"),
+    "diff": ("release",),
     "pipeline": _PIPELINE,
     "demo": (*_PIPELINE, "pipeline"),
-    "cli": (*_PIPELINE, "pipeline", "demo", "hub"),
+    "cli": (*_PIPELINE, "pipeline", "demo", "hub", "diff"),
     "__main__": ("cli",),
 }
 # one importer for a module that costs much to import or would open a circle

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Protocol
 
-from builder.cli import build, evaluate, push, recipe, validate
+from builder.cli import build, diff, evaluate, push, recipe, search, validate
 from builder.cli.terminal import prepare_output
 from sqid_lib.errors import DiskError, SqidError, UsageError, unknown_name
 
@@ -34,6 +34,8 @@ COMMANDS: Mapping[str, Command] = {
     "validate": validate,
     "push": push,
     "evaluate": evaluate,
+    "search": search,
+    "diff": diff,
     "recipe": recipe,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -225,7 +226,7 @@ def below(base: str, name: str) -> str:
 
 
 def listing(base: str) -> dict[str, File]:
-    """The files below a URL by their name, as the manifest of a release lists them; none where there is no manifest.
+    """The files below a URL by their name: those that the manifest of a release lists, and itself; none without one.
 
     A file's version is the sha256 that the manifest states. Hidden files are left out.
 
@@ -243,6 +244,9 @@ def listing(base: str) -> dict[str, File]:
             sha256 = stated.get("sha256") if isinstance(stated, dict) else None
             version = f"{SHA256}{sha256}" if sha256 else f"{UNKNOWN}{time.time_ns()}"
             found[name] = File(below(base, name), version)
+    if found:
+        sha256 = hashlib.sha256(manifest or b"").hexdigest()
+        found[schemas.MANIFEST] = File(below(base, schemas.MANIFEST), f"{SHA256}{sha256}")
     return found
 
 

@@ -14,6 +14,7 @@ from sqid_lib.errors import MissingFileError, UsageError
 from sqid_lib.files import File
 from sqid_lib.joined import rows as joined
 from sqid_lib.joined.selection import Selection
+from sqid_lib.search import Model, read_model
 from sqid_lib.sources import Address, parse_address, snapshot
 from sqid_lib.sources.address import HTTP
 from sqid_lib.streams.release_files import CONFIGS, parts, shards, stated_digests
@@ -22,7 +23,7 @@ from sqid_lib.tables.vector_columns import row_groups, vector_width
 
 _CLASSIC = {schemas.FEATURES: schemas.PRODUCT_FEATURES, schemas.QUERIES: schemas.QUERY_FEATURES}
 # what is downloaded: of a release its parts alone, although the classic files may lie beside them
-_RELEASE_PATTERNS = [schemas.SHA256SUMS, *(f"data/{config}/*.parquet" for config in CONFIGS)]
+_RELEASE_PATTERNS = [schemas.MANIFEST, schemas.SHA256SUMS, *(f"data/{config}/*.parquet" for config in CONFIGS)]
 _CLASSIC_PATTERNS = [schemas.SHA256SUMS, *(f"{folder}{n}" for n in _CLASSIC.values() for folder in ("", "data/"))]
 
 
@@ -36,6 +37,10 @@ class Source(Protocol):
     @property
     def settings(self) -> str:
         """What beside the files' contents decides the rows."""
+
+    @property
+    def model(self) -> Model | None:
+        """The encoder that the manifest names, if there is a manifest."""
 
     def width(self) -> int: ...
 
@@ -53,6 +58,7 @@ class Parquet:
     parts: Mapping[str, tuple[tuple[str, Path], ...]]  # config → (split, file)
     files: Mapping[Path, str | None]
     settings: str = ""
+    model: Model | None = None
 
     def width(self) -> int:
         return vector_width([File(str(path)) for _, path in self.parts[schemas.FEATURES]])
@@ -80,6 +86,10 @@ class Joined:
     @property
     def settings(self) -> str:
         return repr(self.selection)
+
+    @property
+    def model(self) -> None:
+        return None
 
     def width(self) -> int:
         return vector_width(dict(self.tables_of[schemas.FEATURES])["product_features"])
@@ -136,7 +146,8 @@ def _release(directory: Path, names: list[str]) -> Parquet:
         for config, files in parts(names, directory).items()
     }
     sums = stated_digests(directory)
-    return Parquet(found, {path: sums.get(path) for files in found.values() for _, path in files})
+    digests = {path: sums.get(path) for files in found.values() for _, path in files}
+    return Parquet(found, digests, model=read_model(directory / schemas.MANIFEST))
 
 
 def _classic(directory: Path, folder: Path, esci: Address | None, selection: Selection | None) -> Parquet | Joined:

@@ -18,6 +18,7 @@ from sqid_lib import schemas
 from sqid_lib.cache import cache_places, download_cache
 from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.joined.selection import Selection
+from sqid_lib.search import Image, Model, QueryEncoder, Searcher, SearchResult, Where
 from sqid_lib.sources import parse_address
 from sqid_lib.store import convert
 from sqid_lib.store.source import find
@@ -48,13 +49,14 @@ class EmbeddingStore:
         judgment_query_index, judgment_product_index: [J] int64, rows of the matrices.
         gain: [J] float32.
         path: the converted directory. A store pickles as this path, and processes share its pages.
+        model: the encoder that made the vectors, as the release's manifest.json names it; None where it names none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: Model | None = None) -> None:
         """Use a converted directory; `open` is the usual way in."""
         if not convert.is_whole(path):
             raise StoreError("not a whole converted store", where=path, fix="Open the release it was made from again.")
-        self.path = path
+        self.path, self.model = path, model
         stated = json.loads((path / convert.STORE).read_text())
         self.width = int(stated["width"])
         self.text_features, self.image_features, self.query_features = (
@@ -107,10 +109,10 @@ class EmbeddingStore:
         address = parse_address(dir_or_repo).at(revision)
         downloads = None if address.local else download_cache(cache_dir)
         source = find(address, downloads, None if esci is None else parse_address(esci), selection)
-        return cls(convert.convert(source, places, dtype, progress))
+        return cls(convert.convert(source, places, dtype, progress), source.model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (EmbeddingStore, (self.path,))
+        return (EmbeddingStore, (self.path, self.model))
 
     def __repr__(self) -> str:
         counts = f"{len(self.products):,} products, {len(self.queries):,} queries, {len(self.judgments):,} judgments"
@@ -199,6 +201,41 @@ class EmbeddingStore:
             raise StoreError("a query has every product judged", where=self.path, fix="Use count=0.")
         gather = Negatives(Pairs(self, judgments, self._dtype(dtype), self._texts(texts)), count)
         return make_stream(gather, self._name(f"negatives {count}", judgments), **options)
+
+    def search(
+        self,
+        query: str | npt.NDArray[Any] | None = None,
+        *,
+        image: Image | None = None,
+        top: int = 10,
+        where: Where | None = None,
+        weight: float = 0.5,
+        encoder: QueryEncoder | str | os.PathLike[str] | None = None,
+    ) -> SearchResult:
+        """The best products for a text, an image or both, among all products; `sqid_lib.search` defines the scores.
+
+        The first call reads all vectors once, and loads the encoder; both are kept.
+
+        Args:
+            query: a text, or a vector [D] in place of one. image: the path of a local file, its bytes, a PIL image, or
+                a vector [D]. At least one of the two.
+            top: how many products; fewer are found if fewer are there.
+            where: keep products with these values, such as {"product_locale": "us", "has_image": True}; a list keeps
+                any of its values. The columns are those of `products`, and has_image.
+            weight: of the products' text vectors, from 0 to 1; their image vectors have the rest.
+            encoder: what makes vectors of the query: a directory, a Hub id, or a loaded encoder. Default: `model`.
+
+        Raises:
+            UsageError: no query, or an argument with a wrong value.
+            EncoderError: the encoder cannot be loaded, or did not make the vectors of this store.
+            SourceError: the image cannot be read or decoded.
+            MissingExtraError: torch, transformers or pillow (extra "build") is not installed.
+        """
+        return self._searcher.search(query, image, whole_number("top", top, 1), where, weight, encoder)
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        return Searcher(self)
 
     @cached_property
     def query_ids(self) -> npt.NDArray[np.int64]:
