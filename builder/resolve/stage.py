@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,10 +58,10 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     urls = pa.nulls(len(products), pa.string())
     sources = pa.nulls(len(products), pa.string())
     for table in recipe.resolve.tables:
-        found = image_urls(table, products["product_locale"], products["product_id"])
+        found = image_urls(table, products)
         new = pc.and_(pc.is_null(urls), pc.is_valid(found))
         urls = pc.if_else(new, found, urls)
-        sources = pc.if_else(new, table.rstrip("/").rpartition("/")[2], sources)
+        sources = pc.if_else(new, _file_name(table), sources)
     status = image_status(urls)
     if recipe.resolve.pages.permission:
         urls, status, sources = _from_pages(recipe, work, retry, products, urls, status, sources)
@@ -111,6 +112,11 @@ def _from_pages(
     page_status = pa.array([page and page.status for page in shown], pa.string())
     from_page = pa.array([SOURCE if page and page.image_url else None for page in shown], pa.string())
     return pc.coalesce(found, urls), pc.coalesce(page_status, status), pc.coalesce(from_page, sources)
+
+
+def _file_name(address: str) -> str:
+    """The last part of a path or URL, without the query of a URL, which may be a signature."""
+    return (urlsplit(address).path if "://" in address else address).rpartition("/")[2]
 
 
 def _sampled(work: Path) -> pa.Table:

@@ -75,18 +75,27 @@ def _of_unknown(match: Match, unknown: pa.Table) -> str:
     message = f"{match.files[0]}: {unknown.num_rows:,} rows are of no product or query of ESCI and were left out"
     if 2 * unknown.num_rows <= match.rows:
         return f"{message}, such as {_examples(unknown)}"
-    ours = f"such as {_examples(match.keys)}" if match.keys.num_rows else "none"
+    return f"{message}, of {match.rows:,} in all. {both_sides(unknown, match.keys)}"
+
+
+def both_sides(theirs: pa.Table, ours: pa.Table) -> str:
+    """Three keys of a file and three of ESCI, for a warning that they do not match."""
     return (
-        f"{message}, of {match.rows:,} in all. In that file: {_examples(unknown)}; in ESCI: {ours}. "
+        f"In that file: {_examples(theirs)}; in ESCI: {f'such as {_examples(ours)}' if ours.num_rows else 'none'}. "
         "Are these ids of the same products, written in the same way?"
     )
 
 
 def _examples(keys: pa.Table) -> str:
     """Three keys, in quotes, so that spaces are seen."""
-    rows = keys.slice(0, 3).to_pylist()
-    locales = "product_locale" in keys.column_names
-    return ", ".join(f"{r['product_id']!r} ({r['product_locale']})" if locales else f"{r['query_id']}" for r in rows)
+    return ", ".join(
+        f"{row['query_id']}" if "query_id" in row else repr(row["product_id"]) + _locale(row)
+        for row in keys.slice(0, 3).to_pylist()
+    )
+
+
+def _locale(row: dict[str, str]) -> str:
+    return f" ({row['product_locale']})" if row.get("product_locale") else ""
 
 
 def _in(files: Sequence[File]) -> str:
