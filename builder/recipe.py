@@ -102,6 +102,15 @@ class PagesSettings(_Section):
     delay: PositiveFloat = 1.0
     """Least time between two requests to one host, in seconds."""
 
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str) -> str:
+        try:
+            url.format(product_id="", product_locale="")
+        except (LookupError, ValueError, AttributeError, TypeError):
+            raise ValueError("a URL with {product_id} in it, and nothing else in braces but {product_locale}") from None
+        return url
+
     @field_validator("contact")
     @classmethod
     def _contact(cls, contact: str, info: ValidationInfo) -> str:

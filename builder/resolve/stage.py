@@ -42,7 +42,6 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     Raises:
         SourceError: a table does not exist, is not a table, or lacks a column.
         DuplicateKeyError: a table gives a product two URLs.
-        RecipeError: pages are permitted without a contact.
         UsageError: a status in `retry` is not a failure of a page.
         FetchError: visiting the pages had to stop.
     """
@@ -50,10 +49,6 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     unknown = [status for status in retry if status not in known]
     if unknown:
         raise UsageError("not a failure of a page", where="--retry", expected=", ".join(known), got=", ".join(unknown))
-    if recipe.resolve.pages.permission:
-        from builder.resolve.pages import check_permission  # needs pycurl, which tables do not
-
-        check_permission(recipe.resolve.pages)
     products = _sampled(work)
     urls = pa.nulls(len(products), pa.string())
     sources = pa.nulls(len(products), pa.string())
@@ -91,7 +86,7 @@ def _from_pages(
     sources: pa.Array,
 ) -> tuple[pa.Array, pa.Array, pa.Array]:
     """The three columns, completed from the pages of products without a URL."""
-    from builder.resolve.pages import SOURCE, page_url, visit
+    from builder.resolve.pages import SOURCE, page_url, visit  # needs pycurl, which tables do not
     from builder.resolve.visited_pages import VisitedPages
 
     settings = recipe.resolve.pages
