@@ -65,10 +65,12 @@ def build(
     work.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(work / ".lock", timeout=0):
+            checked = False  # the release that this build has just written
             for stage in stages:
                 # fetch and resolve have different statuses: those of a whole build are for fetch
                 again = retry if stage == "fetch" or only == "resolve" else ()
-                _build_stage(stage, recipe, work, engine, again, say)
+                if stage != "validate" or not checked:
+                    checked = _build_stage(stage, recipe, work, engine, again, say) and stage == "release"
     except filelock.Timeout as error:
         raise StageError(
             "another build is running here", where=work, fix="Wait until it ends, or use another --work."
@@ -100,21 +102,23 @@ def _stages(recipe: Recipe, only: str | None) -> Sequence[str]:
 
 def _build_stage(
     stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str], say: Callable[[str], None]
-) -> None:
+) -> bool:
+    """Whether there was something to do."""
     if stage not in ("sample", "validate"):
         _check_sampled(work)
     key = _key(stage, recipe, work)
     if key and _is_done(stage, work, key):
-        return say(f"{stage}: done before")
+        say(f"{stage}: done before")
+        return False
     say(stage)
-    _run(stage, recipe, work, engine, retry)
+    _run(stage, recipe, work, engine, retry, say)
     if key:
         write_text(_stamp(stage, work), key)
-    return None
+    return True
 
 
-def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str]) -> None:
-    """Run one stage; its packages are imported only here."""
+def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str], say: Callable[[str], None]) -> None:
+    """Run one stage; its packages are imported only here. A release is validated before it is put in place."""
     match stage:
         case "sample":
             sample(recipe, work)
@@ -133,7 +137,11 @@ def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[st
         case "release":
             from builder.release import release
 
-            release(recipe, work)
+            def check(building: Path) -> None:
+                say("validate")
+                _validate(building)
+
+            release(recipe, work, check)
         case _:
             _validate(work / schemas.RELEASE_DIR)
 

@@ -81,6 +81,8 @@ class ArtifactsSettings(_Section):
 
     path: str
     """Directory or URL that holds the SQID files."""
+    partial: bool = False
+    """Whether products and queries without a text vector are kept, with zeros for it; otherwise they are an error."""
 
 
 class PagesSettings(_Section):
@@ -339,7 +341,7 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "esci": EsciSettings(path=absolute(recipe.esci.path)),
-            "artifacts": artifacts and ArtifactsSettings(path=absolute(artifacts.path)),
+            "artifacts": artifacts and artifacts.model_copy(update={"path": absolute(artifacts.path)}),
             "resolve": recipe.resolve.model_copy(update={"tables": tables}),
             "encoder": recipe.encoder.model_copy(update={"model": model}),
         }
