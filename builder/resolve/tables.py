@@ -286,8 +286,8 @@ def _add_batch(rows: _Rows, batch: list[tuple[str, Any, Any]]) -> None:
 
 def _format_of_object(item: dict[str, Any]) -> tuple[Format | None, dict[str, Any]]:
     """The format whose id an object has, and the object with its keys as that format spells them."""
-    for row in (item, {key.lower(): value for key, value in item.items()}):
-        for format in FORMATS:
-            if format.product_id in row:
-                return format, row
-    return None, item
+    for format in FORMATS:
+        if format.product_id in item:
+            return format, item
+    row = {key.lower(): value for key, value in item.items()}
+    return (None, item) if row.keys() == item.keys() else _format_of_object(row)
