@@ -259,8 +259,13 @@ def _read_json(file: File, rows: _Rows) -> None:
         known = known or product is not None
         if format and isinstance(product, str):
             rows.crawled = rows.crawled or format.crawled
-            url = format.url(row.get(format.image)) if product.strip() in wanted else None
-            batch.append((product, row.get(format.locale), url))
+            if product.strip() in wanted:
+                batch.append((product, row.get(format.locale), format.url(row.get(format.image))))
+            else:
+                rows.count += 1
+                if len(rows.others) < _EXAMPLES:
+                    locale = row.get(format.locale)
+                    rows.others.append({"product_id": product, "product_locale": locale and str(locale)})
         elif format and product is not None and not format.crawled:
             raise SchemaError(
                 f"{format.product_id} of object {number} is not text",
