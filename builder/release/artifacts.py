@@ -16,7 +16,7 @@ from sqid_lib import schemas, sources
 from sqid_lib.errors import IntegrityError, MissingFileError, without_secrets
 from sqid_lib.files import File
 from sqid_lib.joined import joins
-from sqid_lib.joined.matches import examples
+from sqid_lib.joined.matches import both_sides, examples
 from sqid_lib.joined.vector_lookup import VectorLookup
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import read_parquet
@@ -111,6 +111,21 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
         revision=json.loads(record.read_text())["revision"],
         where=str(work / "embed"),
     )
+
+
+def warn_of_other_products(artifacts: Artifacts, products: pa.Table, supp: pa.Table) -> None:
+    """Warn, in the log, of image URLs of which under half, or none, are of products of the release.
+
+    Args:
+        products, supp: the keys of the judged and of the supplementary products.
+    """
+    for urls, keys, name in ((artifacts.urls, products, "products"), (artifacts.supp_urls, supp, "supp products")):
+        outside = joins.outside(urls, keys)
+        found = urls.num_rows - outside.num_rows
+        if 2 * found < min(urls.num_rows, keys.num_rows):
+            message = "%s: of %d rows of image URLs, %d are of the %d %s of this build. %s"
+            sides = both_sides(outside, keys)
+            _log.warning(message, artifacts.where, urls.num_rows, found, keys.num_rows, name, sides)
 
 
 def check_text_vectors(artifacts: Artifacts, products: pa.Table, queries: pa.Table) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from builder.database import reporting_disk_errors
 from builder.release import card, manifest
-from builder.release.artifacts import built_artifacts, check_text_vectors, existing_artifacts
+from builder.release.artifacts import built_artifacts, check_text_vectors, existing_artifacts, warn_of_other_products
 from builder.release.classic import write_classic_files
 from builder.release.configs import embeds_supp, read_keys, write_configs
 from builder.release.statistics import gather_statistics
@@ -59,9 +59,10 @@ def _write(recipe: Recipe, work: Path, building: Path) -> None:
     sample = work / "sample"
     artifacts = existing_artifacts(recipe, work) if recipe.artifacts else built_artifacts(recipe, work)
     try:
-        embedded = [read_keys(sample / f"{name}.parquet") for name in ("products", "supp")[: 1 + embeds_supp(recipe)]]
+        products, supp = (read_keys(sample / f"{name}.parquet") for name in ("products", "supp"))
         queries = read_parquet(str(sample / "queries.parquet"), pa.schema([("query_id", pa.int64())]))
-        check_text_vectors(artifacts, pa.concat_tables(embedded), queries)
+        warn_of_other_products(artifacts, products, supp)
+        check_text_vectors(artifacts, pa.concat_tables([products, supp]) if embeds_supp(recipe) else products, queries)
         write_configs(recipe, sample, artifacts, building)
         if recipe.release.classic_files:
             write_classic_files(recipe, sample, artifacts, building)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_esci
 from builds import FROM_ARTIFACTS, write_recipe
-from tiny_esci import WIDTH
+from tiny_esci import WIDTH, write_csv
 
 from builder import pipeline, recipe
 from sqid_lib import schemas
@@ -132,6 +132,16 @@ def test_a_stray_quote_never_swallows_rows(tmp_path: Path, esci: Path, artifacts
     path.write_text("\n".join([*lines[:4], lines[4] + '"', *lines[5:]]) + "\n")
     with pytest.raises(CorruptFileError, match=rf"{name}, line 3: a cell with a line break.*a quote too many"):
         build(tmp_path)
+
+
+def test_image_urls_of_other_products_are_warned_of_with_examples_of_both_sides(
+    tmp_path: Path, esci: Path, artifacts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_csv(artifacts / schemas.PRODUCT_URLS, {f"X-{i}": u for i, u in tiny_esci.image_urls().items()})
+    build(tmp_path)
+    assert "artifacts: of 35 rows of image URLs, 0 are of the 36 products of this build" in caplog.text
+    assert "In that file: 'X-0060538260' (us), 'X-007' (us), 'X-B000000001' (us); in ESCI: such as" in caplog.text
+    assert "supp products" not in caplog.text
 
 
 def test_an_index_without_a_name_says_what_to_do(tmp_path: Path, esci: Path, artifacts: Path) -> None:
