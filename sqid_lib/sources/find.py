@@ -39,7 +39,10 @@ def _layouts(file: str, config: str) -> tuple[str, ...]:
 _TABLES: dict[str, tuple[str, ...]] = {
     "examples": (schemas.ESCI_EXAMPLES,),
     "products": (schemas.ESCI_PRODUCTS,),
-    "sources": (schemas.ESCI_SOURCES, *(schemas.ESCI_SOURCES.removesuffix(".csv") + kind for kind in _FORMATS)),
+    "sources": (
+        schemas.ESCI_SOURCES,
+        *(schemas.ESCI_SOURCES.removesuffix(".csv") + kind for kind in (*_FORMATS, ".parquet")),
+    ),
     "product_urls": _layouts(schemas.PRODUCT_URLS, schemas.URLS),
     "product_features": _layouts(schemas.PRODUCT_FEATURES, schemas.FEATURES),
     "query_features": _layouts(schemas.QUERY_FEATURES, schemas.QUERIES),

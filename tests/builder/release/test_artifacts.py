@@ -112,6 +112,10 @@ def test_the_same_rows_in_other_text_files_give_the_same_release(
     path = esci / schemas.ESCI_SOURCES
     rows = path.read_text().replace("query_id,source", "# of ESCI\nQuery_ID;Source").replace(",", "; ")
     path.write_bytes(rows.replace("\n", "\r\n").encode("utf-16"))
+    assert build(tmp_path) == expected
+    frame = pd.read_csv(path, comment="#", sep=";", encoding="utf-16", skipinitialspace=True)
+    frame.rename(columns=str.lower).to_parquet(path.with_suffix(".parquet"))
+    path.unlink()
     path = artifacts / schemas.PRODUCT_URLS
     pd.read_csv(path, dtype=str, keep_default_na=False).to_csv(path.with_suffix(".tsv"), sep="\t", index=False)
     path.unlink()
