@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import sqlite3
 import tempfile
@@ -11,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqid_lib.errors import CorruptFileError, DiskError, SqidError, write_error
+from sqid_lib.errors import CorruptFileError, DiskError, write_error
 
 LOCK_SECONDS = 10.0  # how long a build waits for another one to close the file
 
@@ -24,21 +23,15 @@ def open_database(path: Path, tables: str) -> sqlite3.Connection:
 
     Raises:
         CorruptFileError: not a database, damaged, or in use by another build.
-        DiskError: the disk is full, or the file cannot be opened, for which there may be too many open files.
     """
     try:
-        path.open("ab").close()  # says why it cannot be opened, which SQLite does not
         db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS, check_same_thread=False)
         db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two builds in one directory would damage each other's work
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("PRAGMA wal_autocheckpoint=10000")  # pages; each checkpoint waits for the disk
         db.executescript(tables)
-    except OSError as error:
-        raise write_error(error, path) from error
     except sqlite3.DatabaseError as error:
-        if "full" in str(error):
-            raise write_error(OSError(errno.ENOSPC, str(error)), path) from error
         raise CorruptFileError(
             f"the record of finished work cannot be read: {error}",
             where=path,
@@ -83,16 +76,12 @@ def reporting_disk_errors(path: Path) -> Iterator[None]:
     """Raise DiskError for a full disk and for any other error of writing `path`."""
     try:
         yield
-    except SqidError:  # one that is an ImportError or OSError too
-        raise
     except OSError as error:
         raise write_error(error, path) from error
     except sqlite3.OperationalError as error:
-        raise _database_error(error, path) from error
-
-
-def _database_error(error: sqlite3.OperationalError, path: Path) -> DiskError:
-    """The same for SQLite, whose exceptions say in words what happened."""
-    if "full" in str(error):
-        return write_error(OSError(errno.ENOSPC, str(error)), path)
-    return DiskError(f"cannot be written: {error}", where=path, fix="Run it again; finished work is kept.")
+        full = "full" in str(error)
+        raise DiskError(
+            "no space left" if full else f"cannot be written: {error}",
+            where=path,
+            fix="Make room and run the build again; finished work is kept.",
+        ) from error

@@ -214,24 +214,26 @@ class RefusedError(HubError):
     missing: bool = False
 
 
-def write_error(error: OSError, where: object = None, doing: str = "written") -> DiskError:
+def write_error(error: OSError, where: object = None, doing: str = "written", again: str = "the build") -> DiskError:
     """The error for a file that cannot be written, with the advice that its cause asks for.
 
     Args:
         where: what was written, for exceptions that name no file.
         doing: what failed.
+        again: what to run again.
     """
-    where = error.filename or where
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskError("no space left", where=where, fix="Make room and run it again; finished work is kept.")
-    what = f"cannot be {doing}: {os.strerror(error.errno) if error.errno else first_line(error)}"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        fix = "Raise the limit of open files (ulimit -n 4096) and run it again; finished work is kept."
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = os.strerror(error.errno) if error.errno else first_line(error)
+    if full or error.errno == errno.EFBIG:
+        fix = f"Make room and run {again} again; finished work is kept."
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        fix = f"Raise the limit of open files (ulimit -n 4096) and run {again} again; finished work is kept."
     elif error.errno in _REFUSED:
         fix = "Check the path and its permissions."
     else:
-        fix = "Run it again; finished work is kept."
-    return DiskError(what, where=where, fix=fix)
+        fix = f"Run {again} again; finished work is kept."
+    what = "no space left" if full else f"cannot be {doing}: {reason}"
+    return DiskError(what, where=error.filename or where, fix=fix)
 
 
 def without_secrets(text: str) -> str:

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        _report(args.command, write_error(error, doing="read or written"))
+        _report(args.command, write_error(error, doing="read or written", again="it"))
         return 1
 
 

@@ -56,13 +56,19 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
         found = image_urls(table, products)
         new = pc.and_(pc.is_null(urls), pc.is_valid(found))
         urls = pc.if_else(new, found, urls)
-        sources = pc.if_else(new, _file_name(table), sources)
+        sources = pc.if_else(new, _name(table), sources)
     status = image_status(urls)
     if recipe.resolve.pages.permission:
         urls, status, sources = _from_pages(recipe, work, retry, products, urls, status, sources)
     columns = [products["part"], products["product_locale"], products["product_id"], urls, status, sources]
     with replacing(work / "resolve" / "urls.parquet") as path:
         pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA), path)
+
+
+def _name(table: str) -> str:
+    """The file name of a table; of a URL without the query, which may be a signature."""
+    path = urlsplit(table).path if "://" in table else table
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str:
@@ -107,11 +113,6 @@ def _from_pages(
     page_status = pa.array([page and page.status for page in shown], pa.string())
     from_page = pa.array([SOURCE if page and page.image_url else None for page in shown], pa.string())
     return pc.coalesce(found, urls), pc.coalesce(page_status, status), pc.coalesce(from_page, sources)
-
-
-def _file_name(address: str) -> str:
-    """The last part of a path or URL, without the query of a URL, which may be a signature."""
-    return (urlsplit(address).path if "://" in address else address).rpartition("/")[2]
 
 
 def _sampled(work: Path) -> pa.Table:
