@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import sqlite3
 import tempfile
@@ -11,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqid_lib.errors import CorruptFileError, DiskError
+from sqid_lib.errors import CorruptFileError, DiskError, write_error
 
 LOCK_SECONDS = 10.0  # how long a build waits for another one to close the file
 
@@ -77,8 +76,10 @@ def reporting_disk_errors(path: Path) -> Iterator[None]:
     """Raise DiskError for a full disk and for any other error of writing `path`."""
     try:
         yield
-    except (OSError, sqlite3.OperationalError) as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else "full" in str(error)
+    except OSError as error:
+        raise write_error(error, path) from error
+    except sqlite3.OperationalError as error:
+        full = "full" in str(error)
         raise DiskError(
             "no space left" if full else f"cannot be written: {error}",
             where=path,

@@ -95,10 +95,13 @@ def build(
         with filelock.FileLock(work / ".lock", timeout=0):
             _check_packages(stages, recipe, work, retry)
             with _summary(stages, recipe, work, command, say):
+                checked = False  # the release that this build has just written
                 for stage in stages:
                     # fetch and resolve have different statuses: those of a whole build are for fetch
                     again = retry if stage == "fetch" or only == "resolve" else ()
-                    _build_stage(stage, recipe, work, engine, again, command, say)
+                    if stage != "validate" or not checked:
+                        worked = _build_stage(stage, recipe, work, engine, again, command, say)
+                        checked = worked and stage == "release"
     except filelock.Timeout as error:
         raise StageError(
             "another build is running here", where=work, fix="Wait until it ends, or use another --work."
@@ -197,26 +200,33 @@ def _build_stage(
     retry: Sequence[str],
     command: str,
     say: Callable[[str], None],
-) -> None:
+) -> bool:
+    """Whether there was something to do."""
     if stage not in ("sample", "validate"):
         _check_sampled(work)
     if stage in ("embed", "release") and recipe.artifacts is None:
         summary.check_images(recipe, work, command)
     key = _key(stage, recipe, work)
     if key and _is_done(stage, work, key):
-        return say(f"{stage}: {summary.made(stage, work)}, done before")
+        say(f"{stage}: {summary.made(stage, work)}, done before")
+        return False
     say(f"{stage} …")
-    worked = _run(stage, recipe, work, engine, retry)
+    worked = _run(stage, recipe, work, engine, retry, say)
     if key:
         write_text(_stamp(stage, work), key)
     say(f"{stage}: {summary.made(stage, work)}{'' if worked else ', done before'}")
     if stage == "fetch":
         summary.check_images(recipe, work, command)
-    return None
+    return worked
 
 
-def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str]) -> bool:
-    """Run one stage, whose packages are imported only here; returns whether there was something to do."""
+def _run(
+    stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str], say: Callable[[str], None]
+) -> bool:
+    """Run one stage, whose packages are imported only here; returns whether there was something to do.
+
+    A release is validated before it is put in place.
+    """
     match stage:
         case "sample":
             sample(recipe, work)
@@ -237,7 +247,11 @@ def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[st
         case "release":
             from builder.release import release
 
-            release(recipe, work)
+            def check(building: Path) -> None:
+                say("validate")
+                _validate(building)
+
+            release(recipe, work, check)
         case _:
             _validate(work / schemas.RELEASE_DIR)
     return True

@@ -81,6 +81,8 @@ class ArtifactsSettings(_Section):
 
     path: str
     """Directory or URL that holds the SQID files."""
+    partial: bool = False
+    """Whether products and queries without a text vector are kept, with zeros for it; otherwise they are an error."""
 
 
 class PagesSettings(_Section):
@@ -101,6 +103,15 @@ class PagesSettings(_Section):
     """URL of a product's page; {product_id} and {product_locale} are replaced."""
     delay: PositiveFloat = 1.0
     """Least time between two requests to one host, in seconds."""
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str) -> str:
+        try:
+            url.format(product_id="", product_locale="")
+        except (LookupError, ValueError, AttributeError, TypeError):
+            raise ValueError("a URL with {product_id} in it, and nothing else in braces but {product_locale}") from None
+        return url
 
     @field_validator("contact")
     @classmethod
@@ -337,7 +348,7 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "esci": EsciSettings(path=absolute(recipe.esci.path)),
-            "artifacts": artifacts and ArtifactsSettings(path=absolute(artifacts.path)),
+            "artifacts": artifacts and artifacts.model_copy(update={"path": absolute(artifacts.path)}),
             "resolve": recipe.resolve.model_copy(update={"tables": tables}),
             "encoder": recipe.encoder.model_copy(update={"model": model}),
         }

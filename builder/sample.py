@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builder.database import reporting_disk_errors
 from sqid_lib import schemas, sources
 from sqid_lib.errors import CountError
 from sqid_lib.files import replacing
@@ -34,6 +35,7 @@ def sample(recipe: Recipe, work: Path) -> None:
     Raises:
         SourceError, ContractError: an ESCI file is damaged or not as declared.
         CountError: a count stated in [expect] is not met, or the selection is empty; nothing is written then.
+        DiskError: no space left, or the disk refused.
     """
     files = {table: sources.download(file) for table, file in esci_files(recipe).items()}
     examples = selection.read_examples(files["examples"], recipe.selection, _columns())
@@ -79,6 +81,10 @@ def _check_counts(expect: ExpectSettings, counts: dict[str, int], where: str) ->
 
 
 def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+    with (
+        reporting_disk_errors(path),
+        replacing(path) as part,
+        pq.ParquetWriter(part, schema, compression="zstd") as writer,
+    ):
         for table in tables:
             writer.write_table(conform(table, schema, path.name), row_group_size=16_384)

@@ -34,9 +34,16 @@ SqidError
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable, Mapping
 
+# the errno of a path that is refused, whatever is tried again
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 # user names and passwords in URLs, values of parameters that sign a request, tokens of the Hub
 _SECRETS = (
     (re.compile(r"(?<=://)[^/\s?#@]*(?::[^/\s?#]*)?@"), ""),
@@ -205,6 +212,28 @@ class RefusedError(HubError):
 
     status: int = 0
     missing: bool = False
+
+
+def write_error(error: OSError, where: object = None, doing: str = "written", again: str = "the build") -> DiskError:
+    """The error for a file that cannot be written, with the advice that its cause asks for.
+
+    Args:
+        where: what was written, for exceptions that name no file.
+        doing: what failed.
+        again: what to run again.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = os.strerror(error.errno) if error.errno else first_line(error)
+    if full or error.errno == errno.EFBIG:
+        fix = f"Make room and run {again} again; finished work is kept."
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        fix = f"Raise the limit of open files (ulimit -n 4096) and run {again} again; finished work is kept."
+    elif error.errno in _REFUSED:
+        fix = "Check the path and its permissions."
+    else:
+        fix = f"Run {again} again; finished work is kept."
+    what = "no space left" if full else f"cannot be {doing}: {reason}"
+    return DiskError(what, where=error.filename or where, fix=fix)
 
 
 def without_secrets(text: str) -> str:

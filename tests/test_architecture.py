@@ -44,7 +44,7 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "engines": ("recipe", "progress"),
     "http": ("recipe", "progress", "database"),
     **dict.fromkeys(_STAGES, _SHARED),
-    "release": ("recipe", "progress"),
+    "release": ("recipe", "progress", "database"),
     "validate": ("release",),  # it checks what release defines
     "hub": ("release", "validate"),
     "diff": ("release",),

@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tiny_esci
@@ -249,6 +250,16 @@ def test_vectors_whose_ids_do_not_match_are_shown_from_both_sides(esci: Path, ar
     with pytest.warns(UserWarning) as raised:
         rows("query_features", **options)
     assert "In that file: 900, 901, 902; in ESCI: such as 26, 27, 28" in only_warning(raised)
+
+
+def test_a_few_missing_vectors_are_zeros_and_counted_in_the_log(
+    esci: Path, artifacts: Path, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = artifacts / schemas.QUERY_FEATURES
+    pq.write_table(pq.read_table(path).filter(pc.field("query_id") != 28), path)
+    found = rows("query_features", esci=esci, artifacts=artifacts, cache_dir=cache)
+    assert [row["query_id"] for row in found if not any(row["clip_text_features"])] == [28]
+    assert "query_features.parquet: 1 of 5 queries of split test, locale us have no row in it" in caplog.text
 
 
 def test_padded_ids_and_escaped_urls_match(tmp_path: Path, esci: Path, artifacts: Path, cache: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import platform
@@ -14,7 +13,7 @@ from typing import Protocol
 
 from builder.cli import build, diff, evaluate, push, recipe, search, validate
 from builder.cli.terminal import prepare_output
-from sqid_lib.errors import DiskError, SqidError, UsageError, unknown_name
+from sqid_lib.errors import SqidError, UsageError, unknown_name, write_error
 
 _PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "torch", "transformers")
 
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        _report(args.command, _disk_error(error))
+        _report(args.command, write_error(error, doing="read or written", again="it"))
         return 1
 
 
@@ -103,9 +102,3 @@ def _versions() -> str:
 
 def _report(command: str, error: SqidError) -> None:
     sys.stderr.write(f"sqid {command}: {error}\n")
-
-
-def _disk_error(error: OSError) -> DiskError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    fix = "Free some space and run it again; finished work is kept." if full else "Check the path and its permissions."
-    return DiskError(error.strerror or str(error), where=error.filename, fix=fix)

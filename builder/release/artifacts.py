@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib import schemas, sources
-from sqid_lib.errors import MissingFileError
+from sqid_lib.errors import IntegrityError, MissingFileError, without_secrets
 from sqid_lib.files import File
 from sqid_lib.joined import joins
+from sqid_lib.joined.matches import both_sides, examples
 from sqid_lib.joined.vector_lookup import VectorLookup
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import read_parquet
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Artifacts:
         urls, supp_urls: tables of `joins.IMAGE_URLS_SCHEMA`, of the judged and of the supplementary products.
         products, queries: their vectors.
         revision: resolved commit of the model, if known.
+        where: where they are from, for messages.
+        partial: whether text vectors may be missing.
     """
 
     urls: pa.Table
@@ -38,6 +45,8 @@ class Artifacts:
     products: VectorLookup
     queries: VectorLookup
     revision: str | None
+    where: str
+    partial: bool = False
 
     def close(self) -> None:
         """Close the files of the vectors."""
@@ -54,6 +63,7 @@ def artifact_files(recipe: Recipe) -> dict[str, tuple[sources.File, ...]]:
 
 def existing_artifacts(recipe: Recipe, work: Path) -> Artifacts:
     """Those of a recipe with [artifacts]; remote files are downloaded."""
+    assert recipe.artifacts
     files = {table: [sources.download(file) for file in found] for table, found in artifact_files(recipe).items()}
 
     def read_urls(part: str) -> pa.Table:
@@ -67,6 +77,8 @@ def existing_artifacts(recipe: Recipe, work: Path) -> Artifacts:
         products=joins.open_product_vectors(files["product_features"], scratch),
         queries=joins.open_query_vectors(files["query_features"], scratch),
         revision=None,
+        where=without_secrets(recipe.artifacts.path),
+        partial=recipe.artifacts.partial,
     )
 
 
@@ -97,7 +109,56 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
         products=joins.open_product_vectors(product_files, work / ".scratch"),
         queries=joins.open_query_vectors([File(str(path)) for path in embedded["queries"]], work / ".scratch"),
         revision=json.loads(record.read_text())["revision"],
+        where=str(work / "embed"),
     )
+
+
+def warn_of_other_products(artifacts: Artifacts, products: pa.Table, supp: pa.Table) -> None:
+    """Warn, in the log, of image URLs of which under half, or none, are of products of the release.
+
+    Args:
+        products, supp: the keys of the judged and of the supplementary products.
+    """
+    for urls, keys, name in ((artifacts.urls, products, "products"), (artifacts.supp_urls, supp, "supp products")):
+        outside = joins.outside(urls, keys)
+        found = urls.num_rows - outside.num_rows
+        if 2 * found < min(urls.num_rows, keys.num_rows):
+            message = "%s: of %d rows of image URLs, %d are of the %d %s of this build. %s"
+            sides = both_sides(outside, keys)
+            _log.warning(message, artifacts.where, urls.num_rows, found, keys.num_rows, name, sides)
+
+
+def check_text_vectors(artifacts: Artifacts, products: pa.Table, queries: pa.Table) -> None:
+    """Raise unless every product and query has a text vector; zeros stand for missing images only.
+
+    With partial artifacts they are counted in a warning of the log.
+
+    Args:
+        products: product_id, product_locale of those that get vectors.
+        queries: query_id.
+
+    Raises:
+        IntegrityError: there are some without, each named by count and three examples.
+    """
+    found = (
+        ("products", products, joins.without_text(artifacts.products, products)),
+        ("queries", queries, joins.without_text(artifacts.queries, queries)),
+    )
+    missing = [
+        f"{without.num_rows:,} of {every.num_rows:,} {name}, such as {examples(without)}"
+        for name, every, without in found
+        if without.num_rows
+    ]
+    if missing and artifacts.partial:
+        _log.warning("%s: no text vector for %s: they get zeros", artifacts.where, " and for ".join(missing))
+    elif missing:
+        raise IntegrityError(
+            "text vectors are missing",
+            where=artifacts.where,
+            expected="one for every product and query",
+            got=f"none for {' and none for '.join(missing)}",
+            fix="Complete the files, narrow [selection], or set artifacts.partial = true to give zeros to these.",
+        )
 
 
 def _with_final_status(urls: pa.Table, paths: Iterable[Path]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builder.database import reporting_disk_errors
 from sqid_lib import schemas
 from sqid_lib.errors import CountError, SchemaError
 from sqid_lib.files import replacing, shard_name, sync
@@ -46,6 +48,7 @@ def write_shards(
     Raises:
         SchemaError: a table cannot be cast to `schema`.
         CountError: the tables hold another number of rows.
+        DiskError: no space left, or the disk refused.
     """
     folder = root / Path(shard_name(config, split, 0, 1)).parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,23 +56,24 @@ def write_shards(
     written = 0
     writer: _ParquetFile | None = None
     try:
-        for group in _row_groups(tables, schema, where=config):
-            if writer is not None and writer.full(max_shard_bytes):
+        with reporting_disk_errors(folder):
+            for group in _row_groups(tables, schema, where=config):
+                if writer is not None and writer.full(max_shard_bytes):
+                    writer.close()
+                    writer = None
+                if writer is None:
+                    parts.append(folder / f".{split}-{len(parts):05d}.part")
+                    writer = _ParquetFile(parts[-1], schema, group)
+                writer.write(group)
+                written += group.num_rows
+            if writer is not None:
                 writer.close()
-                writer = None
-            if writer is None:
-                parts.append(folder / f".{split}-{len(parts):05d}.part")
-                writer = _ParquetFile(parts[-1], schema, group)
-            writer.write(group)
-            written += group.num_rows
-        if writer is not None:
-            writer.close()
-        if written != rows:
-            raise CountError("another number of rows than stated", where=config, expected=rows, got=written)
-        return _publish(root, config, split, parts)
+            if written != rows:
+                raise CountError("another number of rows than stated", where=config, expected=rows, got=written)
+            return _publish(root, config, split, parts)
     except BaseException:
         if writer is not None:
-            writer.close()
+            writer.abandon()
         for part in parts:
             part.unlink(missing_ok=True)
         raise
@@ -87,16 +91,18 @@ def write_classic_features(path: Path, part: str, tables: Iterable[pa.Table], *,
     schema = schemas.classic_features_schema(part)
     schema = schema.insert(1, _LOCALE) if located else schema
     rows = 0
-    with replacing(path) as temporary:
+    with reporting_disk_errors(path), replacing(path) as temporary:
         writer: _ParquetFile | None = None
         try:
             for group in _row_groups(tables, schema, where=path.name):
                 writer = writer or _ParquetFile(temporary, schema, group)
                 writer.write(group)
                 rows += group.num_rows
-        finally:
             if writer is not None:
                 writer.close()
+        finally:
+            if writer is not None:
+                writer.abandon()
     return rows
 
 
@@ -108,7 +114,11 @@ def write_urls(path: Path, tables: Iterable[pa.Table], *, located: bool = False)
     RFC 4180 with "\\n" line ends, quotes only where needed, an empty cell where there is no URL.
     """
     rows = 0
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with (
+        reporting_disk_errors(path),
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
         schema = schemas.URLS_FILE_SCHEMA.insert(1, _LOCALE) if located else schemas.URLS_FILE_SCHEMA
         file.write(",".join(schema.names) + "\n")
         for table in tables:
@@ -149,6 +159,13 @@ class _ParquetFile:
             self._writer.close()
             self._file.close()
             sync(self.path)
+
+    def abandon(self) -> None:
+        """Close a file that will be removed; a full disk, which its footer would not fit on, does not matter."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _publish(root: Path, config: str, split: str, parts: list[Path]) -> list[Path]:

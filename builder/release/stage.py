@@ -3,44 +3,72 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
+from builder.database import reporting_disk_errors
 from builder.release import card, manifest
-from builder.release.artifacts import built_artifacts, existing_artifacts
+from builder.release.artifacts import built_artifacts, check_text_vectors, existing_artifacts, warn_of_other_products
 from builder.release.classic import write_classic_files
-from builder.release.configs import write_configs
+from builder.release.configs import embeds_supp, read_keys, write_configs
 from builder.release.statistics import gather_statistics
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, ReleaseError
+from sqid_lib.tables.reader import read_parquet
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
 
 
-def release(recipe: Recipe, work: Path) -> None:
+def release(recipe: Recipe, work: Path, check: Callable[[Path], None]) -> None:
     """Write WORK/sqid from WORK/sample and from the vectors and URLs of earlier stages or of [artifacts].
 
-    It is written beside an earlier release and replaces it when it is complete.
+    It is written beside an earlier release, checked there, and replaces the earlier one only if it is valid.
+
+    Args:
+        check: raises for a release that is not valid; that one is kept beside the earlier one, to look at, until the
+            next build.
 
     Raises:
         MissingFileError: an earlier stage has not run.
         ReleaseError: WORK/sqid holds files that no build wrote.
         SourceError, ContractError: an input breaks its contract.
+        IntegrityError: a product or query has no text vector.
+        DiskError: no space left, or the disk refused; what was written is removed.
     """
     final, building = work / schemas.RELEASE_DIR, work / f".{schemas.RELEASE_DIR}.building"
-    _check_ours(final)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    with reporting_disk_errors(building):
+        _finish_swap(final)
+        _check_ours(final)
+        shutil.rmtree(building, ignore_errors=True)
+        try:
+            building.mkdir(parents=True)
+            _write(recipe, work, building)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+    check(building)
+    with reporting_disk_errors(final):
+        _swap(building, final)
+
+
+def _write(recipe: Recipe, work: Path, building: Path) -> None:
+    sample = work / "sample"
     artifacts = existing_artifacts(recipe, work) if recipe.artifacts else built_artifacts(recipe, work)
     try:
-        write_configs(recipe, work / "sample", artifacts, building)
+        products, supp = (read_keys(sample / f"{name}.parquet") for name in ("products", "supp"))
+        queries = read_parquet(str(sample / "queries.parquet"), pa.schema([("query_id", pa.int64())]))
+        warn_of_other_products(artifacts, products, supp)
+        check_text_vectors(artifacts, pa.concat_tables([products, supp]) if embeds_supp(recipe) else products, queries)
+        write_configs(recipe, sample, artifacts, building)
         if recipe.release.classic_files:
-            write_classic_files(recipe, work / "sample", artifacts, building)
+            write_classic_files(recipe, sample, artifacts, building)
     finally:
         artifacts.close()
     describe(building, recipe, revision=artifacts.revision)
-    _swap(building, final)
 
 
 def describe(release: Path, recipe: Recipe, *, revision: str | None) -> None:
@@ -75,9 +103,20 @@ def _check_ours(final: Path) -> None:
         )
 
 
-def _swap(building: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
+def _finish_swap(final: Path) -> None:
+    """Put the earlier release back, or remove it, after a process that was killed while it swapped."""
+    old = _old(final)
+    if old.exists() and not final.exists():
+        old.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _swap(building: Path, final: Path) -> None:
+    old = _old(final)
     if final.exists():
         final.rename(old)
     building.rename(final)

@@ -19,8 +19,7 @@ from builder.http.urls import join_url
 from builder.recipe import FetchSettings, PagesSettings
 from builder.resolve.page_images import is_captcha, main_image
 from builder.resolve.visited_pages import Page, VisitedPages
-from sqid_lib import schemas
-from sqid_lib.errors import FetchError, RecipeError, missing_extra
+from sqid_lib.errors import FetchError, missing_extra
 from sqid_lib.joined.image_status import image_status
 
 if TYPE_CHECKING:
@@ -40,35 +39,9 @@ _FAILING_RUN = 20  # failures in a row
 _LATER = "Build again later; pages visited so far are kept."
 
 
-def check_permission(pages: PagesSettings) -> None:
-    """Raise RecipeError unless the recipe names a contact and the settings are usable."""
-    if "@" not in pages.contact and not pages.contact.startswith(("http://", "https://")):
-        raise RecipeError(
-            "product pages need a contact",
-            where="resolve.pages.contact",
-            expected="an e-mail address or a web page of yours, which is sent with every request",
-            got=repr(pages.contact),
-        )
-    if not pages.contact.isprintable():
-        raise RecipeError("not one line of text", where="resolve.pages.contact", got=repr(pages.contact))
-    if pages.delay <= 0:
-        raise RecipeError("no pause between requests", where="resolve.pages.delay", expected="> 0", got=pages.delay)
-    page_url(pages, "B000000000", schemas.CLASSIC_LOCALE)
-
-
 def page_url(pages: PagesSettings, product_id: str, product_locale: str) -> str:
     """The URL of a product's page."""
-    try:
-        url = pages.url.format(product_id=quote(product_id, safe=""), product_locale=quote(product_locale, safe=""))
-    except (KeyError, IndexError, ValueError) as error:
-        raise RecipeError(
-            "unknown name in braces", where="resolve.pages.url", expected="{product_id}", got=str(error)
-        ) from error
-    if "{product_id}" not in pages.url:
-        raise RecipeError(
-            "the product's id is missing in it", where="resolve.pages.url", expected="{product_id}", got=url
-        )
-    return url
+    return pages.url.format(product_id=quote(product_id, safe=""), product_locale=quote(product_locale, safe=""))
 
 
 async def visit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,7 +42,6 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     Raises:
         SourceError: a table does not exist, is not a table, or lacks a column.
         DuplicateKeyError: a table gives a product two URLs.
-        RecipeError: pages are permitted without a contact.
         UsageError: a status in `retry` is not a failure of a page.
         FetchError: visiting the pages had to stop.
     """
@@ -49,24 +49,26 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     unknown = [status for status in retry if status not in known]
     if unknown:
         raise UsageError("not a failure of a page", where="--retry", expected=", ".join(known), got=", ".join(unknown))
-    if recipe.resolve.pages.permission:
-        from builder.resolve.pages import check_permission  # needs pycurl, which tables do not
-
-        check_permission(recipe.resolve.pages)
     products = _sampled(work)
     urls = pa.nulls(len(products), pa.string())
     sources = pa.nulls(len(products), pa.string())
     for table in recipe.resolve.tables:
-        found = image_urls(table, products["product_locale"], products["product_id"])
+        found = image_urls(table, products)
         new = pc.and_(pc.is_null(urls), pc.is_valid(found))
         urls = pc.if_else(new, found, urls)
-        sources = pc.if_else(new, table.rstrip("/").rpartition("/")[2], sources)
+        sources = pc.if_else(new, _name(table), sources)
     status = image_status(urls)
     if recipe.resolve.pages.permission:
         urls, status, sources = _from_pages(recipe, work, retry, products, urls, status, sources)
     columns = [products["part"], products["product_locale"], products["product_id"], urls, status, sources]
     with replacing(work / "resolve" / "urls.parquet") as path:
         pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA), path)
+
+
+def _name(table: str) -> str:
+    """The file name of a table; of a URL without the query, which may be a signature."""
+    path = urlsplit(table).path if "://" in table else table
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str:
@@ -90,7 +92,7 @@ def _from_pages(
     sources: pa.Array,
 ) -> tuple[pa.Array, pa.Array, pa.Array]:
     """The three columns, completed from the pages of products without a URL."""
-    from builder.resolve.pages import SOURCE, page_url, visit
+    from builder.resolve.pages import SOURCE, page_url, visit  # needs pycurl, which tables do not
     from builder.resolve.visited_pages import VisitedPages
 
     settings = recipe.resolve.pages

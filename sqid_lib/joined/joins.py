@@ -136,6 +136,13 @@ def find_rows(vectors: VectorLookup, keys: pa.Table, locale: str = schemas.CLASS
     return rows
 
 
+def without_text(vectors: VectorLookup, keys: pa.Table) -> pa.Table:
+    """Those of `keys` that have no text vector, or one of zeros."""
+    rows = find_rows(vectors, keys)
+    there = np.append(vectors.present(schemas.VECTOR_COLUMNS[0]), False)  # row -1 is none
+    return keys.filter(pa.array(~there[rows]))
+
+
 def outside(known: pa.Table, keys: pa.Table, locale: str = schemas.CLASSIC_LOCALE) -> pa.Table:
     """The keys (product_id, product_locale or query_id) of SQID rows that are not among `keys`."""
     if "query_id" in keys.column_names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ _INTERNAL = frozenset(
         *("concurrent", "contextlib", "functools", "threading"),
     )
 )
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Match:
 def warn_of_mismatches(matches: Sequence[Match], known: Callable[[pa.Table], pa.Array], selected: str) -> None:
     """Warn of rows that ESCI does not know, and, in one warning, of artifacts that cover under half of the selection.
 
+    Fewer keys without a vector are counted in the log: their vectors are zeros, which nothing in a row says.
+
     Args:
         known: for keys outside the selection, which of them ESCI has: bool [n].
         selected: the selection in words, such as "products of split train".
@@ -63,6 +67,10 @@ def warn_of_mismatches(matches: Sequence[Match], known: Callable[[pa.Table], pa.
             warn(_of_unknown(match, unknown))
         if 2 * match.found < match.keys.num_rows and 2 * unknown.num_rows <= match.rows:
             poor.append(match)
+        elif match.what == "vectors" and match.found < match.keys.num_rows <= 2 * match.found:
+            missing = match.keys.num_rows - match.found
+            log = "%s: %d of %d %s have no row in it, so their vectors are zeros"
+            _log.warning(log, match.files[0], missing, match.keys.num_rows, selected)
     if poor:
         shares = " and ".join(f"{match.found:,} have {match.what}{_in(match.files)}" for match in poor)
         warn(
@@ -74,19 +82,28 @@ def warn_of_mismatches(matches: Sequence[Match], known: Callable[[pa.Table], pa.
 def _of_unknown(match: Match, unknown: pa.Table) -> str:
     message = f"{match.files[0]}: {unknown.num_rows:,} rows are of no product or query of ESCI and were left out"
     if 2 * unknown.num_rows <= match.rows:
-        return f"{message}, such as {_examples(unknown)}"
-    ours = f"such as {_examples(match.keys)}" if match.keys.num_rows else "none"
+        return f"{message}, such as {examples(unknown)}"
+    return f"{message}, of {match.rows:,} in all. {both_sides(unknown, match.keys)}"
+
+
+def both_sides(theirs: pa.Table, ours: pa.Table) -> str:
+    """Three keys of a file and three of ESCI, for a warning that they do not match."""
     return (
-        f"{message}, of {match.rows:,} in all. In that file: {_examples(unknown)}; in ESCI: {ours}. "
+        f"In that file: {examples(theirs)}; in ESCI: {f'such as {examples(ours)}' if ours.num_rows else 'none'}. "
         "Are these ids of the same products, written in the same way?"
     )
 
 
-def _examples(keys: pa.Table) -> str:
+def examples(keys: pa.Table) -> str:
     """Three keys, in quotes, so that spaces are seen."""
-    rows = keys.slice(0, 3).to_pylist()
-    locales = "product_locale" in keys.column_names
-    return ", ".join(f"{r['product_id']!r} ({r['product_locale']})" if locales else f"{r['query_id']}" for r in rows)
+    return ", ".join(
+        f"{row['query_id']}" if "query_id" in row else repr(row["product_id"]) + _locale(row)
+        for row in keys.slice(0, 3).to_pylist()
+    )
+
+
+def _locale(row: dict[str, str]) -> str:
+    return f" ({row['product_locale']})" if row.get("product_locale") else ""
 
 
 def _in(files: Sequence[File]) -> str:

@@ -18,7 +18,7 @@ from sqid_lib.files import File
 from sqid_lib.sources.retry import MOVE_CACHE
 from sqid_lib.tables.keys import check_unique_in_splits, trimmed
 from sqid_lib.tables.reader import column_names, conform, open_parquet, reporting
-from sqid_lib.tables.vector_columns import read_vectors, vector_width
+from sqid_lib.tables.vector_columns import present, read_vectors, vector_width
 
 _BATCH_ROWS = 1_024
 _Copy = TypeVar("_Copy")
@@ -98,6 +98,11 @@ class VectorLookup:
     def nbytes(self) -> int:
         """Bytes of all vectors as float32."""
         return int(self.keys.num_rows * self.width * 4 * len(self.columns))
+
+    def present(self, column: str) -> np.ndarray:
+        """Which rows have a vector in a column that is not all zeros: bool [rows]; reads the whole column."""
+        blocks = self._blocks(self.columns.index(column))
+        return np.concatenate([np.zeros(0, np.bool_), *map(present, blocks)])
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Vectors of `rows` (int64 [n], -1 for none): float32 [n, width] for each column, zeros where there is none."""

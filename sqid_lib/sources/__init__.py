@@ -2,7 +2,7 @@
 
 from sqid_lib.files import File
 from sqid_lib.sources.address import Address, parse_address
-from sqid_lib.sources.find import ESCI_URL, SQID_URL, find, fingerprint, listing
+from sqid_lib.sources.find import ESCI_URL, SQID_URL, find, find_file, fingerprint, listing
 from sqid_lib.sources.read import download, offline, open_ranges, snapshot
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "File",
     "download",
     "find",
+    "find_file",
     "fingerprint",
     "listing",
     "offline",

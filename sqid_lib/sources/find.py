@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sqid_lib import schemas
@@ -38,7 +39,10 @@ def _layouts(file: str, config: str) -> tuple[str, ...]:
 _TABLES: dict[str, tuple[str, ...]] = {
     "examples": (schemas.ESCI_EXAMPLES,),
     "products": (schemas.ESCI_PRODUCTS,),
-    "sources": (schemas.ESCI_SOURCES, *(schemas.ESCI_SOURCES.removesuffix(".csv") + kind for kind in _FORMATS)),
+    "sources": (
+        schemas.ESCI_SOURCES,
+        *(schemas.ESCI_SOURCES.removesuffix(".csv") + kind for kind in (*_FORMATS, ".parquet")),
+    ),
     "product_urls": _layouts(schemas.PRODUCT_URLS, schemas.URLS),
     "product_features": _layouts(schemas.PRODUCT_FEATURES, schemas.FEATURES),
     "query_features": _layouts(schemas.QUERY_FEATURES, schemas.QUERIES),
@@ -76,6 +80,29 @@ def find(
             expected=" or ".join(patterns[:2]),
             fix="Check the address.",
         )
+    return found
+
+
+def find_file(text: str | os.PathLike[str]) -> File:
+    """The one file at an address, at the version it has now.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DownloadError: the server or the Hub cannot be reached.
+        SourceError: not an address.
+    """
+    address = parse_address(text, file=True)
+    found: File | None = None
+    if address.kind == LOCAL:
+        path = Path(address.path)
+        found = File(address.path, local.version(path)) if path.exists() else None
+    elif address.kind == HTTP:
+        found = http.look(address.path)
+    else:
+        folder, _, name = address.path.rpartition("/")
+        found = hub.listing(replace(address, path=folder)).get(name)
+    if found is None:
+        raise MissingFileError("no such file", where=address, fix="Check the address.")
     return found
 
 

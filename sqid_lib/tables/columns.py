@@ -64,6 +64,11 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
+def is_text(dtype: pa.DataType) -> bool:
+    """Whether values of the type are read as text."""
+    return any(is_type(plain_type(dtype)) for is_type in _TEXT)
+
+
 def is_list(dtype: pa.DataType) -> bool:
     """Whether the type is a list of any kind."""
     return any(is_type(dtype) for is_type in (*_LISTS, *_LIST_VIEWS))
@@ -106,7 +111,7 @@ def filterable(batch: pa.RecordBatch) -> pa.Table:
 
 def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_integer(dtype):
-        if any(is_type(column.type) for is_type in _TEXT):
+        if is_text(column.type):
             return _integers(column.cast(pa.string()), dtype)
         if pa.types.is_floating(column.type):
             return _whole(column, dtype)
@@ -136,7 +141,7 @@ def _whole(numbers: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
 def _compatible(got: pa.DataType, want: pa.DataType, name: str) -> bool:
     if pa.types.is_null(got):
         return True
-    text = any(is_type(got) for is_type in _TEXT)
+    text = is_text(got)
     number = pa.types.is_integer(got) or pa.types.is_floating(got) or pa.types.is_decimal(got)
     if pa.types.is_string(want):
         return text

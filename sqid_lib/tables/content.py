@@ -38,7 +38,7 @@ _KINDS = (
     (re.compile(r"\.(?:csv|tsv|txt)(?:\.(?:gz|bz2|zst|zstd))?$", re.IGNORECASE), CSV),
     (re.compile(r"\.(?:json|jsonl|ndjson)(?:\.(?:gz|bz2|zst|zstd))?$", re.IGNORECASE), JSON),
 )
-_MAX_TEXT = 4 << 30  # bytes of a csv or json file, decompressed: it is parsed in memory
+MAX_TEXT = 4 << 30  # bytes of a csv or json file, decompressed: it is parsed in memory
 
 
 def kind_of(file: Source) -> str:
@@ -64,40 +64,56 @@ def open_file(file: Source) -> Any:
         raise DownloadError(f"cannot be opened: {first_line(error)}", where=file) from safe_cause(error)
 
 
-def read_text(file: Source, kind: str, limit: int = _MAX_TEXT) -> tuple[bytes, list[str]]:
-    """The content of a csv or json file as UTF-8, and what had to be done for that, for the log.
+@contextmanager
+def open_text(file: Source, kind: str) -> Iterator[tuple[io.BufferedReader, list[str]]]:
+    """The bytes of a csv or json file as a stream, decompressed, and the compression, for the log.
 
-    Compression (gzip, bz2, zstd) and byte-order marks are recognised by the first bytes. Text that is neither UTF-8 nor
-    has a byte-order mark is returned as it is.
-
-    Args:
-        limit: bytes to read at most; a larger file is an error where the limit is the default.
+    Compression (gzip, bz2, zstd) is recognised by the first bytes. Exceptions of the block are reported as the file's.
 
     Raises:
         EmptyFileError, LfsPointerError, HtmlPageError, CorruptFileError: it is something else than a text file.
     """
-    where, notes = str(file), []
+    where = str(file)
     with open_file(file) as stream, reporting(where):
         size = stream.size()
         head = bytes(stream.read(min(size, 512)))
         check_kind(head, size, where, kind)
         stream.seek(0)
         codec = next((name for magic, name in _CODECS if head.startswith(magic)), None)
-        source = stream
+        text = io.BufferedReader(pa.CompressedInputStream(stream, codec) if codec else stream, 1 << 20)
         if codec:
-            notes.append(codec)
-            source = io.BufferedReader(pa.CompressedInputStream(stream, codec), 1 << 20)
-        data = bytes(source.read(limit if limit < _MAX_TEXT else limit + 1))
-    if len(data) > _MAX_TEXT:
+            head = text.peek(512)
+            check_kind(head[:512], len(head), where, kind)
+        yield text, [codec] if codec else []
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding that the byte-order mark at the start of a text states; UTF-8 where there is none."""
+    return next((name for magic, name in _BOMS if head.startswith(magic)), "utf-8-sig")
+
+
+def read_text(file: Source, kind: str, limit: int = MAX_TEXT) -> tuple[bytes, list[str]]:
+    """The content of a csv or json file as UTF-8, and what had to be done for that, for the log.
+
+    Text that is neither UTF-8 nor has a byte-order mark is returned as it is.
+
+    Args:
+        limit: bytes to read at most; a larger file is an error where the limit is the default.
+
+    Raises:
+        SourceError: as `open_text`.
+    """
+    where = str(file)
+    with open_text(file, kind) as (stream, notes):
+        data = stream.read(limit if limit < MAX_TEXT else limit + 1)
+    if len(data) > MAX_TEXT:
         raise CorruptFileError(f"a {kind} file of more than 4 GiB", where=where, fix="Write it as parquet.")
-    if codec:
-        check_kind(data[:512], len(data), where, kind)
-    bom = next((name for magic, name in _BOMS if data.startswith(magic)), None)
-    if bom:
-        notes.append(bom.upper())
-        whole = data[: len(data) // 4 * 4] if limit < _MAX_TEXT else data  # no half character at the limit
+    encoding = encoding_of(data)
+    if encoding != "utf-8-sig":
+        notes.append(encoding.upper())
+        whole = data[: len(data) // 4 * 4] if limit < MAX_TEXT else data  # no half character at the limit
         try:
-            data = whole.decode(bom, "ignore" if limit < _MAX_TEXT else "strict").encode()
+            data = whole.decode(encoding, "ignore" if limit < MAX_TEXT else "strict").encode()
         except UnicodeError as error:
             raise CorruptFileError(f"the file is damaged: {first_line(error)}", where=where) from error
     return data.removeprefix(_UTF8_BOM), notes

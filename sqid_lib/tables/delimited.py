@@ -70,11 +70,15 @@ def read_csv(file: Source, schema: pa.Schema, optional: Sequence[str] = ()) -> p
     return conform(table, schema, where)
 
 
-def csv_names(file: Source) -> list[str]:
-    """The column names of a csv file, those of the official files in their official case; errors as `read_csv`."""
+def csv_names(file: Source, wanted: Sequence[str] = ()) -> list[str]:
+    """The column names of a csv file; errors as `read_csv`.
+
+    Args:
+        wanted: names that are recognised in any case, as those of the official files always are.
+    """
     where = str(file)
     data, notes = read_text(file, CSV, _HEAD)
-    return _layout(data, (), notes, where).names
+    return _layout(data, wanted, notes, where).names
 
 
 def _as_text(schema: pa.Schema) -> pa.Schema:
@@ -240,7 +244,7 @@ def _clean(table: pa.Table, data: bytes, notes: list[str], where: str) -> pa.Tab
     Raises:
         CorruptFileError: a line break within a cell: a stray quote has swallowed rows.
     """
-    columns = []
+    columns, padded = [], 0
     for column in table.columns:
         broken = column.filter(pc.match_substring_regex(column, r"[\r\n]"))
         if len(broken):
@@ -252,9 +256,11 @@ def _clean(table: pa.Table, data: bytes, notes: list[str], where: str) -> pa.Tab
                 fix="Look for a quote too many in that line.",
             )
         trimmed = pc.utf8_trim_whitespace(column)
-        if "spaces around cells" not in notes and not trimmed.equals(column):
-            notes.append("spaces around cells")
+        if not trimmed.equals(column):
+            padded += pc.sum(pc.not_equal(trimmed, column)).as_py()
         columns.append(pc.if_else(pc.equal(trimmed, ""), None, trimmed))
+    if padded:
+        notes.append(f"spaces around cells ({padded})")
     return pa.table(columns, names=table.column_names)
 
 

@@ -19,13 +19,14 @@ from sqid_lib.tables.columns import is_list
 
 
 def null_arrays(parquet: pq.ParquetFile) -> list[str]:
-    """Columns that pyarrow cannot read: lists with missing values, in a file that DuckDB wrote."""
+    """Columns that pyarrow cannot read: lists of numbers with missing values, in a file that DuckDB wrote."""
     if not str(parquet.metadata.created_by).startswith("DuckDB"):
         return []
     found = []
     for leaf in range(len(parquet.schema)):
         name, _, rest = parquet.schema.column(leaf).path.partition(".")
-        if rest and is_list(parquet.schema_arrow.field(name).type):
+        dtype = parquet.schema_arrow.field(name).type
+        if rest and is_list(dtype) and (pa.types.is_floating(dtype.value_type) or is_list(dtype.value_type)):
             chunks = [parquet.metadata.row_group(g).column(leaf) for g in range(parquet.num_row_groups)]
             if any(not chunk.is_stats_set or chunk.statistics.null_count for chunk in chunks):
                 found.append(name)

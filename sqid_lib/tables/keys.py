@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sqid_lib.errors import DuplicateKeyError
+from sqid_lib.errors import CorruptFileError, DuplicateKeyError
 from sqid_lib.files import File
 from sqid_lib.schemas import PRODUCT_KEY
 
@@ -20,15 +20,32 @@ _log = logging.getLogger(__name__)
 
 
 def trimmed(table: pa.Table, where: str) -> pa.Table:
-    """The same rows with ids, locales and URLs without the spaces around them: no id has any, padded exports do."""
+    """The same rows with ids, locales and URLs without the spaces around them: no id has any, padded exports do.
+
+    Raises:
+        CorruptFileError: a line break within a value.
+    """
     for i, name in enumerate(table.column_names):
         column = table.column(name)
         if name in _TRIMMED and column.type == pa.string() and any(map(_may_have_spaces, column.chunks)):
             without = pc.utf8_trim_whitespace(column)
+            _check_one_line(without, name, where)
             if not without.equals(column):
-                _log.info("%s: spaces around the values of %s are left out", where, name)
+                count = pc.sum(pc.not_equal(without, column)).as_py()
+                _log.info("%s: spaces around the values of %s are left out, in %d rows", where, name, count)
                 table = table.set_column(i, name, without)
     return table
+
+
+def _check_one_line(column: pa.ChunkedArray, name: str, where: str) -> None:
+    broken = column.filter(pc.match_substring_regex(column, r"[\r\n]"))
+    if len(broken):
+        raise CorruptFileError(
+            f"{len(broken)} values of {name} have a line break in them, which no id or URL has",
+            where=where,
+            got=repr(broken[0].as_py()[:60]),
+            fix="Correct them: rows of the table it was made from may be lost.",
+        )
 
 
 def _may_have_spaces(texts: pa.StringArray) -> bool:

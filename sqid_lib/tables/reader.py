@@ -25,6 +25,7 @@ __all__ = [
     "read_parquet",
     "read_table",
     "reporting",
+    "table_kind",
 ]
 
 _ANY = pa.schema([])
@@ -76,21 +77,25 @@ def read_table(file: Source, schema: pa.Schema, optional: Sequence[str] = ()) ->
     Args:
         optional: columns of `schema` that may be absent; they are then absent from the table.
     """
-    reader = {CSV: read_csv, JSON: read_json, PARQUET: read_parquet}[_kind(file)]
+    reader = {CSV: read_csv, JSON: read_json, PARQUET: read_parquet}[table_kind(file)]
     return reader(file, schema, optional)
 
 
-def column_names(file: Source) -> list[str]:
-    """The column names of a csv, json or parquet file; errors as the functions that read it."""
-    kind = _kind(file)
+def column_names(file: Source, wanted: Sequence[str] = ()) -> list[str]:
+    """The column names of a csv, json or parquet file; errors as the functions that read it.
+
+    Args:
+        wanted: names that are recognised in any case in a csv file, besides the official ones.
+    """
+    kind = table_kind(file)
     if kind != PARQUET:
-        return csv_names(file) if kind == CSV else json_names(file)
+        return csv_names(file, wanted) if kind == CSV else json_names(file)
     with open_parquet(file) as parquet:
         return list(parquet.schema_arrow.names)
 
 
-def _kind(file: Source) -> str:
-    """By the name of the file, but a parquet file under another name is one."""
+def table_kind(file: Source) -> str:
+    """PARQUET, CSV or JSON: by the name of the file, but a parquet file under another name is one."""
     kind = kind_of(file)
     if kind != PARQUET and is_parquet(file):
         _log.info("%s: read as parquet, which it is", file)

@@ -38,6 +38,7 @@ def test_a_file_that_is_not_a_database_is_reported(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space left"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "no space left"),
         (sqlite3.OperationalError("database or disk is full"), "no space left"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "cannot be written: Too many open files. Raise the limit"),
         (OSError(errno.EIO, os.strerror(errno.EIO), "/runs/full/x"), "cannot be written: .*Input/output error"),
         (sqlite3.OperationalError("disk I/O error"), "cannot be written: disk I/O error"),
     ],

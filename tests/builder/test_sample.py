@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from sqid_lib import schemas
 from sqid_lib.errors import (
     CorruptFileError,
     CountError,
+    DiskError,
     LabelError,
     LfsPointerError,
     SchemaError,
@@ -60,6 +63,16 @@ def test_a_stated_count_that_is_not_met(tmp_path: Path, esci: Path) -> None:
     with pytest.raises(CountError, match=r"expected products = 35, supp = 4, got products = 36, supp = 3"):
         run(tmp_path, "[expect]\nproducts = 35\nsupp = 4\nqueries = 5\n")
     assert not (tmp_path / "work" / "sample").exists()
+
+
+def test_a_full_disk_is_named(tmp_path: Path, esci: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("builder.sample.pq.ParquetWriter.write_table", refuse)
+    with pytest.raises(DiskError, match=r"work/sample/products\.parquet: no space left"):
+        run(tmp_path)
+    assert list((tmp_path / "work" / "sample").iterdir()) == []
 
 
 def test_an_empty_selection_is_reported(tmp_path: Path, esci: Path) -> None:

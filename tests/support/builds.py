@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FROM_ARTIFACTS = '[artifacts]\npath = "artifacts"\n'
+FROM_ARTIFACTS = '[artifacts]\npath = "artifacts"\npartial = true\n'
 
 
 def write_recipe(root: Path, text: str = "") -> Path:

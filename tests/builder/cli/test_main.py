@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -148,6 +150,26 @@ def test_a_full_disk_is_reported(tmp_path: Path, esci: Path, artifacts: Path) ->
     assert "Traceback" not in done.stderr and "File too large" in done.stderr
     assert not (work / "sqid").exists()
     assert not [p for p in work.rglob("*.parquet") if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EMFILE, "", "/w/x"), r"/w/x: cannot be read or written: Too many open files\. Raise the limit"),
+        (OSError(errno.EACCES, "", "/w/x"), r"/w/x: cannot be .*: Permission denied\. Check the path and its permiss"),
+        (OSError(errno.ENOSPC, "", "/w/x"), r"/w/x: no space left\. Make room"),
+        (OSError(errno.EIO, ""), r"sqid recipe: cannot be .*: Input/output error\. Run it again"),
+    ],
+)
+def test_errors_of_the_system_come_with_the_advice_they_ask_for(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("builder.cli.recipe.run", refuse)
+    assert main(["recipe", "--schema"]) == 1
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_alone_it_prints_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_esci
@@ -16,9 +19,17 @@ from tiny_esci import MAIN_IDS, WIDTH, write_artifacts, write_csv, write_esci
 
 import sqid
 from builder import pipeline, recipe
-from builder.validate import validate
+from builder.validate import Problem, validate
 from sqid_lib import schemas
-from sqid_lib.errors import MissingFileError, ReleaseError, SqidError, StageError, UsageError
+from sqid_lib.errors import (
+    DiskError,
+    IntegrityError,
+    MissingFileError,
+    ReleaseError,
+    SqidError,
+    StageError,
+    UsageError,
+)
 from sqid_lib.files import shard_name
 
 pytestmark = [
@@ -180,6 +191,129 @@ def test_a_failing_release_leaves_the_earlier_one(tmp_path: Path, esci: Path, ar
     with pytest.raises(SqidError, match="truncated"):
         build(tmp_path)
     assert contents(tmp_path / "work" / "sqid") == before
+
+
+def test_a_release_that_is_not_valid_leaves_the_earlier_one(
+    tmp_path: Path, esci: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(build(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("builder.validate.validate", lambda release: [Problem("schema", "data/urls", "found")])
+        with pytest.raises(ReleaseError, match=r"\.sqid\.building: the release has 1 problem"):
+            build(tmp_path, FROM_ARTIFACTS + "[release]\nclassic_files = false\n")
+    assert "data/urls" in capsys.readouterr().err
+    assert contents(tmp_path / "work" / "sqid") == before
+    assert (tmp_path / "work" / ".sqid.building" / schemas.MANIFEST).exists()  # to look at
+    said: list[str] = []
+    release = build(tmp_path, FROM_ARTIFACTS + "[release]\nclassic_files = false\n", say=said.append)
+    assert said == ["sample: done before", "release", "validate"]
+    assert not (release / schemas.PRODUCT_URLS).exists() and not (tmp_path / "work" / ".sqid.building").exists()
+
+
+def test_the_same_bytes_are_validated_once_and_on_request_always(
+    tmp_path: Path, esci: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+
+    def count(release: Path) -> list[Problem]:
+        checked.append(release.name)
+        return validate(release)
+
+    monkeypatch.setattr("builder.validate.validate", count)
+    build(tmp_path)
+    assert checked == [".sqid.building"]
+    build(tmp_path, only="validate")
+    build(tmp_path)
+    assert checked == [".sqid.building", "sqid", "sqid"]
+    build(tmp_path, FROM_ARTIFACTS + "[release]\nclassic_files = false\n", only="release")
+    assert checked[3:] == [".sqid.building"]
+
+
+def test_a_build_that_was_killed_while_it_swapped_puts_the_earlier_release_back(
+    tmp_path: Path, esci: Path, artifacts: Path
+) -> None:
+    before = contents(build(tmp_path))
+    (tmp_path / "work" / "sqid").rename(tmp_path / "work" / ".sqid.old")
+    (artifacts / schemas.QUERY_FEATURES).write_bytes(b"PAR1 truncated")
+    with pytest.raises(SqidError, match="truncated"):
+        build(tmp_path)
+    assert contents(tmp_path / "work" / "sqid") == before
+    assert not (tmp_path / "work" / ".sqid.old").exists()
+
+
+@pytest.mark.parametrize(
+    ("writes", "named"),
+    [
+        ("builder.release.files.pq.ParquetWriter.write_table", r"\.sqid\.building/data/judgments"),
+        ("builder.release.files._cell", r"\.sqid\.building/product_image_urls\.csv"),
+        ("builder.release.manifest.write_text", r"work/\.sqid\.building"),
+        ("builder.release.stage.write_configs", r"work/\.sqid\.building"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "no space left.*finished work is kept"),
+        (errno.EMFILE, r"cannot be written: Too many open files\. Raise the limit of open files \(ulimit -n 4096\)"),
+        (errno.EACCES, "Permission denied.*permissions"),
+    ],
+)
+def test_a_failing_disk_is_named_and_gets_its_space_back(
+    tmp_path: Path,
+    esci: Path,
+    artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: str,
+    named: str,
+    code: int,
+    said: str,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    pipeline.build(recipe.load(write_recipe(tmp_path, FROM_ARTIFACTS)), tmp_path / "work", only="sample")
+    monkeypatch.setattr(writes, refuse)
+    with pytest.raises(DiskError, match=f"{named}.*: {said}"):
+        build(tmp_path)
+    assert [p.name for p in (tmp_path / "work").iterdir() if "sqid" in p.name] == []
+
+
+ROWS_OF_ZEROS = {"product_features": [0, 3, 9], "query_features": [1]}
+
+
+@pytest.mark.parametrize("how", ["no row", "null", "zeros", "NaN"])
+def test_missing_text_vectors_are_refused_or_counted(
+    tmp_path: Path, esci: Path, artifacts: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, rows in ROWS_OF_ZEROS.items():
+        table = pq.read_table(artifacts / f"{name}.parquet")
+        if how == "no row":
+            table = table.take([i for i in range(len(table)) if i not in rows])
+        else:
+            values = table["clip_text_features"].to_pylist()
+            bad = {"null": None, "zeros": [0.0] * WIDTH, "NaN": [float("nan")] * WIDTH}[how]
+            column = pa.array([bad if i in rows else v for i, v in enumerate(values)], pa.list_(pa.float32()))
+            table = table.set_column(1, "clip_text_features", column)
+        pq.write_table(table, artifacts / f"{name}.parquet")
+    said = (
+        r"none for 4 of 36 products, such as '\w+' \(us\), '\w+' \(us\), '\w+' \(us\) and "
+        r"none for 1 of 5 queries, such as 26\. Complete the files, .* artifacts\.partial = true"
+    )
+    with pytest.raises(IntegrityError, match=said):
+        build(tmp_path, '[artifacts]\npath = "artifacts"\n')
+    assert not (tmp_path / "work" / "sqid").exists()
+    release = build(tmp_path, FROM_ARTIFACTS)
+    assert "no text vector for 4 of 36 products" in caplog.text and "1 of 5 queries, such as 26: they" in caplog.text
+    features = pq.read_table(release / shard_name("product_features", "test", 0, 1))
+    assert sum(not any(v) for v in features["clip_text_features"].to_pylist()) == 4
+    assert json.loads((release / schemas.MANIFEST).read_text())["recipe"]["artifacts"]["partial"] is True
+
+
+def test_complete_artifacts_need_no_permission(tmp_path: Path, esci: Path, artifacts: Path) -> None:
+    table = pq.read_table(artifacts / schemas.PRODUCT_FEATURES)
+    absent = pa.table([["NA"], [[1.0] * WIDTH], [None]], schema=table.schema)
+    pq.write_table(pa.concat_tables([table, absent]), artifacts / schemas.PRODUCT_FEATURES)
+    assert validate(build(tmp_path, '[artifacts]\npath = "artifacts"\n')) == []
 
 
 def test_stages_that_do_not_apply_are_refused(tmp_path: Path, esci: Path, artifacts: Path) -> None:

@@ -38,6 +38,15 @@ def keys(ids: list[str]) -> pa.Table:
     )
 
 
+def test_which_rows_have_a_vector_that_is_not_zero(tmp_path: Path) -> None:
+    matrix = np.array([[1, 2, 3], [0, 0, 0], [np.nan] * 3, [0, 0, 1]], np.float32)
+    write(tmp_path / "a.parquet", ["a", "b", "c", "d"], matrix, row_group=2)
+    found = joins.open_product_vectors([File(str(tmp_path / "a.parquet"))])
+    assert found.present("clip_text_features").tolist() == [True, False, False, True]
+    assert found.present("clip_image_features").tolist() == [True, True, False, True]
+    assert joins.without_text(found, keys(["d", "gone", "b", "a"])).to_pydict()["product_id"] == ["gone", "b"]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     count=st.integers(1, 20),

@@ -208,6 +208,17 @@ def test_a_server_that_refuses_is_reported(
     assert server.url in str(raised.value)
 
 
+def test_one_file_by_its_address(tmp_path: Path, esci: Path) -> None:
+    path = esci / schemas.ESCI_SOURCES
+    assert sources.find_file(path) == sources.find(esci, "sources")[0]
+    with FileServer(esci) as server:
+        url = f"{server.url}/{schemas.ESCI_SOURCES}"
+        assert sources.find_file(url) == sources.find_file(url) and sources.find_file(url).url == url
+        for gone in (f"{server.url}/gone.csv", str(tmp_path / "gone.csv"), "ORG/gone.csv"):
+            with pytest.raises(MissingFileError, match=r"gone\.csv: no such file"):
+                sources.find_file(gone)
+
+
 def test_no_server_at_all(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     with FileServer(tmp_path) as server:
@@ -269,6 +280,21 @@ for config in ("product_features", "query_features"):
     out[config] = rows.to_list()
 print(json.dumps(out))
 """
+
+
+def test_one_file_of_the_hub_by_its_address(tmp_path: Path) -> None:
+    layout = hub_layout(write_artifacts(tmp_path / "artifacts"), tmp_path / "layout")
+    code = (
+        "import sys; from sqid_lib import sources; from sqid_lib.errors import MissingFileError\n"
+        "file = sources.download(sources.find_file(sys.argv[1] + '/data/query_features.parquet'))\n"
+        "print(open(file.path, 'rb').read(4).decode())\n"
+        "try: sources.find_file(sys.argv[1] + '/data/gone.csv')\n"
+        "except MissingFileError as error: print(error)"
+    )
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.add_repo("ORG/published", layout)
+        found = hub.run(code, "hf://datasets/ORG/published").splitlines()
+    assert found[0] == "PAR1" and "hf://datasets/ORG/published/data/gone.csv: no such file" in found[1]
 
 
 def test_the_hub_with_the_genuine_clients_at_a_revision_and_offline(tmp_path: Path) -> None:

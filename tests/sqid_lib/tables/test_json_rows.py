@@ -14,6 +14,7 @@ import pytest
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, EmptyFileError, HtmlPageError, SchemaError, SourceError
 from sqid_lib.tables import reader
+from sqid_lib.tables.json_rows import json_objects
 
 URLS = schemas.URLS_FILE_SCHEMA
 ROWS: list[dict[str, Any]] = [
@@ -60,6 +61,17 @@ def test_what_pandas_writes(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     table.to_json(tmp_path / "c.json")
     with pytest.raises(CorruptFileError, match=r"an object of columns.*orient='records'"):
         reader.read_table(str(tmp_path / "c.json"), schemas.SOURCES_SCHEMA)
+
+
+def test_lines_are_read_one_by_one_and_damage_is_named_when_it_is_reached(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"product_id": "a"}\n\n{"product_id": "b"}\n{"product'))
+    objects = json_objects(str(tmp_path / "a.jsonl.gz"))
+    assert [next(objects), next(objects)] == [(1, {"product_id": "a"}), (3, {"product_id": "b"})]
+    with pytest.raises(CorruptFileError, match="line 4 is not JSON"):
+        next(objects)
+    (tmp_path / "b.jsonl").write_bytes(b'{"product_id": "a"}\n{"product_id": "\xff"}\n')
+    with pytest.raises(CorruptFileError, match="not JSON in UTF-8"):
+        list(json_objects(str(tmp_path / "b.jsonl")))
 
 
 @pytest.mark.parametrize(
