@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,25 +13,22 @@ import filelock
 
 from builder.engines import ENGINES
 from builder.sample import esci_files, sample
+from builder.stamps import STAMPED, Stamps, describe
 from sqid_lib import schemas
-from sqid_lib.errors import MissingFileError, ReleaseError, StageError, UsageError
-from sqid_lib.files import write_text
+from sqid_lib.errors import CorruptFileError, MissingFileError, ReleaseError, StageError, UsageError
+from sqid_lib.files import remove_parts
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
 
 STAGES = ("sample", "resolve", "fetch", "embed", "release", "validate")
 _FROM_ARTIFACTS = ("sample", "release", "validate")
-_SAMPLED = tuple(f"sample/{name}.parquet" for name in ("products", "supp", "queries", "judgments"))
-_SEALED = f"{schemas.RELEASE_DIR}/{schemas.SHA256SUMS}"
-_OUTPUTS = {"sample": _SAMPLED, "release": (_SEALED,)}  # of the stages with a stamp
-_INPUTS = {  # what a stage needs from the one before it
-    "resolve": _SAMPLED,
-    "fetch": ("resolve/urls.parquet",),
-    "embed": ("fetch/outcomes.parquet",),
-    "validate": (_SEALED,),
+_INPUTS: Mapping[str, tuple[str, ...]] = {  # the stages whose files a stage reads
+    "resolve": ("sample",),
+    "fetch": ("resolve",),
+    "embed": ("sample", "fetch"),
+    "release": ("sample", "resolve", "embed"),
 }
-_SMALL = 64_000_000  # bytes; a larger file is identified by size and time, not by content
 
 
 def build(
@@ -65,10 +62,12 @@ def build(
     work.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(work / ".lock", timeout=0):
+            remove_parts(work)
+            stamps = Stamps(work)
             for stage in stages:
                 # fetch and resolve have different statuses: those of a whole build are for fetch
                 again = retry if stage == "fetch" or only == "resolve" else ()
-                _build_stage(stage, recipe, work, engine, again, say)
+                _build_stage(stage, recipe, work, stamps, engine, again, say)
     except filelock.Timeout as error:
         raise StageError(
             "another build is running here", where=work, fix="Wait until it ends, or use another --work."
@@ -82,10 +81,11 @@ def plan(recipe: Recipe, work: Path, *, only: str | None = None, retry: Sequence
     Stages are judged by what is in `work` now. Arguments and errors are those of `build`.
     """
     words: dict[str, str] = {}
+    stamps = Stamps(work)
     for stage in _stages(recipe, only):
         again = retry if stage == "fetch" or only == "resolve" else ()
         unfinished = [earlier for earlier, word in words.items() if word != "done before"]
-        words[stage] = _pending(stage, recipe, work, again, unfinished) or "done before"
+        words[stage] = _pending(stage, recipe, work, stamps, again, unfinished) or "done before"
     return words
 
 
@@ -98,19 +98,51 @@ def _stages(recipe: Recipe, only: str | None) -> Sequence[str]:
     return stages if only is None else (only,)
 
 
+def _inputs(stage: str, recipe: Recipe) -> list[str]:
+    """The earlier stages whose files a stage reads; the release itself is checked by validate."""
+    return [earlier for earlier in _INPUTS.get(stage, ()) if earlier in _stages(recipe, None)]
+
+
 def _build_stage(
-    stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str], say: Callable[[str], None]
+    stage: str,
+    recipe: Recipe,
+    work: Path,
+    stamps: Stamps,
+    engine: str,
+    retry: Sequence[str],
+    say: Callable[[str], None],
 ) -> None:
-    if stage not in ("sample", "validate"):
-        _check_sampled(work)
-    key = _key(stage, recipe, work)
-    if key and _is_done(stage, work, key):
+    _check_inputs(stage, recipe, work, stamps)
+    key = _key(stage, recipe, stamps)
+    changed = stamps.changed(stage)
+    if changed:
+        say(f"{describe(changed)}: made again")
+        stamps.remove_changed(stage)
+    elif key and key == _stamped_key(stage, stamps):
         return say(f"{stage}: done before")
     say(stage)
+    stamps.remove(stage)
     _run(stage, recipe, work, engine, retry)
-    if key:
-        write_text(_stamp(stage, work), key)
+    _check_inputs(stage, recipe, work, stamps, again=True)
+    if stage in STAMPED:
+        stamps.write(stage, key or "")
     return None
+
+
+def _check_inputs(stage: str, recipe: Recipe, work: Path, stamps: Stamps, *, again: bool = False) -> None:
+    """Raise unless the earlier stages have run and their files are as they were written."""
+    for earlier in _inputs(stage, recipe):
+        if stamps.read(earlier) is None:
+            raise MissingFileError(
+                f"stage {earlier} has not finished", where=work, fix=f"Run it first: --only {earlier}."
+            )
+        changed = stamps.changed(earlier, again=again)
+        if changed:
+            raise CorruptFileError(
+                describe(changed),
+                where=work,
+                fix=f"Stage {earlier} makes it again: run the build again without --only, or with --only {earlier}.",
+            )
 
 
 def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[str]) -> None:
@@ -138,13 +170,24 @@ def _run(stage: str, recipe: Recipe, work: Path, engine: str, retry: Sequence[st
             _validate(work / schemas.RELEASE_DIR)
 
 
-def _pending(stage: str, recipe: Recipe, work: Path, retry: Sequence[str], unfinished: Sequence[str]) -> str | None:
+def _pending(
+    stage: str, recipe: Recipe, work: Path, stamps: Stamps, retry: Sequence[str], unfinished: Sequence[str]
+) -> str | None:
     """What a stage would do, None if nothing; `unfinished` are the stages before it that would do something."""
-    if not all((work / name).exists() for name in _INPUTS.get(stage, ())):
+    needed = {name: stamps.changed(name) for name in _inputs(stage, recipe)}
+    if any(changed or stamps.read(name) is None for name, changed in needed.items()):
         return "would run"
+    words = _pending_words(stage, recipe, work, stamps, retry, unfinished)
+    changed = stamps.changed(stage) if words is None else {}
+    return f"would run again: {describe(changed)}" if changed else words
+
+
+def _pending_words(
+    stage: str, recipe: Recipe, work: Path, stamps: Stamps, retry: Sequence[str], unfinished: Sequence[str]
+) -> str | None:
     match stage:
         case "sample" | "release":
-            return _pending_stamp(stage, recipe, work, unfinished)
+            return _pending_stamp(stage, recipe, stamps, unfinished)
         case "resolve":
             from builder.resolve.stage import pending as pending_resolve
 
@@ -158,16 +201,20 @@ def _pending(stage: str, recipe: Recipe, work: Path, retry: Sequence[str], unfin
 
             return pending_embed(recipe, work)
         case _:
-            return "would check the release"
+            finished = stamps.read("release") and not stamps.changed("release")
+            return "would check the release" if finished else "would run"
 
 
-def _pending_stamp(stage: str, recipe: Recipe, work: Path, unfinished: Sequence[str]) -> str | None:
-    if not all((work / name).exists() for name in (*_OUTPUTS[stage], f".stamps/{stage}")):
+def _pending_stamp(stage: str, recipe: Recipe, stamps: Stamps, unfinished: Sequence[str]) -> str | None:
+    stamped, changed = _stamped_key(stage, stamps), stamps.changed(stage)
+    if stamped is None:
         return "would run"
+    if changed:
+        return f"would run again: {describe(changed)}"
     source = recipe.esci if stage == "sample" else recipe.artifacts
     if source and not Path(source.path).is_absolute():
         return f"would run again if the recipe or a file at {source.path} changed"
-    if not _is_done(stage, work, _key(stage, recipe, work) or ""):
+    if stamped != _key(stage, recipe, stamps):
         return "would run again: the recipe or its inputs changed"
     return f"would run again if {' or '.join(unfinished)} changes its inputs" if unfinished else None
 
@@ -186,36 +233,25 @@ def _validate(release: Path) -> None:
         )
 
 
-# -- stamps: sample and release are skipped while the hash of all they are made of stays the same ------------------
+# -- sample and release are skipped while the hash of all they are made of stays the same --------------------------
 
 
-def _check_sampled(work: Path) -> None:
-    if not _stamp("sample", work).exists():
-        raise MissingFileError("stage sample has not run", where=work, fix="Run it first: --only sample.")
-
-
-def _key(stage: str, recipe: Recipe, work: Path) -> str | None:
-    """The stamp of a stage that has one; resolve, fetch and embed record their finished work themselves."""
+def _key(stage: str, recipe: Recipe, stamps: Stamps) -> str | None:
+    """The hash for such a stage; resolve, fetch and embed record their finished work themselves."""
     settings = recipe.to_dict()
     if stage == "sample":
         files = {table: (file.url, file.version) for table, file in esci_files(recipe).items()}
         return _hash(files, settings["selection"], settings["expect"], schemas.fingerprint())
     if stage == "release":
         settings = {key: value for key, value in settings.items() if key not in ("resolve", "fetch")}
-        return _hash(settings, _contents(work), _artifacts(recipe), schemas.fingerprint())
+        made = {name: stamp.files for name in _inputs(stage, recipe) if (stamp := stamps.read(name))}
+        return _hash(settings, made, _artifacts(recipe), schemas.fingerprint())
     return None
 
 
-def _contents(work: Path) -> list[tuple[str, str]]:
-    """Every file of WORK that a release is made from, with what identifies its content."""
-    files = []
-    for pattern in ("sample/*.parquet", "resolve/urls.parquet", "embed/*.parquet", "embed/encoder.json"):
-        for path in sorted(work.glob(pattern)):
-            stat = path.stat()
-            small = stat.st_size < _SMALL
-            content = hashlib.sha256(path.read_bytes()).hexdigest() if small else f"{stat.st_size} {stat.st_mtime_ns}"
-            files.append((str(path.relative_to(work)), content))
-    return files
+def _stamped_key(stage: str, stamps: Stamps) -> str | None:
+    stamp = stamps.read(stage)
+    return stamp.key if stamp else None
 
 
 def _artifacts(recipe: Recipe) -> list[tuple[str, str]]:
@@ -228,13 +264,3 @@ def _artifacts(recipe: Recipe) -> list[tuple[str, str]]:
 
 def _hash(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _is_done(stage: str, work: Path, key: str) -> bool:
-    stamp = _stamp(stage, work)
-    there = all((work / name).exists() for name in _OUTPUTS[stage])
-    return there and stamp.exists() and stamp.read_text(encoding="utf-8") == key
-
-
-def _stamp(stage: str, work: Path) -> Path:
-    return work / ".stamps" / stage

@@ -31,10 +31,11 @@ LIBRARY = (
 # builder: a room imports itself, sqid_lib and the rooms listed here
 _SHARED = ("recipe", "progress", "engines", "http", "database")
 _STAGES = ("sample", "resolve", "fetch", "embed")
-_PIPELINE = (*_SHARED, *_STAGES, "release", "validate")
+_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "stamps")
 BUILDER: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "database": (),
+    "stamps": (),
     "progress": (),
     "recipe_values": (),
     "recipe": ("recipe_values",),
