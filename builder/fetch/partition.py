@@ -41,8 +41,7 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
     Raises:
         FetchError: the network is down.
         DiskError: no space left.
-        StageError: decoder processes do not start.
-        CorruptFileError: the ledger is damaged, or in use by another build.
+        StageError: decoder processes do not start, or the ledger is in use by another build.
     """
     for _ in range(_ROUNDS):
         with Ledger(partition.folder) as ledger:

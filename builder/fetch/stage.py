@@ -46,13 +46,14 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
         UsageError: an unknown engine, or a status in `retry` that is not a failure of fetch.
         FetchError: the network is down.
         DiskError: no space left.
-        SourceError: resolve/urls.parquet is missing or damaged, or the ledger is damaged or in use.
+        StageError: the ledger is in use by another build.
+        SourceError: resolve/urls.parquet is missing or damaged.
     """
     run = engines.find(engine)
     _check_retry(retry)
     folder = work / _FOLDER
     urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
-    with Ledger(folder) as ledger:
+    with Ledger(folder, check=True) as ledger:
         recover(folder, ledger)
         ledger.forget(retry)
         done = sum(outcome is not None for _, outcome in outcomes(ledger, urls))
