@@ -101,8 +101,10 @@ def _declared_columns(tables: str) -> dict[str, list[str]]:
 def _check_columns(db: sqlite3.Connection, tables: str) -> None:
     declared = _declared_columns(tables)
     for table, columns in _columns(db).items():
-        if columns == declared.get(table, [])[:-1]:  # written before there were checksums
-            db.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
+        wanted = declared.get(table, [])
+        if columns == wanted[: len(columns)]:  # an earlier version had fewer
+            for column in wanted[len(columns) :]:
+                db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
     if _columns(db) != declared:
         raise _damage("other tables or columns")
 

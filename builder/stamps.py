@@ -55,7 +55,7 @@ class Stamps:
     def read(self, stage: str) -> Stamp | None:
         """The stamp of a stage; None if the stage has not finished, or its stamp is damaged."""
         try:
-            text = self._path(stage).read_text(encoding="utf-8")
+            text = self.path(stage).read_text(encoding="utf-8")
             body, _, check = text.rstrip("\n").rpartition("\n")
             content = json.loads(body)
             return Stamp(content["key"], content["files"]) if check == _check(body) else None
@@ -67,11 +67,11 @@ class Stamps:
         found = {path for pattern in _OUTPUTS[stage] for path in self._work.glob(pattern) if path.is_file()}
         names = sorted(str(path.relative_to(self._work)) for path in found if not is_part(path))
         body = json.dumps({"key": key, "files": {name: self._checksum(name) for name in names}}, indent=1)
-        write_text(self._path(stage), f"{body}\n{_check(body)}\n")
+        write_text(self.path(stage), f"{body}\n{_check(body)}\n")
 
     def remove(self, stage: str) -> None:
         """Before a stage writes: from now on its files are not those of the stamp."""
-        self._path(stage).unlink(missing_ok=True)
+        self.path(stage).unlink(missing_ok=True)
 
     def changed(self, stage: str, *, again: bool = False) -> dict[str, str]:
         """Files that are not as the stage wrote them: path within WORK → "is missing" or "is damaged".
@@ -114,7 +114,8 @@ class Stamps:
             known = self._known[name] = state, checksum(path)
         return known[1]
 
-    def _path(self, stage: str) -> Path:
+    def path(self, stage: str) -> Path:
+        """Where the stamp of a stage is."""
         return self._work / FOLDER / stage
 
 

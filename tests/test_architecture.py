@@ -46,8 +46,9 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "validate": ("release",),  # it checks what release defines
     "hub": ("release", "validate"),
     "pipeline": _PIPELINE,
+    "check_work": _PIPELINE,
     "demo": (*_PIPELINE, "pipeline"),
-    "cli": (*_PIPELINE, "pipeline", "demo", "hub"),
+    "cli": (*_PIPELINE, "pipeline", "check_work", "demo", "hub"),
     "__main__": ("cli",),
 }
 # one importer for a module that costs much to import or would open a circle

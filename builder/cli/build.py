@@ -41,11 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fetch images of this status again; with --only resolve: visit pages of this status again",
     )
     add("--dry-run", action="store_true", help="list the stages and what each would do, and change nothing")
+    add("--check", action="store_true", help="compare every file of WORK with its checksum, and change nothing")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the directory of the release, or what would be done, on stdout; returns 0."""
+    """Print the directory of the release, or what would be done, on stdout; returns 0, or 1 if a check finds damage."""
     from builder import recipe
+
+    if args.check:
+        return _check(args.work)
 
     if args.retry and args.only not in (None, "fetch", "resolve"):
         raise UsageError(
@@ -61,6 +65,21 @@ def run(args: argparse.Namespace) -> int:
             loaded, args.work, only=args.only, engine=args.engine, retry=args.retry, say=_report_stage
         )
     sys.stdout.write(f"{release}\n")
+    return 0
+
+
+def _check(work: Path) -> int:
+    from builder.check_work import check_work
+
+    found = check_work(work)
+    sys.stdout.writelines(f"{name} {words}\n" for name, words in found.damaged.items())
+    if found.damaged:
+        count = len(found.damaged)
+        files = "1 file is" if count == 1 else f"{count:,} files are"
+        sys.stderr.write(f"{files} not as written. Run the build without --check: what is damaged is made again.\n")
+        return 1
+    counts = ", ".join(f"{stage} {count:,}" for stage, count in found.sound.items())
+    sys.stdout.write(f"{sum(found.sound.values()):,} files are as they were written: {counts}\n")
     return 0
 
 

@@ -93,10 +93,10 @@ def _put_in_place(folder: Path, shards: int) -> None:
 def damaged_images(folder: Path) -> dict[Path, str]:
     """Shards with images that do not match their sha256, or that cannot be read: path → what is damaged."""
     found = {}
-    for path in _shards(folder).values():
+    for path in _shards(folder).values() if folder.is_dir() else ():
         harmed = sum(damaged for _, damaged in _checked_groups(path))
         if harmed:
-            found[path] = f"{harmed} damaged {'image' if harmed == 1 else 'images'}"
+            found[path] = f"has {harmed} damaged {'image' if harmed == 1 else 'images'}"
     return found
 
 

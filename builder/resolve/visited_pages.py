@@ -11,6 +11,7 @@ from typing import Self
 
 from builder.database import open_database, reporting_disk_errors, transaction
 
+NAME = "pages.sqlite"
 _VALUES = "?1, ?2, ?3, ?4, ?5"  # of a Page
 _RECORD = f"INSERT OR REPLACE INTO pages VALUES ({_VALUES}, row_checksum({_VALUES}))"
 TABLES = """

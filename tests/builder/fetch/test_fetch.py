@@ -403,7 +403,7 @@ def test_a_damaged_image_is_fetched_again_and_no_other(
         done, data = len(server.requests), shard.read_bytes()
         at = data.index(jpeg(number)) + 100
         shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        assert damaged_images(tmp_path / "fetch") == {shard: "1 damaged image"}
+        assert damaged_images(tmp_path / "fetch") == {shard: "has 1 damaged image"}
         fetch(recipe(server), tmp_path)
         assert contents(tmp_path) == before
         assert [request.path for request in server.requests[done:]] == [f"/{number}.jpg"]
