@@ -18,10 +18,6 @@ from typing import Any
 
 from torture import patches
 
-_WARM = (
-    *("builder.cli.main", "builder.fetch.stage", "builder.embed.stage", "builder.embed.local", "builder.release"),
-    *("builder.validate", "builder.resolve.pages", "builder.hub", "torture.process", "torture.tasks"),
-)
 _CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 LONGEST = 120.0  # seconds; what takes longer counts as hanging
 
@@ -99,7 +95,7 @@ class Child:
 def warm(environment: dict[str, str]) -> None:
     """Start the server of children: it imports what they need once, and gives them its environment."""
     os.environ.update(environment)
-    _CONTEXT.set_forkserver_preload(list(_WARM))
+    _CONTEXT.set_forkserver_preload(["torture.warmup"])
 
 
 def _run(
