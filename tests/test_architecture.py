@@ -53,7 +53,7 @@ BUILDER: dict[str, tuple[str, ...]] = {
 }
 # one importer for a module that costs much to import or would open a circle
 ONLY_IMPORTER = {"sqid_lib.streams.tensors": "sqid_lib.streams.open"}
-FOLDERS = (".ci/", "benchmarks/", "builder/", "docs/", "examples/", "sqid_lib/", "tests/")
+FOLDERS = (".ci/", "benchmarks/", "builder/", "docs/", "examples/", "sqid_lib/", "tests/", "torture/")
 HEAVY = ("torch", "transformers", "pycurl", "PIL", "pydantic", "matplotlib")
 
 

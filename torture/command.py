@@ -11,11 +11,18 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from torture import disks, kills, readers, rot  # the path of their servers is set above
+from torture import disks, hostile, kills, readers, rot, scale  # the path of their servers is set above
 from torture.outcome import Failed, Fault, Lost, Tally, table
 from torture.world import World
 
-FAULTS: list[Fault] = [*kills.FAULTS, *rot.FAULTS, *disks.FAULTS, *readers.FAULTS]
+FAULTS: list[Fault] = [
+    *kills.FAULTS,
+    *rot.FAULTS,
+    *disks.FAULTS,
+    *readers.FAULTS,
+    *hostile.FAULTS,
+    *scale.FAULTS,
+]
 _SHORT_SEED = 15
 
 

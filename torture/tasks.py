@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -61,10 +62,19 @@ def read_with_killed_worker(release: str, method: str, after: int) -> int:
             if number == after:
                 os.kill(batches._workers[0].pid, signal.SIGKILL)
     except (RuntimeError, SqidError) as error:
-        sys.stdout.write(f"{_ANSWER}raised {type(error).__name__}\n")
+        sys.stdout.write(f"\n{_ANSWER}raised {type(error).__name__}\n")
         return 1
-    sys.stdout.write(f"{_ANSWER}{rows} rows\n")
+    sys.stdout.write(f"\n{_ANSWER}{rows} rows\n")
     return 0
+
+
+def peak(arguments: list[str]) -> int:
+    """The command `sqid`; then prints the most memory that it had."""
+    from builder.cli import main
+
+    code = main(arguments)
+    sys.stdout.write(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB\n")
+    return code
 
 
 def _say(read: Callable[[], Iterable[object]]) -> int:
@@ -75,7 +85,7 @@ def _say(read: Callable[[], Iterable[object]]) -> int:
     except SqidError as error:
         sys.stdout.write(f"{type(error).__name__}: {error}\n")
         return 1
-    sys.stdout.write(f"{_ANSWER}{digest.hexdigest()}\n")
+    sys.stdout.write(f"\n{_ANSWER}{digest.hexdigest()}\n")
     return 0
 
 
