@@ -6,7 +6,7 @@ BARE := .venv-bare
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
 
-.PHONY: demo test test-slow test-compat check bare dry-run-extras dist bench clean
+.PHONY: demo test test-slow test-compat check torture torture-short bare dry-run-extras dist bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m builder.demo --work demo-work
@@ -25,6 +25,15 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# kills, full disks, flipped bits, hostile files: 20 minutes, or `make torture SEED=7 MINUTES=60`
+SEED ?= 1
+MINUTES ?= 20
+torture: $(VENV)/.dev
+	$(VENV)/bin/python -m torture --seed $(SEED) --minutes $(MINUTES)
+
+torture-short: $(VENV)/.dev
+	$(VENV)/bin/python -m torture --short
 
 # the README's first steps with nothing but the wheel, and with the extra build, in fresh environments
 bare: export PYTHONPATH :=

@@ -32,10 +32,11 @@ LIBRARY = (
 # builder: a room imports itself, sqid_lib and the rooms listed here
 _SHARED = ("recipe", "progress", "engines", "http", "database")
 _STAGES = ("sample", "resolve", "fetch", "embed")
-_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary")
+_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary", "stamps", "stages", "plan")
 BUILDER: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "database": (),
+    "stamps": (),
     "progress": (),
     "recipe_values": (),
     "recipe": ("recipe_values",),
@@ -48,14 +49,17 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "validate": ("release",),  # it checks what release defines
     "hub": ("release", "validate"),
     "diff": ("release",),
+    "stages": _PIPELINE,
+    "plan": _PIPELINE,
     "pipeline": _PIPELINE,
+    "check_work": _PIPELINE,
     "demo": (*_PIPELINE, "pipeline"),
-    "cli": (*_PIPELINE, "pipeline", "demo", "hub", "diff"),
+    "cli": (*_PIPELINE, "pipeline", "check_work", "demo", "hub", "diff"),
     "__main__": ("cli",),
 }
 # one importer for a module that costs much to import or would open a circle
 ONLY_IMPORTER = {"sqid_lib.streams.tensors": "sqid_lib.streams.open"}
-FOLDERS = (".ci/", "benchmarks/", "builder/", "docs/", "examples/", "sqid_lib/", "tests/")
+FOLDERS = (".ci/", "benchmarks/", "builder/", "docs/", "examples/", "sqid_lib/", "tests/", "torture/")
 HEAVY = ("torch", "transformers", "pycurl", "PIL", "pydantic", "matplotlib")
 
 

@@ -45,12 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "status again",
     )
     add("--dry-run", action="store_true", help="list the stages and what each would do, and change nothing")
+    add("--check", action="store_true", help="compare every file of WORK with its checksum, and change nothing")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was made, or what would be done, on stdout; returns 0."""
+    """Print what was made, or what would be done, on stdout; returns 0, or 1 if a check finds damage."""
     from builder import recipe
 
+    if args.check:
+        return _check(args.work)
     args.retry = [status for value in args.retry for status in value.split(",") if status]
     pipeline.check_names(only=args.only, engine=args.engine, retry=args.retry)
     if args.dry_run:
@@ -70,6 +73,21 @@ def run(args: argparse.Namespace) -> int:
             command=_command(args),
         )
     sys.stdout.write(f"{made}\n")
+    return 0
+
+
+def _check(work: Path) -> int:
+    from builder.check_work import check_work
+
+    found = check_work(work)
+    sys.stdout.writelines(f"{name} {words}\n" for name, words in found.damaged.items())
+    if found.damaged:
+        count = len(found.damaged)
+        files = "1 file is" if count == 1 else f"{count:,} files are"
+        sys.stderr.write(f"{files} not as written. Run the build without --check: what is damaged is made again.\n")
+        return 1
+    counts = ", ".join(f"{stage} {count:,}" for stage, count in found.sound.items())
+    sys.stdout.write(f"{sum(found.sound.values()):,} files are as they were written: {counts}\n")
     return 0
 
 

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple, Self
 
 from builder.database import open_database, reporting_disk_errors, transaction
 
-_TABLES = """
+_VALUES = "?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9"  # of an Outcome
+_RECORD = f"INSERT OR REPLACE INTO outcomes VALUES ({_VALUES}, row_checksum({_VALUES}))"
+NAME = "ledger.sqlite"
+TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (
     url TEXT PRIMARY KEY, status TEXT NOT NULL, http_status INTEGER, bytes INTEGER, sha256 TEXT,
-    width INTEGER, height INTEGER, detail TEXT, rules TEXT
+    width INTEGER, height INTEGER, detail TEXT, rules TEXT, checksum INTEGER
 ) WITHOUT ROWID;
 -- an image is in the spool at an offset, or in a shard (null)
 CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, offset INTEGER, length INTEGER NOT NULL) WITHOUT ROWID;
@@ -47,18 +50,17 @@ class Ledger:
 
     Args:
         folder: holds ledger.sqlite and spool.bin.
+        check: compare every outcome with its checksum; damaged ones are dropped, and their URLs are requested again.
 
     Attributes:
         spool: the spool's descriptor, for those who write to it.
         spool_path: its path, for messages.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, check: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.spool_path = folder / "spool.bin"
-        self._db = open_database(folder / "ledger.sqlite", _TABLES)
-        if "rules" not in {row[1] for row in self._query("PRAGMA table_info(outcomes)")}:  # made by an earlier version
-            self._db.execute("ALTER TABLE outcomes ADD COLUMN rules TEXT")
+        self._db = open_database(folder / NAME, TABLES, check=check)
         self.spool = os.open(self.spool_path, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self.spool, fcntl.LOCK_EX)  # waits for writers that a killed build left behind
         self._end = self._query("SELECT coalesce(max(offset + length), 0) FROM images")[0][0]
@@ -79,7 +81,7 @@ class Ledger:
     def look_up(self, urls: Sequence[str]) -> dict[str, Outcome]:
         """The outcomes of those URLs that have one; a few thousand URLs at most."""
         rows = self._query(f"SELECT * FROM outcomes WHERE url IN ({', '.join('?' * len(urls))})", *urls)
-        return {row[0]: Outcome(*row) for row in rows}
+        return {row[0]: Outcome(*row[:-1]) for row in rows}
 
     def reserve(self, length: int) -> int:
         """An offset of the spool where so many bytes may be written; no other caller gets any of them."""
@@ -97,7 +99,7 @@ class Ledger:
         images = [(outcome.sha256, offset, outcome.bytes) for outcome, offset in results if outcome.sha256]
         with reporting_disk_errors(self.spool_path), transaction(self._db):
             self._db.executemany("INSERT OR IGNORE INTO images VALUES (?, ?, ?)", images)
-            self._db.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", outcomes)
+            self._db.executemany(_RECORD, outcomes)
 
     def forget(self, statuses: Iterable[str]) -> None:
         """Drop the outcomes of these statuses, so that their URLs are tried again."""

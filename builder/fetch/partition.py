@@ -40,8 +40,8 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
     Raises:
         FetchError: the network is down.
         DiskError: no space left.
-        StageError: this machine cannot make connections or start decoder processes.
-        CorruptFileError: the ledger is damaged, or in use by another build.
+        StageError: this machine cannot make connections or start decoder processes, or the ledger is in use by another
+            build.
     """
     for _ in range(_ROUNDS):
         with Ledger(partition.folder) as ledger:

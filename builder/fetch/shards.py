@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +21,8 @@ KIND = "images"  # in the names of the shards
 _NEW = ".new"
 _GROUP_BYTES = 8 << 20  # of images in one row group
 _GROUP_ROWS = 128
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
+_log = logging.getLogger(__name__)
 
 
 class DamagedError(Exception):
@@ -30,14 +34,14 @@ class DamagedError(Exception):
 
 
 def recover(folder: Path, ledger: Ledger) -> None:
-    """Finish or undo what an interrupted run left, then forget the images of shards that were deleted since."""
+    """Finish or undo what an interrupted run left, then forget the images that were damaged or deleted since."""
     shards = ledger.swapping()
     if shards is not None:
         _put_in_place(folder, shards)
     for path in folder.iterdir():
         if is_part(path) or path.suffix == _NEW:
             path.unlink()
-    held = {sha256 for path in _shards(folder).values() for sha256 in _sha256s(path)}
+    held = {sha256 for path in _shards(folder).values() for sha256 in _repair(path)}
     if shards is not None:
         ledger.end_swap(held)
     ledger.forget_images(ledger.sharded() - held)
@@ -78,29 +82,78 @@ def _new(folder: Path, number: int) -> Path:
 
 
 def _put_in_place(folder: Path, shards: int) -> None:
-    for number in range(shards):
-        if _new(folder, number).exists():
-            _new(folder, number).replace(_new(folder, number).with_suffix(""))
+    for path in folder.glob(f"*{_NEW}"):
+        path.replace(path.with_suffix(""))
     for number, path in _shards(folder).items():
         if number >= shards:
             path.unlink()
     sync(folder)
 
 
+def damaged_images(folder: Path) -> dict[Path, str]:
+    """Shards with images that do not match their sha256, or that cannot be read: path → what is damaged."""
+    found = {}
+    for path in _shards(folder).values() if folder.is_dir() else ():
+        harmed = sum(damaged for _, damaged in _checked_groups(path))
+        if harmed:
+            found[path] = f"has {harmed} damaged {'image' if harmed == 1 else 'images'}"
+    return found
+
+
+def _repair(path: Path) -> list[str]:
+    """The images in a shard, after those that do not match their sha256 were removed from it."""
+    sha256s, damaged = [], 0
+    for group, harmed in _checked_groups(path):
+        sha256s += [sha256 for sha256, _ in group]
+        damaged += harmed
+    if damaged:
+        _log.warning("%s holds damaged images: they are downloaded again", path)
+        with replacing(path) as part, _open_writer(part) as writer:
+            for group, _ in _checked_groups(path):
+                if group:
+                    _write_group(writer, group)
+    return sha256s
+
+
+def _checked_groups(path: Path) -> Iterator[tuple[list[tuple[str, bytes]], int]]:
+    """For each row group, the images that match their sha256, and how many do not (1 if it cannot be read)."""
+    try:
+        file = pq.ParquetFile(path)
+    except _UNREADABLE as error:
+        _raise_if_not_damage(error)
+        yield [], 1
+        return
+    with file:
+        for number in range(file.num_row_groups):
+            try:
+                table = file.read_row_group(number, schemas.IMAGES_SCHEMA.names)
+                rows = list(zip(table["sha256"].to_pylist(), table["image"].to_pylist(), strict=True))
+            except _UNREADABLE as error:
+                _raise_if_not_damage(error)
+                yield [], 1
+                continue
+            sound = [row for row in rows if row[1] is not None and hashlib.sha256(row[1]).hexdigest() == row[0]]
+            yield sound, len(rows) - len(sound)
+
+
 def _sha256s(path: Path) -> list[str]:
-    """The images in a shard; none if it cannot be read."""
+    """The images in a shard, unchecked; none if it cannot be read."""
     try:
         sha256s: list[str] = pq.read_table(path, columns=["sha256"])["sha256"].to_pylist()
-    except (pa.ArrowException, OSError):
+    except _UNREADABLE as error:
+        _raise_if_not_damage(error)
         return []
     return sha256s
 
 
+def _raise_if_not_damage(error: Exception) -> None:
+    """Too many open files or a missing permission must not cost images: pyarrow's own errors have no number."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        raise error
+
+
 def _write(path: Path, sha256s: Sequence[str], stored: _StoredBytes) -> None:
-    # images are compressed already; statistics and dictionaries of them would only cost space
-    with pq.ParquetWriter(
-        path, schemas.IMAGES_SCHEMA, compression="none", use_dictionary=False, write_statistics=["sha256"]
-    ) as writer:
+    with _open_writer(path) as writer:
         group: list[tuple[str, bytes]] = []
         size = 0
         for sha256 in sha256s:
@@ -113,6 +166,13 @@ def _write(path: Path, sha256s: Sequence[str], stored: _StoredBytes) -> None:
                 group, size = [], 0
         if group:
             _write_group(writer, group)
+
+
+def _open_writer(path: Path) -> pq.ParquetWriter:
+    # images are compressed already; statistics and dictionaries of them would only cost space
+    return pq.ParquetWriter(
+        path, schemas.IMAGES_SCHEMA, compression="none", use_dictionary=False, write_statistics=["sha256"]
+    )
 
 
 def _write_group(writer: pq.ParquetWriter, group: list[tuple[str, bytes]]) -> None:
@@ -147,7 +207,8 @@ class _StoredBytes:
     def read(self, sha256: str) -> bytes | None:
         try:
             image = self._ledger.read(sha256) or self._from_shard(sha256)
-        except (pa.ArrowException, OSError):
+        except _UNREADABLE as error:
+            _raise_if_not_damage(error)
             image = None
         if image is None or hashlib.sha256(image).hexdigest() != sha256:
             self.damaged.append(sha256)

@@ -56,13 +56,14 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
             `[expect] min_images` that is a warning.
         StageError: this machine cannot make connections or start decoder processes.
         DiskError: no space left.
-        SourceError: resolve/urls.parquet is missing or damaged, or the ledger is damaged or in use.
+        StageError: the ledger is in use by another build.
+        SourceError: resolve/urls.parquet is missing or damaged.
     """
     run = engines.find(engine)
     _check_retry(retry)
     folder = work / _FOLDER
     urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
-    with Ledger(folder) as ledger:
+    with Ledger(folder, check=True) as ledger:
         recover(folder, ledger)
         before = earlier((outcome for _, outcome in outcomes(ledger, urls)), recipe.fetch, retry)
         ledger.forget_urls(before.again)

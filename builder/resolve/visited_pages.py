@@ -11,9 +11,13 @@ from typing import Self
 
 from builder.database import open_database, reporting_disk_errors, transaction
 
-_TABLES = """
+NAME = "pages.sqlite"
+_VALUES = "?1, ?2, ?3, ?4, ?5"  # of a Page
+_RECORD = f"INSERT OR REPLACE INTO pages VALUES ({_VALUES}, row_checksum({_VALUES}))"
+TABLES = """
 CREATE TABLE IF NOT EXISTS pages (
-    url TEXT PRIMARY KEY, status TEXT NOT NULL, image_url TEXT, http_status INTEGER, detail TEXT
+    url TEXT PRIMARY KEY, status TEXT NOT NULL, image_url TEXT, http_status INTEGER, detail TEXT,
+    checksum INTEGER
 ) WITHOUT ROWID;
 """
 
@@ -35,7 +39,7 @@ class VisitedPages:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._db = open_database(path, _TABLES)
+        self._db = open_database(path, TABLES, check=True)
 
     def __enter__(self) -> Self:
         return self
@@ -47,11 +51,13 @@ class VisitedPages:
 
     def get(self, url: str) -> Page | None:
         row = self._db.execute("SELECT * FROM pages WHERE url = ?", (url,)).fetchone()
-        return Page(*row) if row else None
+        return Page(*row[:-1]) if row else None
 
     def record(self, page: Page) -> None:
         with reporting_disk_errors(self.path), transaction(self._db):
-            self._db.execute("INSERT OR REPLACE INTO pages VALUES (?, ?, ?, ?, ?)", dataclasses.astuple(page))
+            self._db.execute(
+                f"INSERT OR REPLACE INTO pages VALUES ({_VALUES}, row_checksum({_VALUES}))", dataclasses.astuple(page)
+            )
 
     def forget(self, urls: Sequence[str]) -> None:
         with transaction(self._db):

@@ -255,6 +255,45 @@ def test_a_dry_run_counts_what_is_finished_and_changes_nothing(ran: tuple[Path, 
     }
 
 
+def test_a_check_finds_damage_in_every_stage_and_changes_nothing(
+    ran: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Path(shutil.copytree(ran[0], tmp_path / "work"))
+    command = ["build", "demo", "--work", str(work), "--check"]
+
+    def check() -> tuple[int, list[str]]:
+        before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+        status = sqid(command)
+        assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+        return status, capsys.readouterr().out.splitlines()
+
+    status, lines = check()
+    assert status == 0 and len(lines) == 1 and "files are as they were written: sample 4, resolve 1, fetch" in lines[0]
+    names = ["sample/products.parquet", "resolve/urls.parquet", "fetch/outcomes.parquet", "fetch/images-00000.parquet"]
+    names += ["fetch/ledger.sqlite", "embed/products-00000.parquet", "sqid/README.md", "sqid/SHA256SUMS"]
+    for name in names:
+        data = (work / name).read_bytes()
+        at = data.index(b"https://") + 3 if name.endswith(".sqlite") else len(data) // 2
+        (work / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    status, lines = check()
+    assert status == 1
+    assert sorted(line.split()[0] for line in lines) == sorted(names)
+    with demo.prepare(work, SEED) as served:
+        said: list[str] = []
+        pipeline.build(recipe.load(demo.RECIPE, served), work, say=said.append)
+    assert "sample/products.parquet is damaged: made again" in said
+    assert check()[0] == 0
+    assert {p.name: p.read_bytes() for p in (work / "sqid").glob("data/*/*")} == {
+        p.name: p.read_bytes() for p in (ran[0] / "sqid").glob("data/*/*")
+    }
+
+
+def test_a_check_of_a_directory_without_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sqid(["build", "demo", "--work", str(tmp_path / "none"), "--check"]) == 1
+    assert "no build has run here" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_dry_run_before_the_first_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "work"
     assert sqid(["build", "demo", "--work", str(work), "--dry-run"]) == 0

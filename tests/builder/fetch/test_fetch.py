@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,9 +29,10 @@ from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostil
 from builder.fetch import fetch
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.partition import Partition, open_downloader
+from builder.fetch.shards import damaged_images
 from builder.recipe import EsciSettings, FetchSettings, Recipe
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, DiskError, FetchError, MissingFileError, UsageError
+from sqid_lib.errors import DiskError, FetchError, MissingFileError, StageError, UsageError
 from sqid_lib.joined.image_status import image_status
 from sqid_lib.joined.selection import Selection
 
@@ -389,12 +391,85 @@ def test_a_full_disk_is_reported_and_the_rest_is_fetched_when_there_is_room(
     assert strange.hits() == {"/ok": 1, "/large": 2}
 
 
-def test_a_ledger_that_is_not_a_database_is_reported(server: LoopbackServer, tmp_path: Path) -> None:
-    resolved(tmp_path, numbered(1))
-    (tmp_path / "fetch").mkdir()
-    (tmp_path / "fetch" / "ledger.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(CorruptFileError, match=r"ledger\.sqlite"):
+def test_a_damaged_image_is_fetched_again_and_no_other(
+    server: LoopbackServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fetch(recipe(server), resolved(tmp_path, numbered(*range(30))))
+    before, shard = contents(tmp_path), shards(tmp_path)[0]
+    for number in (0, 2, 9):
+        done, data = len(server.requests), shard.read_bytes()
+        at = data.index(jpeg(number)) + 100
+        shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert damaged_images(tmp_path / "fetch") == {shard: "has 1 damaged image"}
         fetch(recipe(server), tmp_path)
+        assert contents(tmp_path) == before
+        assert [request.path for request in server.requests[done:]] == [f"/{number}.jpg"]
+    assert f"{shard} holds damaged images" in caplog.text
+    assert damaged_images(tmp_path / "fetch") == {}
+
+
+def test_a_flip_anywhere_in_a_shard_is_repaired_or_harmless(server: LoopbackServer, tmp_path: Path) -> None:
+    fetch(recipe(server), resolved(tmp_path, numbered(*range(10))))
+    before, stored, shard = (
+        (tmp_path / "fetch" / "outcomes.parquet").read_bytes(),
+        images(tmp_path),
+        shards(tmp_path)[0],
+    )
+    data = shard.read_bytes()
+    edges = [*range(0, 40, 7), *range(len(data) - 900, len(data), 37)]  # pages' headers and the footer
+    for at in [*edges, *range(41, len(data) - 900, len(data) // 12)]:
+        shard.write_bytes(data[:at] + bytes([data[at] ^ 8]) + data[at + 1 :])
+        fetch(recipe(server), tmp_path)
+        assert images(tmp_path) == stored, at
+        assert (tmp_path / "fetch" / "outcomes.parquet").read_bytes() == before
+
+
+def test_too_many_open_files_cost_no_image(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(recipe(server), resolved(tmp_path, numbered(*range(10))))
+    before, done, opened = contents(tmp_path), len(server.requests), pq.ParquetFile
+
+    def fails(path: Any, **options: Any) -> pq.ParquetFile:
+        if "images-" in str(path):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Too many open files"):
+        patch.setattr("pyarrow.parquet.ParquetFile", fails)
+        fetch(recipe(server), tmp_path)
+    fetch(recipe(server), tmp_path)
+    assert (contents(tmp_path), len(server.requests)) == (before, done)
+
+
+@pytest.mark.parametrize("harm", ["not a database", "one URL", "one status"])
+def test_a_damaged_ledger_is_made_again(server: LoopbackServer, tmp_path: Path, harm: str) -> None:
+    fetch(recipe(server), resolved(tmp_path, numbered(*range(30))))
+    before, done, path = contents(tmp_path), len(server.requests), tmp_path / "fetch" / "ledger.sqlite"
+    if harm == "not a database":
+        path.write_bytes(b"no database" * 100)
+    else:
+        data = path.read_bytes()
+        at = data.index(f"{HOST}/7.jpg".encode()) + (10 if harm == "one URL" else len(f"{HOST}/7.jpg"))
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    fetch(recipe(server), tmp_path)
+    assert contents(tmp_path) == before
+    asked = [request.path for request in server.requests[done:]]
+    assert asked == ["/7.jpg"] if harm != "not a database" else len(asked) == 30
+
+
+def test_a_full_disk_at_the_start_does_not_advise_to_delete_the_ledger(server: LoopbackServer, tmp_path: Path) -> None:
+    resolved(tmp_path, numbered(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(DiskError, match=r"ledger\.sqlite.*finished work is kept") as raised:
+            fetch(recipe(server), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "delete" not in str(raised.value)
+    fetch(recipe(server), tmp_path)
+    assert [row["image_status"] for row in outcomes(tmp_path)] == ["ok"]
 
 
 def test_two_builds_in_one_directory_are_refused(
@@ -404,7 +479,7 @@ def test_two_builds_in_one_directory_are_refused(
     fetch(recipe(server), resolved(tmp_path, numbered(1)))
     with contextlib.closing(sqlite3.connect(tmp_path / "fetch" / "ledger.sqlite")) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(CorruptFileError, match="Is another build using this directory"):
+        with pytest.raises(StageError, match="another build is using this file"):
             fetch(recipe(server), tmp_path)
 
 
@@ -414,6 +489,7 @@ RUN = """
 import json, sys
 from pathlib import Path
 from builder.fetch import fetch
+from builder.fetch.shards import damaged_images
 from builder.recipe import EsciSettings, FetchSettings, Recipe
 limits = FetchSettings(**json.loads(sys.argv[2]))
 fetch(Recipe(name="t", version="1", esci=EsciSettings(path="."), fetch=limits), Path(sys.argv[1]))

@@ -323,7 +323,7 @@ def test_stages_that_do_not_apply_are_refused(tmp_path: Path, esci: Path, artifa
         build(tmp_path, engine="steam")
     with pytest.raises(UsageError, match="artifacts"):
         build(tmp_path, only="fetch")
-    with pytest.raises(MissingFileError, match="sample has not run"):
+    with pytest.raises(MissingFileError, match="sample has not finished"):
         build(tmp_path, only="release")
 
 

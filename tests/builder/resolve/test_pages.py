@@ -24,6 +24,7 @@ from builder.recipe import EsciSettings, FetchSettings, PagesSettings, Recipe, R
 from builder.resolve import resolve
 from builder.resolve.page_images import is_captcha, main_image
 from builder.resolve.stage import pending
+from builder.stamps import Stamps
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, MissingExtraError, UsageError
 
@@ -275,8 +276,7 @@ def test_a_finished_visit_asks_for_nothing_again(server: LoopbackServer, tmp_pat
 
 def test_a_build_of_this_stage_alone_visits_failed_pages_again(server: LoopbackServer, tmp_path: Path) -> None:
     sampled(tmp_path, "OK", "GONE", "BROKEN")
-    (tmp_path / ".stamps").mkdir()
-    (tmp_path / ".stamps" / "sample").touch()
+    Stamps(tmp_path).write("sample", "key")
     build(recipe(server), tmp_path, only="resolve")
     done = len(server.requests)
     build(recipe(server), tmp_path, only="resolve", retry=["error"])

@@ -1,0 +1,103 @@
+"""Every file of a work directory against its checksum; nothing is changed and no stage runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import filelock
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder import database
+from builder.fetch import ledger, shards
+from builder.resolve import visited_pages
+from builder.stamps import STAMPED, Stamps
+from sqid_lib.errors import MissingFileError, StageError
+
+
+@dataclass
+class WorkFiles:
+    """What a check found.
+
+    Attributes:
+        sound: stage → how many files are as they were written.
+        damaged: path within WORK → what is wrong with it.
+    """
+
+    sound: dict[str, int] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    def add(self, stage: str, name: str, words: str | None) -> None:
+        """Count a file of a stage; `words` say what is wrong with it."""
+        if words:
+            self.damaged[name] = words
+        else:
+            self.sound[stage] = self.sound.get(stage, 0) + 1
+
+
+def check_work(work: Path) -> WorkFiles:
+    """Read every file that a build left in `work` and compare it with its checksum.
+
+    Raises:
+        MissingFileError: no build has run there.
+        StageError: a build is running there.
+        OSError: a file must not be read.
+    """
+    stamps, found = Stamps(work), WorkFiles()
+    if not (work / ".lock").exists():
+        raise MissingFileError("no build has run here", where=work, fix="Check --work.")
+    with _locked(work):
+        for stage in STAMPED:
+            stamp, changed = stamps.read(stage), stamps.changed(stage)
+            for name in stamp.files if stamp else ():
+                found.add(stage, name, changed.get(name))
+            if stamp is None and stamps.path(stage).exists():
+                found.add(stage, str(stamps.path(stage).relative_to(work)), "is damaged")
+        _check_records(work, found)
+        _check_shards(work, found, stamps)
+    return found
+
+
+@contextlib.contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    try:
+        with filelock.FileLock(work / ".lock", timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise StageError("a build is running here", where=work, fix="Wait until it ends.") from error
+
+
+def _check_records(work: Path, found: WorkFiles) -> None:
+    """The SQLite files of resolve and fetch, whose rows have checksums."""
+    for stage, name, tables in (
+        ("resolve", visited_pages.NAME, visited_pages.TABLES),
+        ("fetch", ledger.NAME, ledger.TABLES),
+    ):
+        path = work / stage / name
+        if path.exists():
+            found.add(stage, f"{stage}/{name}", "is damaged" if database.is_damaged(path, tables) else None)
+
+
+def _check_shards(work: Path, found: WorkFiles, stamps: Stamps) -> None:
+    """Images, by the sha256 of each, and what embed keeps for later runs."""
+    damaged = shards.damaged_images(work / "fetch")
+    for path in sorted((work / "fetch").glob("images-*.parquet")):
+        found.add("fetch", str(path.relative_to(work)), damaged.get(path))
+    stamp = stamps.read("embed")
+    for path in sorted((work / "embed").rglob("*.parquet")):
+        name = str(path.relative_to(work))
+        if stamp is None or name not in stamp.files:
+            found.add("embed", name, None if _is_readable(path) else "is damaged")
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for _ in file.iter_batches():
+                pass
+    except (pa.ArrowException, OSError):
+        return False
+    return True
