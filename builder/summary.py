@@ -13,8 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.fetch.failures import NOT_REQUESTED, may_pass
-from builder.fetch.ledger import Outcome
 from builder.http.mirrors import authority, mirrored
 from sqid_lib import schemas
 from sqid_lib.errors import CountError
@@ -180,6 +178,8 @@ def _of_release(work: Path) -> Summary | None:
 
 
 def _hosts(rows: pa.Table, mirrors: Mapping[str, str]) -> tuple[HostFailures, ...]:
+    from builder.fetch.failures import NOT_REQUESTED  # recipes, and with them fetch, need an extra
+
     products: Counter[str] = Counter()
     reasons: dict[str, Counter[tuple[str, str | None]]] = {}
     for row in _failures(rows, products, mirrors):
@@ -207,6 +207,9 @@ def _failures(rows: pa.Table, products: Counter[str], mirrors: Mapping[str, str]
 
 
 def _next(rows: pa.Table, command: str) -> tuple[NextStep, ...]:
+    from builder.fetch.failures import may_pass
+    from builder.fetch.ledger import Outcome
+
     failed = rows.filter(pc.invert(_is_in(rows, schemas.EMBEDDED_STATUSES)))
     outcomes = [
         Outcome("", status, code)

@@ -241,7 +241,8 @@ def test_a_dry_run_counts_what_is_finished_and_changes_nothing(ran: tuple[Path, 
     rows = pq.read_table(work / "fetch" / "outcomes.parquet", columns=["image_url", "image_status"]).to_pylist()
     urls = {row["image_url"]: row for row in rows if row["image_status"] not in ("missing", "placeholder")}
     gone = sum(row["image_status"] == "not_found" for row in urls.values())
-    assert plan(retry=["not_found"])["fetch"] == f"{len(urls) - gone} of {len(urls)} URLs done, {gone} to fetch"
+    again = f"{len(urls) - gone} of {len(urls)} URLs done, {gone} to fetch, of which {gone} failed before"
+    assert plan(retry=["not_found"])["fetch"] == again
     with contextlib.closing(sqlite3.connect(work / "fetch" / "ledger.sqlite")) as ledger, ledger:
         ledger.execute("DELETE FROM outcomes WHERE url IN (SELECT url FROM outcomes WHERE status = 'ok' LIMIT 10)")
     shards = sorted((work / "embed").rglob("*.parquet"))
