@@ -17,6 +17,11 @@ from sqid_lib.errors import SqidError, UsageError, unknown_name, write_error
 
 _PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "torch", "transformers")
 
+EXAMPLES = """examples:
+  sqid build demo --work demo-work
+  sqid search demo-work/sqid "red mug"
+  sqid diff ORG/sqid@v1.0.0 demo-work/sqid"""
+
 
 class Command(Protocol):
     """What the module of a command has. `run` returns the exit status; failures are raised as SqidError."""
@@ -76,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sqid",
         description="Build, check, publish and judge SQID, the Shopping Queries Image Dataset.",
-        epilog="example: sqid build demo --work demo-work",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print versions, for bug reports")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

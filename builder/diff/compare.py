@@ -16,6 +16,7 @@ from sqid_lib import schemas
 from sqid_lib.cache import download_cache
 from sqid_lib.errors import EvaluationError, MissingFileError, SourceError
 from sqid_lib.evaluation import compare as evaluate
+from sqid_lib.search import Model
 from sqid_lib.sources import Address, parse_address, snapshot
 from sqid_lib.store import EmbeddingStore
 from sqid_lib.streams.release_files import shards
@@ -153,13 +154,20 @@ def _compare_stores(
     vectors: tuple[VectorsDiff, ...] = ()
     if widths[0] != widths[1]:
         notes.append(f"vectors are not compared: their width is {widths[0]} and {widths[1]}")
-    elif models[0] != models[1]:
+    elif _other_model(*models):
         notes.append(f"vectors are not compared: their model is {models[0]} and {models[1]}")
     else:
         vectors = compare_vectors(*stores)
     values = [_ndcg(store, str(release.address), notes) for store, release in zip(stores, (one, other), strict=True)]
     names = [name for name in _METHODS if any(name in found for found in values)]
     return vectors, tuple(Ndcg(name, *(found.get(name) for found in values)) for name in names)
+
+
+def _other_model(one: Model | None, other: Model | None) -> bool:
+    """Whether two releases name different models; not two revisions of one, whose vectors are worth comparing."""
+    if one is None or other is None or one.name == other.name:
+        return False
+    return one.revision is None or one.revision != other.revision  # a directory may have been renamed
 
 
 def _ndcg(store: EmbeddingStore, where: str, notes: list[str]) -> dict[str, tuple[float, float, float]]:

@@ -21,6 +21,8 @@ from release_fixtures import RECIPE, recipe_with, seal, write_release
 from builder.cli import main
 from builder.diff import Difference, diff
 from builder.diff.rows import Cell, Changed, Keys
+from builder.recipe import EncoderSettings
+from builder.release.stage import describe
 from sqid_lib import EmbeddingStore, evaluation, schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
 
@@ -167,10 +169,21 @@ def test_what_they_were_made_from(release: Path, other: Path, tmp_path: Path) ->
 
 
 def test_other_models_and_widths_are_not_compared(release: Path, other: Path, tmp_path: Path) -> None:
-    seal(other, recipe_with(encoder=RECIPE.encoder.model_copy(update={"model": "ORG/other"})))
+    def encoder(model: str) -> EncoderSettings:
+        return RECIPE.encoder.model_copy(update={"model": model})
+
+    seal(other, recipe_with(encoder=encoder("ORG/other")))
     found = compare(release, other, tmp_path)
     assert found.vectors == () and "their model is" in found.notes[0] and "ORG/other" in found.notes[0]
     assert len(found.ndcg) == 3
+    for one, two in (
+        (RECIPE, RECIPE),
+        (recipe_with(encoder=encoder("/here/clip")), recipe_with(encoder=encoder("a/b"))),
+    ):
+        same = shutil.copytree(release, tmp_path / f"{one.encoder.model.replace('/', '-')}")
+        describe(same, one, revision="local-1")
+        describe(other, two, revision="local-2" if one == two else "local-1")
+        assert len(compare(same, other, tmp_path).vectors) == 3
     wider = write_release(tmp_path / "wider", products=60, queries=6, width=16)
     found = compare(release, wider, tmp_path)
     assert found.vectors == () and found.notes == ("vectors are not compared: their width is 8 and 16",)

@@ -18,7 +18,7 @@ from loopback_hub import LoopbackHub
 from search_fixtures import QueryVectors
 from tiny_release import write_release
 
-from sqid_lib import EmbeddingStore, load_encoder, schemas
+from sqid_lib import EmbeddingStore, evaluation, load_encoder, schemas
 from sqid_lib.encoders.loading import content_revision
 from sqid_lib.errors import EncoderError
 from sqid_lib.search import Model, read_model
@@ -68,6 +68,17 @@ def test_a_copy_of_the_model_is_recognised_by_its_vectors(tmp_path: Path, clip: 
     wider = write_clip(tmp_path / "wider", width=16)
     with pytest.raises(EncoderError, match=r"another width.*width 8.*width 16"):
         store.search("red shoes", encoder=wider)
+
+
+def test_a_search_finds_what_evaluate_retrieves(tmp_path: Path, clip: Path) -> None:
+    """The judged queries as texts, encoded again, against the stored vectors of the same texts."""
+    store = EmbeddingStore.open(make_release(tmp_path, clip), cache_dir=tmp_path / "cache")
+    encoder = load_encoder(str(clip))
+    ids = store.products["product_id"].to_pylist()
+    run = evaluation.retrieve(store, ["clip_text"], top=100).rankings["clip_text"]
+    for row, text in enumerate(store.queries["query"].to_pylist()):
+        found = store.search(text, weight=1, top=60, encoder=encoder)
+        assert [hit.product_id for hit in found] == [ids[product] for product in run.product[run.query == row]]
 
 
 def test_each_encoder_is_loaded_and_checked_once(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
