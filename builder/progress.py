@@ -31,10 +31,17 @@ def progress(label: str, total: int, done: int = 0, *, unit: str = "URL") -> Abs
     return _Lines(label, total, done, unit)
 
 
+def note(line: str) -> None:
+    """Write a line on stderr, before or after a stage's progress."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 class _Lines:
     def __init__(self, label: str, total: int, done: int, unit: str) -> None:
         self._label, self._total, self._done, self._unit = label, total, done, unit
-        self._next = time.monotonic() + _INTERVAL
+        self._first, self._start = done, time.monotonic()
+        self._next = self._start + _INTERVAL
 
     def __enter__(self) -> Self:
         self._write()
@@ -52,5 +59,12 @@ class _Lines:
         self._write()
 
     def _write(self) -> None:
-        sys.stderr.write(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}s\n")
-        sys.stderr.flush()
+        note(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}s{self._speed()}")
+
+    def _speed(self) -> str:
+        """Units per second of this run, and the time left at that rate; "" before there is one."""
+        seconds, units = time.monotonic() - self._start, self._done - self._first
+        if not units or seconds < 1:
+            return ""
+        left = tqdm.format_interval((self._total - self._done) * seconds / units)
+        return f", {units / seconds:.1f}/s" + (f", {left} left" if self._done < self._total else "")
