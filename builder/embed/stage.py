@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _VECTORS = "vectors"
 _EARLIER = "items"  # vectors of an earlier layout, by their place in a shard
-_NOT_AN_ENCODER = ("shard_rows", "max_pixels")
+_EXACT = ("max_pixels",)  # settings that change no vector
 
 
 def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
@@ -65,7 +65,7 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
         record = records.request(recipe, places) | backend.record
     planned = _plan(folder, inputs, recipe, record)
     unfinished, damaged = rows.unfinished(planned)
-    if backend:  # no vectors of this encoder: the rows, if there are any, are not kept without them
+    if backend is not None:  # no vectors of this encoder: the rows, if there are any, are not kept without them
         unfinished = planned
     if unfinished:
         home = folder / _VECTORS / records.key(record)
@@ -73,7 +73,7 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
         _report_damaged([path.name for path in damaged] + vectors.remove_damaged(), folder)
         found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
         _report_reuse(recipe, record, places, vectors, found)
-        if backend:
+        if backend is not None:
             records.write(home / records.NAME, record)
         _Encoding(run, recipe, work, places, record, backend).run(vectors, inputs, found)
         found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
@@ -192,7 +192,7 @@ def _report_reuse(
         now = records.settings(recipe, record, places, kind)
         for made, count in vectors.settings(kind, of_kind):
             names = [name for name in made.keys() | now.keys() if made.get(name) != now.get(name)]
-            names = [name for name in names if name not in _NOT_AN_ENCODER]
+            names = [name for name in names if name not in _EXACT]
             other.update(f"{name} {made.get(name)} instead of {now.get(name)}" for name in names)
             differing += count if names else 0
     if other:
