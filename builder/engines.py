@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
@@ -35,6 +34,7 @@ class Tick(Protocol):
 
 
 Work = Callable[[Task, Tick], None]
+_NAME = 120  # characters of a task in an error
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Job(Generic[Task]):
         open: place → context manager that opens what a worker needs, such as a model, and gives the function that does
             one task. A task may be done again, even twice at a time: that function skips what is finished and writes
             results whole or not at all.
-        tasks: plain values.
+        tasks: plain values, each read once and not before it is its turn; `str` of one names it in errors.
         places: one worker for each: devices as torch names them.
     """
 
@@ -91,11 +91,11 @@ def import_path() -> str:
 
 
 def _in_processes(job: Job[Any], tick: Tick) -> None:
-    left, lock = deque(job.tasks), threading.Lock()
+    left, lock = iter(job.tasks), threading.Lock()
 
     def take() -> Any:
         with lock:
-            return left.popleft() if left else None
+            return next(left, None)
 
     def tick_in_turn(units: int, failed: int = 0) -> None:
         with lock:
@@ -128,6 +128,7 @@ def _drive(process: subprocess.Popen[bytes], opener: Any, place: str, take: Call
     with process:  # at the end closes its pipes, which ends it, and waits
         assert process.stdin is not None
         assert process.stdout is not None
+        task = None
         try:
             _send(process.stdin, (opener, place))
             while (task := take()) is not None:
@@ -140,7 +141,7 @@ def _drive(process: subprocess.Popen[bytes], opener: Any, place: str, take: Call
             code = process.wait()
             raise StageError(
                 "a worker process ended",
-                where=place,
+                where=place if task is None else f"{str(task)[:_NAME]} on {place}",
                 got=signal.Signals(-code).name if code < 0 else f"exit status {code}",
                 fix="Run the build again; finished work is kept.",
             ) from error

@@ -65,7 +65,8 @@ class _Bar:
 class _Lines:
     def __init__(self, label: str, total: int, done: int, unit: str, failed: int | None) -> None:
         self._label, self._total, self._done, self._unit, self._failed = label, total, done, unit, failed
-        self._next = time.monotonic() + _INTERVAL
+        self._first, self._start = done, time.monotonic()
+        self._next = self._start + _INTERVAL
         self._written = -1  # units
 
     def __enter__(self) -> Self:
@@ -91,4 +92,12 @@ class _Lines:
         apart = ""
         if self._failed is not None:
             apart = f": {self._done - self._failed:,} ok, {self._failed:,} failed"
-        note(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}s{apart}")
+        note(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}s{apart}{self._speed()}")
+
+    def _speed(self) -> str:
+        """Units per second of this run, and the time left at that rate; "" before there is one."""
+        seconds, units = time.monotonic() - self._start, self._done - self._first
+        if not units or seconds < 1:
+            return ""
+        left = tqdm.format_interval((self._total - self._done) * seconds / units)
+        return f", {units / seconds:.1f}/s" + (f", {left} left" if self._done < self._total else "")

@@ -62,10 +62,15 @@ class SelectionSettings(_Section):
     """ESCI splits whose judgments make the main part."""
     locales: DistinctItems[Word] = (schemas.CLASSIC_LOCALE,)
     """Product locales; any that the examples file has."""
+    products: Literal["judged", "all"] = "judged"
+    """Products of the main part: "judged", those that its judgments name; "all", every product of the locales in the
+    products file, each with its image and its vectors, and no supplementary products."""
     supp_min_judgments: PositiveInt = 2
-    """Judgments, in any split, that a product outside the main part needs to be a supplementary product."""
+    """Judgments, in any split, that a product outside the main part needs to be a supplementary product; for products
+    without any judgment set products = "all"."""
     embed_supp: bool = False
-    """Whether supplementary products get vectors too; the published ones have none."""
+    """Whether the images of supplementary products are downloaded too, and the products get vectors, as split "supp" of
+    product_features; the published ones have none."""
     labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(
         default=dict(schemas.GAINS), min_length=1
     )
@@ -172,15 +177,15 @@ class EncoderSettings(_Section):
     backend: Literal["transformers", "replicate"] = "transformers"
     """What runs the model: "transformers" on this machine, or the service "replicate"."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights while encoding; the vectors are float32."""
+    """Type of the weights while encoding; the vectors are float32. Another one makes all vectors again."""
     device: str = "auto"
-    """Devices as torch names them, with commas between; "auto": every GPU, or the CPU."""
+    """Devices as torch names them, with commas between; "auto": every GPU, or the CPU. Vectors are kept."""
     text_batch: PositiveInt = 64
-    """Texts in one batch."""
+    """Texts in one batch, if each has 8 tokens; longer ones are fewer. Changes the last bits of new vectors only."""
     image_batch: PositiveInt = 8
-    """Images in one batch."""
+    """Images in one batch. Changes the last bits of new vectors only."""
     shard_rows: PositiveInt = 2_000
-    """Vectors in one file of WORK/embed."""
+    """Vectors in one file of WORK/embed: what an interrupted run loses at most, on each device."""
 
 
 class ReleaseSettings(_Section):

@@ -14,7 +14,7 @@ from sqid_lib import schemas, sources
 from sqid_lib.errors import CountError
 from sqid_lib.files import replacing
 from sqid_lib.joined import selection
-from sqid_lib.joined.product_texts import product_texts
+from sqid_lib.joined.product_texts import locate_products, product_texts
 from sqid_lib.tables.reader import conform
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def sample(recipe: Recipe, work: Path) -> None:
 
     Raises:
         SourceError, ContractError: an ESCI file is damaged or not as declared.
+        IntegrityError: a judged product is not in the products file.
         CountError: a count stated in [expect] is not met, or the selection is empty; nothing is written then.
         DiskError: no space left, or the disk refused.
     """
@@ -45,6 +46,9 @@ def sample(recipe: Recipe, work: Path) -> None:
     parts = (schemas.MAIN, schemas.SUPPLEMENTARY)
     keys = {part: selection.product_keys(examples, recipe.selection, part) for part in parts}
     del examples
+    if recipe.selection.products == selection.ALL:
+        locate_products(files["products"], keys[schemas.MAIN])  # raises unless it has every judged product
+        keys[schemas.MAIN] = selection.catalogue_keys(files["products"], recipe.selection.locales)
     counts = {
         "products": keys[schemas.MAIN].num_rows,
         "queries": queries.num_rows,

@@ -207,9 +207,11 @@ _PRODUCT_ROW = (
     *(_TITLE, _DESCRIPTION, _BULLETS, _BRAND, _COLOR),
 )
 DECLARED: Mapping[str, Config] = {
-    URLS: Config("every judged product with its image URL, image status and ESCI text", _PRODUCT_ROW, PRODUCT_KEY),
+    URLS: Config(
+        "every product of the selection with its image URL, image status and ESCI text", _PRODUCT_ROW, PRODUCT_KEY
+    ),
     FEATURES: Config(
-        "every judged product with its CLIP text and image embeddings",
+        "every product of the selection with its CLIP text and image embeddings",
         (
             *(_PRODUCT_ID, _PRODUCT_LOCALE, _TITLE, _IMAGE_URL, _IMAGE_STATUS),
             *(_HAS_IMAGE, _TEXT_VECTOR, _IMAGE_VECTOR),

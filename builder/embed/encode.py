@@ -1,23 +1,24 @@
-"""One task of embed: a shard of distinct texts or images → their vectors, with a batched `Dataset.map`."""
+"""One task of embed: some texts or images → a file of their vectors, with a batched `Dataset.map`."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from builder.embed import shards
-from builder.embed.inputs import TEXTS
+from builder.embed import vectors
+from builder.embed.inputs import TEXTS, Items, as_digests
 from builder.embed.local import Local
-from builder.embed.shards import Shard
 from builder.engines import Tick, Work
+from builder.progress import note
 from builder.recipe import Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders.batching import Floats, VectorBatches
@@ -47,10 +48,52 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """A shard to write, and its texts or the names of its images."""
+    """A file of vectors to make.
 
-    shard: Shard
+    Attributes:
+        kind: "texts" or "images".
+        items: the texts, or the names of the images.
+        digests: of the items, one behind the other, 32 bytes each.
+        settings: to be kept with the vectors.
+    """
+
+    path: Path
+    kind: str
     items: Sequence[str]
+    digests: bytes
+    settings: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.path.name
+
+
+class EncodeTasks(Sequence[EncodeTask]):
+    """A task for every `size` items that have no vector yet, made when it is asked for: the items of all do not fit.
+
+    Args:
+        paths: names of files that do not exist.
+    """
+
+    def __init__(
+        self, kind: str, missing: Items, size: int, paths: Iterator[Path], settings: Mapping[str, Any]
+    ) -> None:
+        self._kind, self._items, self._size, self._settings = kind, missing, size, settings
+        self._paths = [next(paths) for _ in range(0, len(missing.values), size)]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, number: int) -> EncodeTask: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[EncodeTask]: ...
+    def __getitem__(self, number: int | slice) -> EncodeTask | Sequence[EncodeTask]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        path, start = self._paths[number], range(len(self))[number] * self._size
+        values = self._items.values.slice(start, self._size).to_pylist()
+        digests = b"".join(self._items.digests.slice(start, self._size).to_pylist())
+        return EncodeTask(path, self._kind, values, digests, self._settings)
 
 
 def open_backend(recipe: Recipe, work: Path, record: dict[str, Any], place: str) -> Backend:
@@ -62,7 +105,10 @@ def open_backend(recipe: Recipe, work: Path, record: dict[str, Any], place: str)
     if recipe.encoder.backend == "replicate":
         from builder.embed.replicate import Replicate
 
+        note(f"embed: asking Replicate for {recipe.encoder.model}")
         return Replicate(recipe)
+    revision = "" if Path(recipe.encoder.model).is_dir() else f" (revision {record['revision']})"
+    note(f"embed: loading {recipe.encoder.model}{revision} on {place}")
     return Local(recipe, work, place, record)
 
 
@@ -87,36 +133,36 @@ class OpenEncoder:
         backend = self.backend or open_backend(self.recipe, self.work, self.record, place)
 
         def complete(task: EncodeTask, tick: Tick) -> None:
-            if shards.is_finished(task.shard):
-                tick(task.shard.rows)
+            if vectors.holds(task.path, as_digests(task.digests)):
+                tick(len(task.items))
             else:
-                encode(task.shard, task.items, backend, self.record["width"], tick)
-                log.info("embed: wrote %s", task.shard.path.name)
+                encode(task, backend, self.record["width"], tick)
+                log.info("embed: wrote %s", task)
 
         yield complete
 
 
-def encode(shard: Shard, items: Sequence[str], backend: Backend, width: int, tick: Tick) -> None:
-    """Encode one shard of distinct texts or images, and write it: status, and vector (null unless ok).
+def encode(task: EncodeTask, backend: Backend, width: int, tick: Tick) -> None:
+    """Encode the items of a task and write the file.
 
     Raises:
         EncoderError: the model fails, gives another width, or a text vector is not finite.
         DiskError: no space left.
     """
     failed: dict[str, str] = {}
-    if shard.kind == TEXTS:
-        batches = backend.texts(items)
+    if task.kind == TEXTS:
+        batches = backend.texts(task.items)
     else:
-        batches, failed = backend.images(items)
-    matrix = _map(batches, len(items), width, shard.stamp, tick)
+        batches, failed = backend.images(task.items)
+    matrix = _map(batches, len(task.items), width, hashlib.sha256(task.digests).hexdigest(), tick)
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(matrix).all(axis=1))
-    if shard.kind == TEXTS and not finite.all():
-        bad = items[int(np.argmin(finite))]
-        raise EncoderError("the vector of a text is not finite", where=shard.path, got=repr(bad[:80]), fix=_FINITE)
-    status = [schemas.OK if ok else failed.get(item, "non_finite") for ok, item in zip(finite, items, strict=True)]
-    matrix[~finite] = 0
-    columns = {"status": pa.array(status, pa.string()), "vector": fixed_lists(matrix, null=~finite)}
-    shards.write(shard, pa.table(columns))
+    if task.kind == TEXTS and not finite.all():
+        bad = task.items[int(np.argmin(finite))]
+        raise EncoderError("the vector of a text is not finite", where=task.path, got=repr(bad[:80]), fix=_FINITE)
+    statuses = [
+        schemas.OK if ok else failed.get(item, "non_finite") for ok, item in zip(finite, task.items, strict=True)
+    ]
+    vectors.write(task.path, as_digests(task.digests), statuses, matrix, task.settings)
 
 
 def _map(batches: VectorBatches, items: int, width: int, fingerprint: str, tick: Tick) -> Floats:
@@ -124,9 +170,9 @@ def _map(batches: VectorBatches, items: int, width: int, fingerprint: str, tick:
     import datasets
 
     def encode_batch(_: dict[str, list[list[int]]]) -> pa.Table:
-        vectors = next(batches.vectors)  # of this batch: the encoder works one batch ahead
-        tick(len(vectors))
-        return pa.table({"vector": fixed_lists(vectors)})  # python lists would be written 20 times slower
+        batch = next(batches.vectors)  # of this batch: the encoder works one batch ahead
+        tick(len(batch))
+        return pa.table({"vector": fixed_lists(batch)})  # python lists would be written 20 times slower
 
     fixed_list = getattr(datasets, "List", None) or datasets.Sequence  # datasets 3.x has no List
     with _quiet_datasets():
@@ -140,10 +186,10 @@ def _map(batches: VectorBatches, items: int, width: int, fingerprint: str, tick:
             keep_in_memory=True,  # the result is the shard
         )
     assert next(batches.vectors, None) is None, "more vectors than batches"
-    vectors = np.empty((items, width), np.float32)
+    matrix = np.empty((items, width), np.float32)
     flat = mapped.data.column("vector").combine_chunks().flatten()
-    vectors[np.concatenate(batches.rows)] = np.asarray(flat).reshape(items, width)
-    return vectors
+    matrix[np.concatenate(batches.rows)] = np.asarray(flat).reshape(items, width)
+    return matrix
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from sqid_lib.tables.reader import read_parquet
 
 PRODUCTS, SUPP, QUERIES = "products", "supp", "queries"  # parts: rows
 TEXTS, IMAGES = "texts", "images"  # kinds of what is encoded for them
+DIGEST = pa.binary(32)  # a sha256
 _AGAIN = "Run the sample, resolve and fetch stages again."
-Items = NDArray[np.int64]
+_HASHED_AT_ONCE = 16_384
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,22 +38,30 @@ class Part:
 
     name: str
     ids: pa.Table
-    text: Items
-    image: Items
+    text: Numbers
+    image: Numbers
+
+
+@dataclass(frozen=True)
+class Items:
+    """Distinct texts or images, in order of first appearance.
+
+    Attributes:
+        values: the texts; of images the sha256 of their bytes as hexadecimal digits, or URLs for a backend that
+            downloads them itself.
+        digests: sha256 of each text as it is given to the encoder, of each image's bytes, or of its URL: `DIGEST`.
+    """
+
+    values: pa.LargeStringArray
+    digests: pa.FixedSizeBinaryArray
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All rows, and what is encoded for them.
-
-    Attributes:
-        parts: products, queries, then supp if wanted.
-        items: kind → distinct items in order of first appearance: texts; for images the sha256 of their bytes, or
-            URLs for a backend that downloads them itself.
-    """
+    """All rows (products, queries, then supp if wanted), and kind → what is encoded for them."""
 
     parts: tuple[Part, ...]
-    items: dict[str, list[str]]
+    items: dict[str, Items]
 
 
 def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> Inputs:
@@ -81,12 +93,15 @@ def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> In
         raise CountError(
             "fetch and sample differ", where=work, expected=f"{start} outcomes", got=outcomes.num_rows, fix=_AGAIN
         )
-    texts, text_items = _distinct([pc.fill_null(text, "") for _, text, _ in columns])
+    texts, text_numbers = _distinct([pc.fill_null(text, "") for _, text, _ in columns], _sha256)
     none = pa.chunked_array([], pa.string())
-    images, image_items = _distinct([none if image is None else image for _, _, image in columns])
+    images, image_numbers = _distinct(
+        [none if image is None else image for _, _, image in columns],
+        _parse_sha256 if image_name == "sha256" else _sha256,
+    )
     parts = (
         Part(name, ids, text, image)
-        for name, (ids, _, _), text, image in zip(names, columns, text_items, image_items, strict=True)
+        for name, (ids, _, _), text, image in zip(names, columns, text_numbers, image_numbers, strict=True)
     )
     return Inputs(tuple(parts), {TEXTS: texts, IMAGES: images})
 
@@ -109,10 +124,35 @@ def _with_outcomes(
     return ids, image
 
 
-def _distinct(columns: list[pa.ChunkedArray]) -> tuple[list[str], list[Items]]:
+def _distinct(columns: Sequence[pa.ChunkedArray], digest: Callable[[str], bytes]) -> tuple[Items, list[Numbers]]:
     """Distinct values of all columns in order of appearance; per column, the number of each row's value (−1: null)."""
-    whole = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).combine_chunks()
-    encoded = whole.dictionary_encode()
-    numbers: Items = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    chunks = [chunk.cast(pa.large_string()) for column in columns for chunk in column.chunks]
+    encoded = pa.chunked_array(chunks, pa.large_string()).combine_chunks().dictionary_encode()
+    values = encoded.dictionary
+    digests = bytearray()
+    for start in range(0, len(values), _HASHED_AT_ONCE):
+        for value in values.slice(start, _HASHED_AT_ONCE).to_pylist():
+            digests += digest(value)
+    numbers: Numbers = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     ends = np.cumsum([len(column) for column in columns])
-    return encoded.dictionary.to_pylist(), np.split(numbers, ends[:-1])
+    return Items(values, as_digests(digests)), np.split(numbers, ends[:-1])
+
+
+def as_digests(data: bytes | bytearray) -> pa.FixedSizeBinaryArray:
+    """Digests that lie one behind the other, as an array of `DIGEST`."""
+    buffer = pa.py_buffer(data)
+    return pa.FixedSizeBinaryArray.from_buffers(DIGEST, buffer.size // DIGEST.byte_width, [None, buffer])
+
+
+def _sha256(value: str) -> bytes:
+    return hashlib.sha256(value.encode()).digest()
+
+
+def _parse_sha256(value: str) -> bytes:
+    try:
+        digest = bytes.fromhex(value)
+    except ValueError:
+        digest = b""
+    if len(digest) != DIGEST.byte_width:
+        raise IntegrityError("not a sha256", where="fetch/outcomes.parquet", got=value[:80], fix=_AGAIN)
+    return digest

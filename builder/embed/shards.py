@@ -1,88 +1,71 @@
-"""Finished parts of the work: parquet files that carry a stamp, the hash of everything they were made of."""
+"""Parquet files of the stage that carry a checksum of all their bytes, and are checked before they are used."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.database import reporting_disk_errors
-from sqid_lib.files import is_part, parse_numbered_name, replacing
+from sqid_lib.errors import CorruptFileError
+from sqid_lib.files import is_part, replacing
 
-_STAMP = b"sqid.stamp"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file to make: rows `start` to `stop` of `kind` ("texts", "images", "products", "queries", "supp")."""
-
-    path: Path
-    kind: str
-    start: int
-    stop: int
-    stamp: str
-
-    @property
-    def rows(self) -> int:
-        """How many rows."""
-        return self.stop - self.start
+_NAME, _BLANK = b"sqid.sha256", b"0" * 64
+_MARK = _NAME + b"\x18@"  # as parquet's footer has it: the key, then a field of 64 bytes
 
 
-def stamp(*values: Any) -> str:
-    """sha256 over tables and plain values."""
-    digest = hashlib.sha256()
-    for value in values:
-        if isinstance(value, pa.Table):
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, value.schema) as writer:
-                writer.write_table(value.combine_chunks())
-            digest.update(sink.getvalue())
-        else:
-            digest.update(json.dumps(value, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def is_finished(shard: Shard) -> bool:
-    """Whether the file exists, is whole and readable, and has the same stamp."""
-    try:
-        return bool(read(shard).num_rows == shard.rows)
-    except (OSError, pa.ArrowException, ValueError):
-        return False
-
-
-def read(shard: Shard, columns: list[str] | None = None) -> pa.Table:
-    """Read a shard back.
-
-    Raises:
-        OSError, pa.ArrowException: it cannot be read, or a page does not match its checksum.
-        ValueError: its stamp is another one.
-    """
-    with pq.ParquetFile(shard.path, page_checksum_verification=True) as file:
-        if (file.schema_arrow.metadata or {}).get(_STAMP) != shard.stamp.encode():
-            raise ValueError(f"{shard.path} has another stamp")
-        return file.read(columns=columns)
-
-
-def write(shard: Shard, table: pa.Table) -> None:
-    """Write one shard; it appears whole or not at all.
+def write(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
+    """Write a shard with `metadata` in its schema; it appears whole or not at all. Equal tables give equal bytes.
 
     Raises:
         DiskError: no space left, or the disk refused.
     """
-    table = table.replace_schema_metadata({_STAMP: shard.stamp.encode()})
-    with reporting_disk_errors(shard.path), replacing(shard.path) as part:
-        pq.write_table(table, part, compression="none", use_dictionary=False, write_page_checksum=True)
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({name.encode(): value for name, value in metadata.items()} | {_NAME: _BLANK})
+    pq.write_table(table, sink, compression="none", use_dictionary=False)
+    data = bytearray(sink.getvalue())
+    at = data.rindex(_MARK) + len(_MARK)
+    data[at : at + len(_BLANK)] = hashlib.sha256(data).hexdigest().encode()
+    with reporting_disk_errors(path), replacing(path) as part:
+        part.write_bytes(data)
 
 
-def remove_others(folders: Iterable[Path], keep: Collection[Path]) -> None:
-    """Remove shards that are not in `keep`, which readers would take for this run's, and unfinished ones."""
+def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard back; its metadata are those of the schema.
+
+    Raises:
+        CorruptFileError: it is not what `write` wrote; nothing of it was parsed.
+        FileNotFoundError, OSError: it is not there or cannot be read.
+    """
+    data = path.read_bytes()
+    if not _is_whole(data):
+        raise CorruptFileError("does not match its checksum", where=path, fix="Run the embed stage again.")
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read(columns=columns)
+
+
+def _is_whole(data: bytes) -> bool:
+    at = data.rfind(_MARK) + len(_MARK)
+    if at < len(_MARK):
+        return False
+    view = memoryview(data)
+    digest = hashlib.sha256(view[:at])
+    digest.update(_BLANK)
+    digest.update(view[at + len(_BLANK) :])
+    return digest.hexdigest().encode() == data[at : at + len(_BLANK)]
+
+
+def metadata(table: pa.Table, name: str) -> str:
+    """One value of the metadata of `write`; "" where there is none."""
+    return str((table.schema.metadata or {}).get(name.encode(), b"").decode())
+
+
+def remove_unfinished(folders: Iterable[Path]) -> None:
+    """Remove the temporary files of a killed run."""
     for folder in folders:
         for path in folder.iterdir() if folder.is_dir() else ():
-            if is_part(path) or (parse_numbered_name(path) and path not in keep):
+            if is_part(path):
                 path.unlink()

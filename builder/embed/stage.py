@@ -1,38 +1,47 @@
 """embed: query text, product title and product image → vectors.
 
-Distinct texts and images are encoded once, shard by shard (`WORK/embed/items/`), then copied into rows
-(`WORK/embed/{products,queries,supp}-*.parquet`). Every file carries the stamp of what it was made of: an interrupted
-run loses the shards in progress, and nothing stale is used again.
+Vectors are kept by encoder and by content (`WORK/embed/vectors/`): what was encoded once is not encoded again. The rows
+for the release (`WORK/embed/{products,queries,supp}-*.parquet`) are copied from them. Every file is checked before it
+is used; an interrupted run loses the files in progress.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from builder import engines
 from builder.embed import record as records
-from builder.embed import shards
-from builder.embed.assemble import ItemVectors
-from builder.embed.encode import Backend, EncodeTask, OpenEncoder, open_backend
-from builder.embed.inputs import Inputs, read_inputs
+from builder.embed import rows, shards
+from builder.embed.encode import Backend, EncodeTasks, OpenEncoder, open_backend
+from builder.embed.inputs import IMAGES, TEXTS, Inputs, Items, read_inputs
 from builder.embed.local import devices
-from builder.embed.plan import Plan, make_plan
-from builder.engines import Job
-from builder.progress import progress
+from builder.embed.vectors import Found, Vectors
+from builder.engines import Engine, Job
+from builder.progress import note, progress
 from builder.recipe import Recipe
 
 __all__ = ["embed"]
 
 log = logging.getLogger(__name__)
 
+_VECTORS = "vectors"
+_EARLIER = "items"  # vectors of an earlier layout, by their place in a shard
+_EXACT = ("max_pixels",)  # settings that change no vector
+
 
 def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     """Make WORK/embed/{products,queries,supp}-*.parquet and encoder.json from what sample and fetch left in WORK.
 
-    Finished shards are kept if they are readable and were made of the same inputs by the same encoder. Vectors are
-    projected and not normalised, as published. The same recipe and inputs give the same bytes.
+    Vectors that are there for the same encoder and content are reused, also those made with other sizes of batches or
+    on another device, which differ in their last bits; that is reported. From an empty WORK/embed, the same recipe and
+    inputs give the same bytes on one machine. Vectors are projected and not normalised, as published.
 
     Args:
         recipe: [encoder] chooses the model; `selection.embed_supp` adds the supplementary products.
@@ -49,24 +58,30 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     run = engines.find(engine)
     folder = work / "embed"
     inputs, places = _inputs(recipe, work), _places(recipe)
-    record, backend = records.read(folder / records.NAME, recipe, places), None
-    if record is None or make_plan(folder, inputs, recipe, record).missing():
-        backend = _open_first(recipe, work, places, record)
-        record = records.request(recipe, places) | backend.record  # as it was, unless another machine began this
-    plan = make_plan(folder, inputs, recipe, record)
-    shards.remove_others([folder, folder / "items"], [shard.path for shard in plan.every])
+    shards.remove_unfinished([folder, *(folder / _VECTORS).glob("*")])
+    record, backend = records.find(folder / _VECTORS, recipe, places), None
+    if record is None:
+        backend = _open_first(recipe, work, places, None)
+        record = records.request(recipe, places) | backend.record
+    planned = _plan(folder, inputs, recipe, record)
+    unfinished, damaged = rows.unfinished(planned)
+    if backend is not None:  # no vectors of this encoder: the rows, if there are any, are not kept without them
+        unfinished = planned
+    if unfinished:
+        home = folder / _VECTORS / records.key(record)
+        vectors = Vectors(home, recipe.fetch.max_pixels)
+        _report_damaged([path.name for path in damaged] + vectors.remove_damaged(), folder)
+        found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
+        _report_reuse(recipe, record, places, vectors, found)
+        if backend is not None:
+            records.write(home / records.NAME, record)
+        _Encoding(run, recipe, work, places, record, backend).run(vectors, inputs, found)
+        found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
+        for shard in unfinished:
+            rows.write(shard, vectors, found, record["width"])
+    rows.remove_others(folder, planned)
     records.write(folder / records.NAME, record)
-    missing = plan.missing()
-    if missing:
-        tasks, done = _pending(plan, inputs)
-        rows = sum(task.shard.rows for task in tasks)
-        worker = OpenEncoder(recipe, work, record, backend if len(places) == 1 else None)
-        with progress("embed", done + rows, done, unit="input") as bar:
-            run(Job(worker, tasks, places), bar.update)
-        vectors = ItemVectors(plan.items, recipe.encoder.shard_rows, record["width"])
-        for shard, part in missing:
-            shards.write(shard, vectors.assemble(part, shard))
-    log.info("embed: %d shards are complete", len(plan.rows))
+    log.info("embed: %d shards are complete", len(planned))
 
 
 def pending(recipe: Recipe, work: Path) -> str | None:
@@ -75,12 +90,54 @@ def pending(recipe: Recipe, work: Path) -> str | None:
     Raises: as `embed`, if what sample and fetch left cannot be read.
     """
     folder = work / "embed"
-    record = records.read(folder / records.NAME, recipe, _places(recipe))
-    plan = make_plan(folder, _inputs(recipe, work), recipe, record or records.UNKNOWN)
-    if not plan.missing():
+    inputs = _inputs(recipe, work)
+    record = records.find(folder / _VECTORS, recipe, _places(recipe))
+    if record is None:
+        return _counts({kind: len(items.values) for kind, items in inputs.items.items()}, 0)
+    if not rows.unfinished(_plan(folder, inputs, recipe, record))[0]:
         return None
-    done = sum(shards.is_finished(shard) for shard in plan.every)
-    return f"{done:,} of {len(plan.every):,} shards done"
+    vectors = Vectors(folder / _VECTORS / records.key(record), recipe.fetch.max_pixels)
+    found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
+    missing, reused = _count(found)
+    return _counts(missing, reused)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """How this run encodes: by which engine, with which encoder; `backend` if one is open."""
+
+    engine: Engine
+    recipe: Recipe
+    work: Path
+    places: list[str]
+    record: dict[str, Any]
+    backend: Backend | None
+
+    def run(self, vectors: Vectors, inputs: Inputs, found: dict[str, Found]) -> None:
+        """Encode what was not found, texts first."""
+        kinds = [kind for kind in (TEXTS, IMAGES) if found[kind].missing.any()]
+        backend, one = self.backend, len(self.places) == 1
+        if kinds and one and backend is None:
+            backend = _open_first(self.recipe, self.work, self.places, self.record)
+        worker = OpenEncoder(self.recipe, self.work, self.record, backend if one else None)
+        for kind in kinds:
+            wanted = _select(inputs.items[kind], found[kind].missing)
+            settings = records.settings(self.recipe, self.record, self.places, kind)
+            size = self.recipe.encoder.shard_rows
+            tasks = EncodeTasks(kind, wanted, size, vectors.free_names(kind), settings)
+            with progress("embed", len(wanted.values), unit=kind.removesuffix("s")) as bar:
+                self.engine(Job(worker, tasks, self.places), bar.update)
+        vectors.refresh()
+
+
+def _select(items: Items, chosen: np.ndarray) -> Items:
+    mask = pa.array(chosen)
+    return Items(items.values.filter(mask), items.digests.filter(mask))
+
+
+def _plan(folder: Path, inputs: Inputs, recipe: Recipe, record: dict[str, Any]) -> list[rows.Shard]:
+    size, limit = recipe.encoder.shard_rows, recipe.fetch.max_pixels
+    return rows.plan(folder, inputs, size, records.key(record), limit)
 
 
 def _inputs(recipe: Recipe, work: Path) -> Inputs:
@@ -102,9 +159,46 @@ def _open_first(recipe: Recipe, work: Path, places: list[str], record: dict[str,
     return open_backend(recipe, work, opening, places[0] if len(places) == 1 else "cpu")
 
 
-def _pending(plan: Plan, inputs: Inputs) -> tuple[list[EncodeTask], int]:
-    """A task for each shard of items that is not finished, and the number of items in the others."""
-    every = [shard for of_kind in plan.items.values() for shard in of_kind]
-    pending = [shard for shard in every if not shards.is_finished(shard)]
-    done = sum(shard.rows for shard in every) - sum(shard.rows for shard in pending)
-    return [EncodeTask(shard, inputs.items[shard.kind][shard.start : shard.stop]) for shard in pending], done
+# -- what is reported -----------------------------------------------------------------------------------------------
+
+
+def _count(found: dict[str, Found]) -> tuple[dict[str, int], int]:
+    """Kind → items to encode, and how many vectors are there."""
+    missing = {kind: int(of_kind.missing.sum()) for kind, of_kind in found.items()}
+    return missing, sum(len(of_kind.file) for of_kind in found.values()) - sum(missing.values())
+
+
+def _counts(missing: dict[str, int], reused: int) -> str:
+    wanted = (f"{missing[kind]:,} {kind if missing[kind] != 1 else kind[:-1]}" for kind in (IMAGES, TEXTS))
+    return f"{', '.join(wanted)} to encode; {reused:,} reused"
+
+
+def _report_damaged(names: list[str], folder: Path) -> None:
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        note(f"embed: damaged or of an earlier version, made again: {shown} in {folder}")
+    if (folder / _EARLIER).is_dir():
+        note(f"embed: {folder / _EARLIER} holds vectors of an earlier version, which are not used; you may delete it")
+
+
+def _report_reuse(
+    recipe: Recipe, record: dict[str, Any], places: list[str], vectors: Vectors, found: dict[str, Found]
+) -> None:
+    missing, reused = _count(found)
+    note(f"embed: {_counts(missing, reused)}")
+    other: Counter[str] = Counter()
+    differing = 0
+    for kind, of_kind in found.items():
+        now = records.settings(recipe, record, places, kind)
+        for made, count in vectors.settings(kind, of_kind):
+            names = [name for name in made.keys() | now.keys() if made.get(name) != now.get(name)]
+            names = [name for name in names if name not in _EXACT]
+            other.update(f"{name} {made.get(name)} instead of {now.get(name)}" for name in names)
+            differing += count if names else 0
+    if other:
+        note(
+            f"embed: {differing:,} of the reused vectors were made with {', '.join(sorted(other))}: they may differ "
+            f"from new ones in their last bits; delete {vectors.folder} to make all again"
+        )
+    if missing[TEXTS] + missing[IMAGES] and (names := records.of_other_versions(vectors.folder.parent, record)):
+        note(f"embed: vectors of other versions of its packages are kept and not used: {', '.join(names)}")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from builder.embed.inputs import DIGEST, as_digests
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, IntegrityError, SchemaError
 from sqid_lib.files import parse_numbered_name
 
 _KIND = "images"  # in the names of files
+_AGAIN = "Move the file away and run the fetch stage again."
 
 
 class StoredImages:
-    """In which file of `folder` each image is; only hashes are kept in memory.
+    """In which file of `folder` each image is; only digests are kept in memory, 32 bytes an image.
 
     Raises:
         CorruptFileError, SchemaError: a file cannot be read or has other columns.
@@ -26,45 +32,58 @@ class StoredImages:
         self._folder = folder
         names = {path: parse_numbered_name(path) for path in sorted(folder.glob("*"))}
         self._files = [path for path, name in names.items() if name and name[0] == _KIND]
-        self._place: dict[str, int] = {}  # sha256 → number of the first file that has it
-        for number, path in enumerate(self._files):
-            for sha256 in _read(path, ["sha256"])["sha256"].to_pylist():
-                self._place.setdefault(sha256, number)
+        digests = [_digests(_read(path, ["sha256"])["sha256"].to_pylist()) for path in self._files]
+        self._stored = pa.chunked_array(digests, DIGEST).combine_chunks()
+        self._starts = np.cumsum([0, *map(len, digests)])
 
-    def check(self, sha256s: Collection[str]) -> None:
+    def check(self, sha256s: Sequence[str]) -> None:
         """Raise IntegrityError unless every one of the images is stored."""
-        absent = [sha256 for sha256 in sha256s if sha256 not in self._place]
-        if absent:
+        absent = np.flatnonzero(self._numbers(sha256s) < 0)
+        if len(absent):
             raise IntegrityError(
                 f"{len(absent)} images that outcomes.parquet names are not stored",
                 where=self._folder,
-                got=absent[0],
+                got=sha256s[absent[0]],
                 fix="Run the fetch stage again.",
             )
 
-    def order(self, sha256s: Collection[str]) -> list[str]:
+    def order(self, sha256s: Sequence[str]) -> list[str]:
         """The images in the order of files, so that `read` opens each file once."""
-        return sorted(sha256s, key=lambda sha256: (self._place[sha256], sha256))
+        return [sha256 for _, sha256 in sorted(zip(self._numbers(sha256s).tolist(), sha256s, strict=True))]
 
-    def read(self, ordered: Collection[str]) -> Iterator[bytes]:
-        """The bytes of each image; at most one file is in memory."""
-        number = -1
+    def read(self, ordered: Sequence[str]) -> Iterator[bytes]:
+        """The bytes of each image; at most one file is in memory.
+
+        Raises:
+            CorruptFileError: the bytes are not those that fetch stored.
+        """
+        current = -1
         stored: dict[str, pa.Scalar] = {}
-        for sha256 in ordered:
-            if self._place[sha256] != number:
-                number, stored = self._place[sha256], {}
+        for sha256, number in zip(ordered, self._numbers(ordered).tolist(), strict=True):
+            if number != current:
+                current, stored = number, {}
                 table = _read(self._files[number], schemas.IMAGES_SCHEMA.names)
                 stored = dict(zip(table["sha256"].to_pylist(), table["image"], strict=True))
-            yield stored[sha256].as_py()
+            image: bytes = stored[sha256].as_py()
+            if hashlib.sha256(image).hexdigest() != sha256:
+                raise CorruptFileError("an image is not that of its sha256", where=self._files[number], fix=_AGAIN)
+            yield image
+
+    def _numbers(self, sha256s: Sequence[str]) -> NDArray[np.int64]:
+        """The number of the first file that has each image, −1 where none has."""
+        at = pc.fill_null(pc.index_in(_digests(sha256s), value_set=self._stored), -1).to_numpy(zero_copy_only=False)
+        return np.where(at < 0, -1, np.searchsorted(self._starts, at, side="right") - 1)
+
+
+def _digests(sha256s: Sequence[str]) -> pa.Array:
+    return as_digests(bytes.fromhex("".join(sha256s)))
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
     try:
         table = pq.read_table(path, columns=columns, memory_map=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise CorruptFileError(
-            f"cannot be read: {error}", where=path, fix="Move the file away and run the fetch stage again."
-        ) from error
+        raise CorruptFileError(f"cannot be read: {error}", where=path, fix=_AGAIN) from error
     wanted = pa.schema([schemas.IMAGES_SCHEMA.field(name) for name in columns])
     if table.column_names != columns:
         raise SchemaError("columns are missing", where=path, expected=columns, got=table.column_names)

@@ -84,7 +84,8 @@ def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None
     _check_retry(retry)
     urls = dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch))
     rows = query_copy(work / _FOLDER / "ledger.sqlite", "SELECT * FROM outcomes")
-    before = earlier((Outcome(*row) for row in rows if row[0] in urls), recipe.fetch, retry)
+    outcomes = (Outcome(*row[: len(Outcome._fields)]) for row in rows if row[0] in urls)  # the checksum is left out
+    before = earlier(outcomes, recipe.fetch, retry)
     left = len(urls) - before.done
     if not left and (work / _FOLDER / "outcomes.parquet").exists():
         return None

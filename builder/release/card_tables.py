@@ -11,6 +11,7 @@ import pyarrow as pa
 from builder.release import manifest
 from builder.release.statistics import Statistics
 from sqid_lib import schemas
+from sqid_lib.joined.selection import ALL
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
@@ -90,9 +91,11 @@ def _selection(recipe: Recipe) -> str:
     task = "`small_version == 1` (Task 1)" if chosen.version == "small" else "`large_version == 1`"
     splits = " or ".join(f"`{split}`" for split in chosen.splits)
     locales = " or ".join(f"`{locale}`" for locale in chosen.locales)
+    everything = " Products without a judgment are here too: every product of ESCI with that locale."
+    everything = everything if chosen.products == ALL else ""
     return (
         f"All judgments of ESCI with {task}, split {splits} and product locale {locales}, "
-        "with their queries and products."
+        f"with their queries and products.{everything}"
     )
 
 
@@ -118,8 +121,9 @@ def _urls(recipe: Recipe) -> str:
     if recipe.artifacts is not None:
         return "URLs and embeddings were taken from existing SQID files and joined with ESCI."
     pages = " and from product pages" if recipe.resolve.pages.permission else ""
+    which = "all products" if recipe.selection.products == ALL else "judged products"
     return (
-        f"URLs come from tables of product ids and URLs{pages}. The images of judged products were then downloaded "
+        f"URLs come from tables of product ids and URLs{pages}. The images of {which} were then downloaded "
         "once and decoded."
     )
 

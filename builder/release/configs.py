@@ -14,7 +14,7 @@ from builder.release.artifacts import Artifacts
 from builder.release.files import write_shards
 from sqid_lib import schemas
 from sqid_lib.files import File
-from sqid_lib.joined import joins
+from sqid_lib.joined import joins, selection
 from sqid_lib.joined.product_texts import product_texts
 from sqid_lib.tables.reader import read_parquet
 
@@ -49,7 +49,8 @@ def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path)
         asked = queries.filter(pc.is_in(queries.column("query_id"), value_set=pc.unique(judged.column("query_id"))))
         vectors = artifacts.queries.in_order(joins.find_rows(artifacts.queries, asked))
         write(schemas.QUERIES, split, joins.query_features(asked, vectors), asked.num_rows)
-        keys = _distinct_products(judged)
+        every = recipe.selection.products == selection.ALL
+        keys = read_keys(sample / "products.parquet") if every else _distinct_products(judged)
         for config in (schemas.URLS, schemas.FEATURES):
             write_products(config, split, "products", keys, artifacts.urls)
     supp = read_keys(sample / "supp.parquet")
@@ -60,7 +61,8 @@ def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path)
 
 def embeds_supp(recipe: Recipe) -> bool:
     """Whether the release has vectors of supplementary products; existing files have none."""
-    return recipe.selection.embed_supp and not recipe.artifacts
+    chosen = recipe.selection
+    return chosen.embed_supp and chosen.products != selection.ALL and not recipe.artifacts
 
 
 def read_keys(path: Path) -> pa.Table:

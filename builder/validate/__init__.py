@@ -15,6 +15,7 @@ from builder.validate.relations import check_relations
 from builder.validate.rows import Scan
 from sqid_lib import schemas
 from sqid_lib.errors import SourceError, first_line
+from sqid_lib.joined.selection import ALL
 
 __all__ = ["Problem", "validate"]
 
@@ -37,7 +38,7 @@ def validate(release: Path) -> list[Problem]:
     scans = {config: Scan(release, config, made_here=made_here, gains=gains) for config in schemas.CONFIGS}
     for config, scan in scans.items():
         _run(problems, f"data/{config}", scan.problems)
-    _run(problems, "data", lambda: check_relations(scans))
+    _run(problems, "data", lambda: check_relations(scans, unjudged=_has_unjudged(stated)))
     _run(problems, schemas.MANIFEST, lambda: check_manifest(release, stated, scans))
     _run(problems, schemas.CARD, lambda: check_card(release, stated, scans))
     for name in schemas.CLASSIC_FILES:
@@ -50,6 +51,12 @@ def _manifest(release: Path) -> manifest.Manifest | None:
         return manifest.read(release)
     except SourceError:  # reported by check_files
         return None
+
+
+def _has_unjudged(stated: manifest.Manifest | None) -> bool:
+    """Whether products without a judgment belong to the release."""
+    selection = stated.recipe.get("selection") if stated else None
+    return isinstance(selection, dict) and selection.get("products") == ALL
 
 
 def _run(problems: list[Problem], where: str, check: Callable[[], Iterable[Problem]]) -> None:

@@ -17,15 +17,19 @@ from sqid_lib import schemas
 Rows = Mapping[str, pa.Table]  # config → its compared columns
 
 
-def check_relations(scans: Mapping[str, Scan]) -> Iterator[Problem]:
-    """Compare all configs of each part of the release; those that could not be read whole are left out."""
+def check_relations(scans: Mapping[str, Scan], *, unjudged: bool = False) -> Iterator[Problem]:
+    """Compare all configs of each part of the release; those that could not be read whole are left out.
+
+    Args:
+        unjudged: whether products without a judgment belong to the release.
+    """
     whole = {config: scan for config, scan in scans.items() if scan.complete}
     for part in _parts(whole):
         for other, config in combinations(part, 2):
             if set(schemas.DECLARED[other].key) <= set(schemas.DECLARED[config].names):
-                yield from _compare(part, config, other)
+                yield from _compare(part, config, other, unjudged)
             elif set(schemas.DECLARED[config].key) <= set(schemas.DECLARED[other].names):
-                yield from _compare(part, other, config)
+                yield from _compare(part, other, config, unjudged)
     rows = {config: scan.kept for config, scan in whole.items()}
     supp, main = (_keys(rows.get(config), schemas.PRODUCT_KEY) for config in (schemas.SUPP, schemas.URLS))
     if supp is not None and main is not None:
@@ -54,7 +58,7 @@ def _of_split(scan: Scan, split: str) -> pa.Table:
     return kept.filter(pc.equal(kept["split"], split)) if "split" in kept.column_names else kept
 
 
-def _compare(part: Rows, config: str, other: str) -> Iterator[Problem]:
+def _compare(part: Rows, config: str, other: str, unjudged: bool) -> Iterator[Problem]:
     """Both configs have the same keys of `other`, and equal values in the columns they share; null equals null."""
     names = schemas.DECLARED[other].key
     left, right = part[config], part[other]
@@ -63,7 +67,8 @@ def _compare(part: Rows, config: str, other: str) -> Iterator[Problem]:
         return
     things = next((n for n, counted in schemas.COUNTED.items() if schemas.DECLARED[counted].key == names), "keys")
     yield from _within(keys, known, things, config, other)
-    yield from _within(known, keys, things, other, config)
+    if not (unjudged and config == schemas.JUDGMENTS and names == schemas.PRODUCT_KEY):
+        yield from _within(known, keys, things, other, config)
     index = pc.index_in(keys, value_set=known)
     common = pc.is_valid(index)
     left, right, keys = left.filter(common), right.take(index.filter(common)), keys.filter(common)

@@ -180,7 +180,10 @@ class _Urls:
         urls, statuses = plan.of(f"{kind}_urls"), plan.of(f"{kind}_status")
         with ThreadPoolExecutor(1) as pool:  # neither keeps two cores busy
             image_urls = pool.submit(_image_urls, urls, statuses, plan.locale)
-            self.keys = _product_keys(plan.of("examples")[0], plan.selection, part)
+            if part == schemas.MAIN and plan.selection.products == selection.ALL:
+                self.keys = selection.catalogue_keys(plan.of("products")[0], plan.selection.locales)
+            else:
+                self.keys = _product_keys(plan.of("examples")[0], plan.selection, part)
             self.image_urls = image_urls.result()
         self.count = self.keys.num_rows
         self._block: tuple[int, pa.Table] | None = None

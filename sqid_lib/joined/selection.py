@@ -21,6 +21,9 @@ _BATCH_ROWS = 131_072
 _CODED = ("product_locale", "esci_label", "split")  # columns with few values, read as dictionaries
 
 
+PRODUCTS = (JUDGED, ALL) = ("judged", "all")  # which products a selection has
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which part of ESCI is used. The defaults are the published selection.
@@ -33,6 +36,8 @@ class Selection:
             of the same version and locales, in any split.
         embed_supp: give supplementary products vectors too (the published ones have none).
         labels: every label that may occur, with its gain.
+        products: "judged", those of the main part's judgments, or "all", every product of the locales in the products
+            file; then no product is supplementary.
     """
 
     version: str = "small"
@@ -41,11 +46,13 @@ class Selection:
     supp_min_judgments: int = 2
     embed_supp: bool = False
     labels: tuple[tuple[str, float], ...] = tuple(schemas.GAINS.items())
+    products: str = JUDGED
 
     def __post_init__(self) -> None:
         for name, values, known in (
             ("version", (self.version,), schemas.VERSIONS),
             ("splits", self.splits, schemas.SPLITS),
+            ("products", (self.products,), PRODUCTS),
             ("locales", self.locales, None),
         ):
             unknown = [value for value in values if (value not in known if known else not value.strip())]
@@ -190,7 +197,7 @@ def queries(examples: pa.Table, selection: Selection, sources: pa.Table) -> pa.T
 
 
 def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Table:
-    """Keys (product_id, product_locale) of the main or the supplementary products, sorted.
+    """Keys (product_id, product_locale) of the judged products of the main part or of the supplementary ones, sorted.
 
     Args:
         part: `schemas.MAIN` or `schemas.SUPPLEMENTARY`.
@@ -204,7 +211,28 @@ def product_keys(examples: pa.Table, selection: Selection, part: str) -> pa.Tabl
         counted = keys.group_by(names).aggregate([("main", "any"), ("main", "count")])
         enough = pc.greater_equal(counted.column("main_count"), selection.supp_min_judgments)
         table = counted.filter(pc.and_(pc.invert(counted.column("main_any")), enough)).select(names)
+        if selection.products == ALL:
+            table = table.slice(0, 0)
     return table.sort_by([(name, "ascending") for name in names]).combine_chunks()
+
+
+def catalogue_keys(products: File, locales: Sequence[str]) -> pa.Table:
+    """Keys (product_id, product_locale) of every product of the locales in the products file, sorted.
+
+    Raises:
+        SourceError: as `tables.open_parquet`.
+        SchemaError: a null where a key should be.
+    """
+    names = list(schemas.PRODUCT_KEY)
+    schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(name) for name in names])
+    kept = [schema.empty_table()]
+    with open_parquet(products, schema) as parquet, reporting(products.url):
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
+            table = trimmed(conform(pa.Table.from_batches([batch]), schema, products.url), products.url)
+            _check_no_nulls(table, names, products.url)
+            kept.append(table.filter(pc.is_in(table.column("product_locale"), value_set=pa.array(locales))))
+    table = pa.concat_tables(kept).group_by(names).aggregate([])  # a key that occurs twice is reported with the texts
+    return table.select(names).sort_by([(name, "ascending") for name in names]).combine_chunks()
 
 
 def read_sources(file: File) -> pa.Table:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,23 @@ def test_without_tasks_nothing_is_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "opened").exists()
 
 
+@pytest.mark.parametrize("places", [("cpu",), ("left", "right")])
+def test_each_task_is_read_once_when_it_is_its_turn(tmp_path: Path, places: tuple[str, ...]) -> None:
+    read: list[int] = []
+
+    class Lazy(Sequence[str]):
+        def __len__(self) -> int:
+            return len(TASKS)
+
+        def __getitem__(self, number: Any) -> Any:
+            read.append(number)
+            assert len(read) <= len(list(tmp_path.glob("task-*"))) + len(places)
+            return TASKS[number]
+
+    engines.find("local")(Job(partial(open_writer, tmp_path), Lazy(), places), lambda *_: None)
+    assert read[: len(TASKS)] == list(range(len(TASKS)))
+
+
 def test_no_more_processes_than_tasks(tmp_path: Path) -> None:
     run(tmp_path, ["one"], "left", "right")
     assert len(opened(tmp_path)) == 1
@@ -88,7 +106,7 @@ def test_an_error_of_a_task_ends_the_run_and_finished_tasks_are_kept(tmp_path: P
     ("task", "message"),
     [
         ("breaks", "a worker failed: RuntimeError: unexpected"),
-        ("kills", "a worker process ended; got SIGKILL.*kept"),
+        ("kills", "kills on (left|right): a worker process ended; got SIGKILL.*kept"),
     ],
 )
 def test_a_worker_process_that_breaks_is_reported(tmp_path: Path, task: str, message: str) -> None:

@@ -24,8 +24,8 @@ def test_elsewhere_than_on_a_terminal_there_are_plain_lines(
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "fetch: 1,000 of 2,000 URLs",
-        "fetch: 1,501 of 2,000 URLs",
-        "fetch: 1,510 of 2,000 URLs",
+        "fetch: 1,501 of 2,000 URLs, 50.1/s, 00:09 left",
+        "fetch: 1,510 of 2,000 URLs, 51.0/s, 00:09 left",
     ]
 
 

@@ -167,6 +167,7 @@ def test_plain_values_for_the_manifest(tmp_path: Path) -> None:
         "supp_min_judgments": 2,
         "embed_supp": False,
         "labels": {"exact": 1.0},
+        "products": "judged",
     }
     assert values["artifacts"] is None
     assert list(values["resolve"]["pages"]) == ["permission", "contact", "url", "delay"]

@@ -22,6 +22,7 @@ from sqid_lib.errors import (
     CorruptFileError,
     CountError,
     DiskError,
+    IntegrityError,
     LabelError,
     LfsPointerError,
     SchemaError,
@@ -50,6 +51,25 @@ def test_what_is_sampled(tmp_path: Path, esci: Path) -> None:
         ("judgments", schemas.SAMPLED_JUDGMENTS_SCHEMA),
     ):
         assert pq.read_schema(tmp_path / "work" / "sample" / f"{name}.parquet").equals(schema)
+
+
+def test_every_product_of_the_locales(tmp_path: Path, esci: Path) -> None:
+    judged = run(tmp_path)
+    found = run(tmp_path, '[selection]\nproducts = "all"\n[expect]\nproducts = 42\njudgments = 72\nsupp = 0\n')
+    assert [r["product_id"] for r in found["products"]] == sorted([*MAIN_IDS, *SUPP_IDS, "T1", "L1", "U1"])
+    assert {r["product_locale"] for r in found["products"]} == {"us"}
+    assert found["supp"] == []
+    assert all(found[name] == judged[name] for name in ("queries", "judgments"))
+    several = run(tmp_path, '[selection]\nproducts = "all"\nlocales = ["us", "es"]\n')
+    assert [r["product_locale"] for r in several["products"] if r["product_id"] == "both"] == ["es", "us"]
+    assert len(several["products"]) == len(tiny_esci.products())
+
+
+@pytest.mark.parametrize("products", ["judged", "all"])
+def test_a_judged_product_that_is_not_in_the_products_file(tmp_path: Path, products: str) -> None:
+    write_esci(tmp_path / "esci", products=[r for r in tiny_esci.products() if r["product_id"] != MAIN_IDS[0]])
+    with pytest.raises(IntegrityError, match=rf"1 judged products are not .*\(us, {MAIN_IDS[0]}\)"):
+        run(tmp_path, f'[selection]\nproducts = "{products}"\n')
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path, esci: Path) -> None:

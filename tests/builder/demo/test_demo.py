@@ -245,12 +245,12 @@ def test_a_dry_run_counts_what_is_finished_and_changes_nothing(ran: tuple[Path, 
     assert plan(retry=["not_found"])["fetch"] == again
     with contextlib.closing(sqlite3.connect(work / "fetch" / "ledger.sqlite")) as ledger, ledger:
         ledger.execute("DELETE FROM outcomes WHERE url IN (SELECT url FROM outcomes WHERE status = 'ok' LIMIT 10)")
-    shards = sorted((work / "embed").rglob("*.parquet"))
+    encoded = sum(pq.read_metadata(path).num_rows for path in (work / "embed" / "vectors").rglob("*.parquet"))
     (work / "embed" / "products-00000.parquet").unlink()
     (work / "sqid" / schemas.SHA256SUMS).unlink()
     assert plan() == finished | {
         "fetch": f"{len(urls) - 10} of {len(urls)} URLs done, 10 to fetch",
-        "embed": f"{len(shards) - 1} of {len(shards)} shards done",
+        "embed": f"0 images, 0 texts to encode; {encoded} reused",
         "release": f"would write {work / 'sqid'}",
         "validate": "would check the release",
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +23,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from encoder_fixtures import ODD_TEXTS, encoded, make_image, write_clip
+from embed_work import FINAL, PRODUCTS, STORED, contents, encoders, flip_a_bit, make_work, read, title
+from encoder_fixtures import encoded, make_image, write_clip
 
 from builder.embed import embed, encode
 from builder.recipe import EncoderSettings, EsciSettings, Recipe
@@ -32,23 +32,6 @@ from sqid_lib import schemas
 from sqid_lib.encoders import load_encoder
 from sqid_lib.errors import CorruptFileError, DiskError, EncoderError, IntegrityError, UsageError
 from sqid_lib.images import decode
-
-PRODUCTS = 11
-# per product: image_status of fetch, and the bytes stored
-STORED: list[tuple[str, bytes | None]] = [
-    ("ok", encoded(make_image(1))),
-    ("missing", None),
-    ("ok", encoded(make_image(2), "JPEG")),
-    ("generic", encoded(make_image(3))),
-    ("generic", encoded(make_image(3))),
-    ("ok", encoded(make_image(4))[:-40]),  # damaged, and fetch did not notice
-    ("placeholder", None),
-    ("timeout", None),
-    ("ok", encoded(make_image(1))),
-    ("ok", encoded(make_image(5, mode="P"), "GIF")),
-    ("ok", encoded(make_image(6, (200, 20)), "WEBP")),
-]
-FINAL = ["ok", "missing", "ok", "generic", "generic", "corrupt", "placeholder", "timeout", "ok", "ok", "ok"]
 
 
 @pytest.fixture(scope="module")
@@ -62,60 +45,13 @@ def recipe(clip: Path) -> Recipe:
     return Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder)
 
 
-def title(row: int) -> str | None:
-    return None if row == 3 else ODD_TEXTS[row % len(ODD_TEXTS)]
-
-
-def make_work(work: Path, *, supp: int = 0) -> Path:
-    """What sample and fetch leave: PRODUCTS products, `supp` more, four queries."""
-    total = PRODUCTS + supp
-    rows = [
-        {"product_id": f"P{row:03d}", "product_locale": "us", "product_title": title(row), "product_brand": "b"}
-        for row in range(total)
-    ]
-    (work / "sample").mkdir(parents=True)
-    (work / "fetch").mkdir()
-    write(work / "sample/products.parquet", rows[:PRODUCTS], schemas.PRODUCTS_SCHEMA)
-    write(work / "sample/supp.parquet", rows[PRODUCTS:], schemas.PRODUCTS_SCHEMA)
-    queries = [{"query_id": 7 * i, "query": text, "source": "other"} for i, text in enumerate(ODD_TEXTS[:4])]
-    write(work / "sample/queries.parquet", queries, schemas.SAMPLED_QUERIES_SCHEMA)
-    stored = [STORED[row % PRODUCTS] for row in range(total)]
-    outcomes = [
-        {
-            **{key: row[key] for key in schemas.PRODUCT_KEY},
-            "image_status": status,
-            "sha256": data and hashlib.sha256(data).hexdigest(),
-        }
-        for row, (status, data) in zip(rows, stored, strict=True)
-    ]
-    write(work / "fetch/outcomes.parquet", outcomes, schemas.OUTCOMES_SCHEMA)
-    distinct = {hashlib.sha256(data).hexdigest(): data for _, data in stored if data}
-    images = [{"sha256": digest, "image": data} for digest, data in distinct.items()]
-    write(work / "fetch/images-00000.parquet", images[:3], schemas.IMAGES_SCHEMA)
-    write(work / "fetch/images-00001.parquet", images[3:], schemas.IMAGES_SCHEMA)
-    return work
-
-
-def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-
-
-def read(work: Path, part: str) -> pa.Table:
-    return pa.concat_tables(pq.read_table(path) for path in sorted((work / "embed").glob(f"{part}-*.parquet")))
-
-
-def contents(work: Path) -> dict[str, bytes]:
-    folder = work / "embed"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def test_rows_are_clip(recipe: Recipe, clip: Path, tmp_path: Path) -> None:
     work = make_work(tmp_path)
     embed(recipe, work)
-    items = ["items/images-00000.parquet", "items/images-00001.parquet"]
-    items += ["items/texts-00000.parquet", "items/texts-00001.parquet"]
+    vectors = ["encoder.json", *(f"{kind}-0000{n}.parquet" for kind in ("images", "texts") for n in (0, 1))]
     rows = ["products-00000.parquet", "products-00001.parquet", "products-00002.parquet", "queries-00000.parquet"]
-    assert list(contents(work)) == ["encoder.json", *items, *rows]
+    home = encoders(work)[0].relative_to(work / "embed")
+    assert [*contents(work)] == ["encoder.json", *rows, *(str(home / name) for name in vectors)]
     products, queries, encoder = read(work, "products"), read(work, "queries"), load_encoder(str(clip))
     assert products["product_id"].to_pylist() == [f"P{row:03d}" for row in range(PRODUCTS)]
     assert products["image_status"].to_pylist() == FINAL
@@ -140,21 +76,26 @@ def test_same_inputs_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
     assert contents(first) == contents(second)
 
 
-def test_only_what_is_not_finished_is_repeated(recipe: Recipe, tmp_path: Path) -> None:
+def test_only_what_is_not_finished_is_repeated(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     work = make_work(tmp_path)
     embed(recipe, work)
     whole = contents(work)
-    folder = work / "embed"
-    kept = ["items/texts-00000.parquet", "items/images-00001.parquet", "products-00000.parquet"]
-    times = [(folder / name).stat().st_mtime_ns for name in kept]
-    (folder / "items/texts-00001.parquet").unlink()
-    (folder / "products-00001.parquet").unlink()
-    for name in ("items/images-00000.parquet", "products-00002.parquet"):
-        flip_a_bit(folder / name)
-    (folder / "queries-00000.parquet").write_bytes(b"PAR1")
+    rows, vectors = work / "embed", encoders(work)[0]
+    kept = [vectors / "texts-00000.parquet", vectors / "images-00001.parquet", rows / "products-00000.parquet"]
+    times = [path.stat().st_mtime_ns for path in kept]
+    (vectors / "texts-00001.parquet").unlink()
+    (rows / "products-00001.parquet").unlink()
+    for path in (vectors / "images-00000.parquet", rows / "products-00002.parquet"):
+        flip_a_bit(path)
+    (rows / "queries-00000.parquet").write_bytes(b"PAR1")
+    capsys.readouterr()
     embed(recipe, work)
     assert contents(work) == whole
-    assert [(folder / name).stat().st_mtime_ns for name in kept] == times
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    damaged = "products-00002.parquet, queries-00000.parquet, images-00000.parquet"
+    assert f"embed: damaged or of an earlier version, made again: {damaged} in " in capsys.readouterr().err
 
 
 def test_finished_work_needs_no_model(clip: Path, recipe: Recipe, tmp_path: Path, monkeypatch: Any) -> None:
@@ -166,54 +107,23 @@ def test_finished_work_needs_no_model(clip: Path, recipe: Recipe, tmp_path: Path
     assert contents(work) == whole
 
 
-@pytest.mark.parametrize("record", ["", "{", "[]", '{"versions": 1}'])
-def test_a_damaged_record_is_made_again(recipe: Recipe, tmp_path: Path, record: str) -> None:
+@pytest.mark.parametrize("record", ["", "{", "[]", '{"versions": 1}', None])
+def test_a_damaged_record_is_made_again(recipe: Recipe, tmp_path: Path, record: str | None) -> None:
     work = make_work(tmp_path)
     embed(recipe, work)
     whole = contents(work)
-    (work / "embed/encoder.json").write_text(record)
+    for path in (work / "embed/encoder.json", encoders(work)[0] / "encoder.json"):
+        path.write_text(path.read_text().replace("float32", "bfloat16") if record is None else record)
     embed(recipe, work)
     assert contents(work) == whole
 
 
-def test_kernels_of_another_machine_are_not_mixed_with_ours(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = make_work(tmp_path)
-    embed(recipe, work)
-    whole = contents(work)
-    record = json.loads((work / "embed/encoder.json").read_text()) | {"linear": "packed"}
-    (work / "embed/encoder.json").write_text(json.dumps(record))
-    monkeypatch.setattr("sqid_lib.encoders.linear._possible", lambda network: False)
-    embed(recipe, work)
-    assert contents(work) == whole
-
-
-def test_no_images_at_all(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "STORED", [("missing", None)] * PRODUCTS)
-    work = make_work(tmp_path)
+def test_no_images_at_all(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path, stored=[("missing", None)] * PRODUCTS)
     embed(recipe, work)
     products = read(work, "products")
     assert products["clip_image_features"].null_count == PRODUCTS
     assert products["image_status"].to_pylist() == ["missing"] * PRODUCTS
-
-
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 4] ^= 1
-    path.write_bytes(data)
-
-
-def test_another_model_leaves_nothing_stale(recipe: Recipe, tmp_path: Path) -> None:
-    other = write_clip(tmp_path / "model", seed=1, width=16)
-    work, fresh = make_work(tmp_path / "a"), make_work(tmp_path / "b")
-    embed(recipe, work)
-    changed = recipe.model_copy(
-        update={"encoder": recipe.encoder.model_copy(update={"model": str(other), "shard_rows": 100})}
-    )
-    embed(changed, work)
-    embed(changed, fresh)
-    assert contents(work) == contents(fresh)
 
 
 def test_supplementary_products_on_request(recipe: Recipe, tmp_path: Path) -> None:
@@ -249,7 +159,8 @@ embed(Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encod
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert any(name.endswith(".part") for name in contents(work))
-    assert {"encoder.json", "items/texts-00000.parquet"} < set(contents(work)) < {*whole, *contents(work)}
+    finished = {f"vectors/{encoders(work)[0].name}/{name}" for name in ("encoder.json", "texts-00000.parquet")}
+    assert finished < set(contents(work)) < {*whole, *contents(work)}
     embed(recipe, work)
     assert contents(work) == whole
 
@@ -298,9 +209,8 @@ def poison(model: Path, name: str) -> None:
     save_file(weights, model / "model.safetensors", {"format": "pt"})
 
 
-def test_an_image_too_long_to_enlarge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "STORED", [("ok", encoded(make_image(1, (1, 600)))), *STORED[1:]])
-    work = make_work(tmp_path)
+def test_an_image_too_long_to_enlarge(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path, stored=[("ok", encoded(make_image(1, (1, 600)))), *STORED[1:]])
     embed(recipe, work)
     assert read(work, "products")["image_status"].to_pylist() == ["too_many_pixels", *FINAL[1:]]
 
@@ -312,10 +222,10 @@ def test_the_disk_fails(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("builder.embed.shards.pq.write_table", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(DiskError, match=words):
         embed(recipe, work)
-    assert [*contents(work)] == ["encoder.json"]
+    assert [*contents(work)] == [f"vectors/{encoders(work)[0].name}/encoder.json"]
 
 
 def test_the_model_is_opened_once_in_this_process_and_by_each_other_one(
@@ -348,9 +258,9 @@ def test_progress_counts_batches(recipe: Recipe, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("builder.embed.stage.progress", lambda *_, **__: contextlib.nullcontext(Bar()))
     embed(recipe, make_work(tmp_path))
-    shards = [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "embed/items").iterdir())]
-    assert sum(units) == sum(shards)
-    assert len(units) > len(shards)
+    files = [pq.read_metadata(path).num_rows for path in sorted(encoders(tmp_path)[0].glob("*.parquet"))]
+    assert sum(units) == sum(files)
+    assert len(units) > len(files)
 
 
 def test_progress_is_logged(recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -371,6 +281,17 @@ def test_damaged_images_file(recipe: Recipe, tmp_path: Path) -> None:
     path = work / "fetch/images-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(CorruptFileError, match=r"images-00001\.parquet"):
+        embed(recipe, work)
+
+
+def test_an_image_with_a_flipped_bit(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    path = work / "fetch/images-00001.parquet"
+    table = pq.read_table(path)
+    images = table["image"].to_pylist()
+    images[0] = images[0][:50] + bytes([images[0][50] ^ 1]) + images[0][51:]
+    pq.write_table(table.set_column(1, "image", pa.array(images, pa.binary())), path)
+    with pytest.raises(CorruptFileError, match=r"images-00001\.parquet: an image is not that of its sha256.*fetch"):
         embed(recipe, work)
 
 

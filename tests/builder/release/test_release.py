@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tiny_esci
@@ -20,7 +21,7 @@ from tiny_esci import MAIN_IDS, WIDTH, write_artifacts, write_csv, write_esci
 import sqid
 from builder import pipeline, recipe
 from builder.validate import Problem, validate
-from sqid_lib import schemas
+from sqid_lib import EmbeddingStore, schemas
 from sqid_lib.errors import (
     DiskError,
     IntegrityError,
@@ -31,6 +32,7 @@ from sqid_lib.errors import (
     UsageError,
 )
 from sqid_lib.files import shard_name
+from sqid_lib.joined.selection import Selection
 
 pytestmark = [
     pytest.mark.compat,
@@ -63,6 +65,49 @@ def test_every_file_of_the_design_is_there_and_valid(tmp_path: Path, esci: Path,
         split = "train" if config == "supp" else "test"
         schema = pq.read_schema(release / shard_name(config, split, 0, 1))
         assert schema.equals(schemas.config_schema(config, WIDTH)) and not schema.metadata
+
+
+def test_every_product_of_the_locale(tmp_path: Path, esci: Path, artifacts: Path) -> None:
+    judged = build(tmp_path)
+    judgments = pq.read_table(judged / shard_name("judgments", "test", 0, 1))
+    others = [*tiny_esci.SUPP_IDS, "T1", "L1", "U1"]
+    features = pq.read_table(artifacts / schemas.PRODUCT_FEATURES)
+    more = [{**row, "product_id": i} for i, row in zip(others, features.to_pylist(), strict=False)]
+    table = pa.concat_tables([features, pa.Table.from_pylist(more, features.schema)])
+    pq.write_table(table, artifacts / schemas.PRODUCT_FEATURES)
+    release = build(tmp_path, f'{FROM_ARTIFACTS}[selection]\nproducts = "all"\nembed_supp = true\n')
+    assert validate(release) == []
+    for config in ("urls", "product_features"):
+        ids = pq.read_table(release / shard_name(config, "test", 0, 1))["product_id"].to_pylist()
+        assert ids == sorted([*MAIN_IDS, *others])
+    assert pq.read_table(release / shard_name("judgments", "test", 0, 1)).equals(judgments)
+    assert json.loads((release / schemas.MANIFEST).read_text())["counts"] == {
+        "products": 42,
+        "queries": 5,
+        "judgments": 72,
+        "supp": 0,
+    }
+    assert "every product of ESCI with that locale" in (release / schemas.CARD).read_text()
+    store = EmbeddingStore.open(release, cache_dir=tmp_path / "cache")
+    assert store.products["product_id"].to_pylist() == sorted([*MAIN_IDS, *others])
+    assert len(store.pairs(batch_size=100)) == 1
+    loaded = sqid.load("urls", "test", esci=esci, artifacts=release, cache_dir=str(tmp_path / "cache"))
+    assert loaded["product_id"] == sorted(MAIN_IDS)
+    chosen = Selection(products="all")
+    joined = EmbeddingStore.open(artifacts, esci=esci, selection=chosen, cache_dir=tmp_path / "cache")
+    assert joined.products["product_id"].equals(store.products["product_id"])
+
+
+def test_products_without_a_judgment_are_a_problem_elsewhere(tmp_path: Path, esci: Path, artifacts: Path) -> None:
+    release = build(tmp_path)
+    path = release / schemas.MANIFEST
+    stated = json.loads(path.read_text())
+    assert stated["recipe"]["selection"]["products"] == "judged"
+    path = release / shard_name("judgments", "test", 0, 1)
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pc.not_equal(table["product_id"], MAIN_IDS[2])), path)
+    messages = [problem.message for problem in validate(release) if problem.code == "integrity"]
+    assert [m for m in messages if m.startswith("1 products are not in judgments")]
 
 
 def test_the_classic_files_are_the_published_ones(tmp_path: Path, esci: Path, artifacts: Path) -> None:
@@ -206,7 +251,11 @@ def test_a_release_that_is_not_valid_leaves_the_earlier_one(
     assert (tmp_path / "work" / ".sqid.building" / schemas.MANIFEST).exists()  # to look at
     said: list[str] = []
     release = build(tmp_path, FROM_ARTIFACTS + "[release]\nclassic_files = false\n", say=said.append)
-    assert said == ["sample: done before", "release", "validate"]
+    assert [line for line in said if line.endswith((" …", ", done before"))] == [
+        "sample: 36 products, 5 queries, 72 judgments, 3 supplementary products, done before",
+        "release …",
+        "validate …",
+    ]
     assert not (release / schemas.PRODUCT_URLS).exists() and not (tmp_path / "work" / ".sqid.building").exists()
 
 
