@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sqid_lib.errors import DiskError, UsageError
+from sqid_lib.files import write_text
 
 MOVE_IT = "Set SQID_CACHE or HF_HOME to a folder that can be written, or pass cache_dir."
 
@@ -97,3 +99,24 @@ def download_cache(cache_dir: str | os.PathLike[str] | None) -> Path | None:
     if datasets.config.HF_HUB_OFFLINE or all(writable(place) for place in theirs):
         return None
     return writable_place((theirs[0], temporary_cache())) / "hub"
+
+
+def write_note(path: Path, text: str) -> None:
+    """Write a small text with its checksum, for `read_note`."""
+    write_text(path, f"{_checksum(text)}\n{text}")
+
+
+def read_note(path: Path) -> str | None:
+    """The text of `write_note`; None where there is none, or where it is damaged, which is logged: it is made again."""
+    try:
+        checksum, _, text = path.read_bytes().decode("utf-8", "replace").partition("\n")
+    except OSError:
+        return None
+    if checksum == _checksum(text):
+        return text
+    _log.warning("%s: a note in the cache is damaged; it is made again", path)
+    return None
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
