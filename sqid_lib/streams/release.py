@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sqid_lib import schemas
+from sqid_lib.errors import CorruptFileError
 from sqid_lib.streams.arrow import select_rows
 from sqid_lib.streams.batches import Arrays, PairBatch, Rows, pair_layout
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
@@ -108,6 +109,14 @@ class ReleaseStream(Stream[PairBatch]):
                 waiting.append(block.only(rows))
                 count += len(rows)
             del block  # its memory is for the block after the next
+        if start < len(starts) - 1:
+            raise CorruptFileError(
+                "the epoch ended early",
+                where=self.release.name,
+                expected=f"{starts[-1] - starts[0]:,} pairs",
+                got=f"{starts[start] - starts[0] + count:,}",
+                fix="Download or build the release again.",
+            )
 
     def _blocks(self, epoch: int, start: int, stop: int) -> list[list[Part]]:
         """The pairs from `start` to `stop` in the line of an epoch, in blocks of at most `buffer` products.

@@ -6,15 +6,17 @@ import contextlib
 import fnmatch
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sqid_lib import schemas
 from sqid_lib.cache import read_note, writable, write_note
-from sqid_lib.errors import CorruptFileError, MissingFileError
+from sqid_lib.errors import ContractError, CorruptFileError, MissingFileError
 from sqid_lib.files import parse_shard_name
 
 CONFIGS = (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)  # what a store and a stream are made of
+_DAY_S = 24 * 3600.0
 _AGAIN = "Download or build the release again."
 
 
@@ -25,6 +27,7 @@ def shards(names: Iterable[str], config: str, where: object) -> tuple[tuple[str,
 
     Raises:
         MissingFileError: numbers of shards are missing.
+        ContractError: there are shards of one split for two numbers of shards.
     """
     found: list[tuple[str, str]] = []
     missing: dict[tuple[str, int], set[int]] = {}
@@ -38,6 +41,12 @@ def shards(names: Iterable[str], config: str, where: object) -> tuple[tuple[str,
     gaps = {f"{split} (of {count})": sorted(numbers) for (split, count), numbers in missing.items() if numbers}
     if gaps:
         raise MissingFileError("shards are missing", where=f"{where}: data/{config}", got=f"no {gaps}", fix=_AGAIN)
+    twice = [split for split, sets in Counter(split for split, _ in missing).items() if sets > 1]
+    if twice:
+        got = ", ".join(f"{split}-…-of-{count:05d}" for split, count in sorted(missing) if split in twice)
+        raise ContractError(
+            "the files of a split are there twice", where=f"{where}: data/{config}", got=got, fix=_AGAIN
+        )
     return tuple(found)
 
 
@@ -71,6 +80,23 @@ def stated_digests(directory: Path) -> dict[Path, str]:
         raise CorruptFileError(
             "not a list of checksums", where=path, expected="lines of sha256 and path, in UTF-8", fix=_AGAIN
         ) from error
+
+
+def check_listed(sums: Mapping[Path, str], names: Iterable[str], directory: Path) -> None:
+    """Raise MissingFileError if SHA256SUMS of a release lists a file of CONFIGS that is not among `names`."""
+    here = {directory / name for name in names}
+    listed = (path for path in sums if path not in here)
+    missing = [p for p in listed if p.parent.name in CONFIGS and p.parent.parent == directory / "data"]
+    if missing:
+        raise MissingFileError(
+            f"{len(missing)} files of {schemas.SHA256SUMS} are missing", where=missing[0], fix=_AGAIN
+        )
+
+
+def check_digest(path: Path, places: Sequence[Path], stated: str) -> None:
+    """Raise CorruptFileError unless a file is the one in SHA256SUMS. Its content is read once a day at most."""
+    if noted_digest(path, places, _DAY_S) != stated:
+        digest(path, places, stated)
 
 
 def noted_digest(path: Path, places: Sequence[Path], max_age_s: float = float("inf")) -> str | None:

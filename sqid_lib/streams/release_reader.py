@@ -23,7 +23,7 @@ from sqid_lib.sources import Address, open_ranges
 from sqid_lib.sources.local import version
 from sqid_lib.sources.retry import downloading
 from sqid_lib.streams.batches import Rows
-from sqid_lib.streams.release_files import digest, parts, stated_digests
+from sqid_lib.streams.release_files import check_digest, check_listed, parts, stated_digests
 from sqid_lib.tables.reader import check_columns, reporting
 
 T = TypeVar("T")
@@ -31,6 +31,7 @@ PIECE = 256  # rows decoded at once; 1.5 MB at width 768
 _AT_ONCE = 8  # requests for keys
 _GROUPS = 8  # row groups whose keys one connection asks for
 _FEATURES = schemas.config_schema(schemas.FEATURES)
+_CHECKED = {"page_checksum_verification": True}  # where a file has checksums of its pages
 VECTORS = ["has_image", *schemas.VECTOR_COLUMNS]
 
 
@@ -89,7 +90,8 @@ class FeatureFile:
         """
         if self.file.local:
             if stated is not None:
-                return digest(Path(self.file.path), cache_places(), stated)
+                check_digest(Path(self.file.path), cache_places(), stated)
+                return stated
         elif not self.file.version.startswith(sources.http.UNKNOWN):
             return self.file.version.removeprefix(sources.http.SHA256)
         sink = pa.BufferOutputStream()
@@ -150,10 +152,11 @@ class FeatureFile:
         if not self.file.local:
             # without a cache: pyarrow asks for whole columns, each once
             stream = pa.PythonFile(open_ranges(self.file.url, cache=False), mode="r")
-            return pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True)
+            return pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True, **_CHECKED)
         if _size_and_time(version(Path(self.file.path))) != _size_and_time(self.file.version):
             raise CorruptFileError("the file changed while it was streamed", where=self.file, fix="Open it again.")
-        return pq.ParquetFile(self.file.path, metadata=self.metadata, buffer_size=1 << 20, pre_buffer=False)
+        options = {"metadata": self.metadata, "buffer_size": 1 << 20, "pre_buffer": False, **_CHECKED}
+        return pq.ParquetFile(self.file.path, **options)
 
 
 def _size_and_time(version: str) -> str:
@@ -208,6 +211,7 @@ def open_release(address: Address, texts: tuple[str, ...] = ()) -> Release:
             "files differ in the width of vectors", where=address, expected="one width", got=sorted(widths)
         )
     stated = stated_digests(Path(address.path)) if address.local else {}
+    check_listed(stated, files, Path(address.path))
     contents = [file.content(stated.get(Path(file.file.path))) for file in features]
     here = {
         config: tuple((split, _local(files[name], stated)) for split, name in found[config])
@@ -222,7 +226,7 @@ def _local(file: File, stated: dict[Path, str]) -> File:
     """A small file that is read whole: downloaded, or held against its checksum where it is local."""
     if file.local:
         if sha256 := stated.get(Path(file.path)):
-            digest(Path(file.path), cache_places(), sha256)
+            check_digest(Path(file.path), cache_places(), sha256)
         return file
     moved = download_cache(None)
     if moved is not None and file.url.startswith("hf://"):
