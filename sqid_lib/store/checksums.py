@@ -13,15 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import xxhash
-
+from sqid_lib.cache import checksum, text_checksum
 from sqid_lib.errors import StoreError
 from sqid_lib.files import write_text
 
 STORE = "store.json"
 FORMAT = 3  # of a converted directory; a change makes every older conversion stale
 LARGE = 64 << 20  # bytes; files of up to this size are compared at opening, which takes 10 ms at official size
-_BLOCK = 1 << 20  # bytes read at once: they stay in the processor's cache while they are hashed
 OPEN_AGAIN = "Open the release it was made from again: the store is then made anew."
 
 _log = logging.getLogger(__name__)
@@ -44,13 +42,13 @@ class Statement:
     def write(self, directory: Path) -> None:
         """Write store.json, with a checksum of its own."""
         stated = asdict(self)
-        write_text(directory / STORE, json.dumps({**stated, "checksum": _text_checksum(stated)}, indent=1))
+        write_text(directory / STORE, json.dumps({**stated, "checksum": _of_statement(stated)}, indent=1))
 
 
 def state(directory: Path, dtype: str, width: int) -> Statement:
     """The statement of the files that are now in a directory."""
     paths = sorted(directory.iterdir())
-    return Statement(dtype, width, {path.name: (path.stat().st_size, _checksum(path)) for path in paths})
+    return Statement(dtype, width, {path.name: (path.stat().st_size, checksum(path)) for path in paths})
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def _read(directory: Path) -> Statement:
         stated = json.loads((directory / STORE).read_text(encoding="utf-8"))
         if stated["format"] != FORMAT:
             raise StoreError("the store was converted by another version of sqid", where=directory, fix=OPEN_AGAIN)
-        if stated.pop("checksum") != _text_checksum(stated):
+        if stated.pop("checksum") != _of_statement(stated):
             raise StoreError("not a whole converted store", where=directory / STORE, got="damage", fix=OPEN_AGAIN)
         found = Statement(**stated)
         if missing := [name for name in found.files if not (directory / name).is_file()]:
@@ -99,7 +97,7 @@ def compare(directory: Path, stated: Statement, names: Iterable[str]) -> None:
     for name in sorted(names):
         expected, path = stated.files[name][1], directory / name
         try:
-            found = _checksum(path)
+            found = checksum(path)
         except OSError as error:
             raise StoreError("the converted store cannot be read", where=path, got=error, fix=OPEN_AGAIN) from error
         if found != expected:
@@ -149,13 +147,5 @@ def _revoke(directory: Path) -> None:
         _log.warning("%s is damaged and cannot be removed: %s", directory, error)
 
 
-def _checksum(path: Path) -> str:
-    found, block = xxhash.xxh3_128(), bytearray(_BLOCK)
-    with path.open("rb", buffering=0) as file:  # not mapped: pages that are mapped count as memory of the process
-        while count := file.readinto(block):
-            found.update(memoryview(block)[:count])
-    return found.hexdigest()
-
-
-def _text_checksum(stated: Mapping[str, object]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(stated, sort_keys=True).encode())
+def _of_statement(stated: Mapping[str, object]) -> str:
+    return text_checksum(json.dumps(stated, sort_keys=True))

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -229,6 +229,4 @@ def _local(file: File, stated: dict[Path, str]) -> File:
             check_digest(Path(file.path), cache_places(), sha256)
         return file
     moved = download_cache(None)
-    if moved is not None and file.url.startswith("hf://"):
-        return replace(file, path=sources.hub.download(file, moved))
-    return sources.download(file, moved)
+    return sources.download(file, moved, hub_cache=moved)
