@@ -21,7 +21,7 @@ from sqid_lib.streams.order import Order
 from sqid_lib.streams.release_pairs import Pairs
 from sqid_lib.streams.release_reader import VECTORS, Release
 from sqid_lib.streams.stream import Stream, ahead
-from sqid_lib.streams.texts import PRODUCT_TEXTS, QUERY_TEXTS, strings
+from sqid_lib.streams.texts import PRODUCT_TEXTS, QUERY_TEXTS, long_texts, strings
 
 
 class Part(NamedTuple):
@@ -174,7 +174,7 @@ class ReleaseStream(Stream[PairBatch]):
         rows = wanted - self._first_rows[group]
 
         def use(pieces: Iterator[pa.Table]) -> dict[str, pa.Array]:
-            texts: dict[str, list[pa.Array]] = {name: [pa.nulls(0, pa.string())] for name in names}
+            texts: dict[str, list[pa.Array]] = {name: [pa.nulls(0, pa.large_string())] for name in names}
             first = 0
             for table in pieces:
                 low, high = np.searchsorted(rows, (first, first + len(table)))
@@ -183,7 +183,7 @@ class ReleaseStream(Stream[PairBatch]):
                     here = {name: field[low:high] for name, field in out.items()}
                     self._take(table, where, some, here)
                     for name, found in texts.items():
-                        found.append(select_rows(table[name], some).cast(pa.string()).combine_chunks())
+                        found.append(select_rows(long_texts(table[name]), some).combine_chunks())
                 first += len(table)
             return {name: pa.concat_arrays(found) for name, found in texts.items()}
 

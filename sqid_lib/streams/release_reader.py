@@ -25,6 +25,7 @@ from sqid_lib.sources.retry import downloading
 from sqid_lib.streams.batches import Rows
 from sqid_lib.streams.release_files import check_digest, check_listed, parts, stated_digests
 from sqid_lib.tables.reader import check_columns, reporting
+from sqid_lib.tables.vector_columns import check_width
 
 T = TypeVar("T")
 PIECE = 256  # rows decoded at once; 1.5 MB at width 768
@@ -78,7 +79,7 @@ class FeatureFile:
         check_columns(
             schema, pa.schema([_FEATURES.field(n) for n in (*schemas.PRODUCT_KEY, "has_image", *texts)]), str(self.file)
         )
-        return int(vectors[0].list_size)
+        return check_width(int(vectors[0].list_size), self.file)
 
     def content(self, stated: str | None) -> str:
         """What identifies the content: its sha256 where that is known, else a hash of the parquet footer.
