@@ -14,7 +14,7 @@ import filelock
 from builder.engines import ENGINES
 from builder.sample import esci_files, sample
 from sqid_lib import schemas
-from sqid_lib.errors import MissingFileError, ReleaseError, StageError, UsageError
+from sqid_lib.errors import MissingFileError, ReleaseError, StageError, UsageError, without_secrets
 from sqid_lib.files import write_text
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _pending_stamp(stage: str, recipe: Recipe, work: Path, unfinished: Sequence[
         return "would run"
     source = recipe.esci if stage == "sample" else recipe.artifacts
     if source and not Path(source.path).is_absolute():
-        return f"would run again if the recipe or a file at {source.path} changed"
+        return f"would run again if the recipe or a file at {without_secrets(source.path)} changed"
     if not _is_done(stage, work, _key(stage, recipe, work) or ""):
         return "would run again: the recipe or its inputs changed"
     return f"would run again if {' or '.join(unfinished)} changes its inputs" if unfinished else None

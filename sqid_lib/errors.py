@@ -34,6 +34,7 @@ SqidError
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 
@@ -44,8 +45,11 @@ _SECRETS = (
         re.compile(r"([?&][\w.-]*(?:token|sig|key|secret|passw|auth|credential|amz)[\w.-]*=)[^&\s;,]+", re.IGNORECASE),
         r"\1…",
     ),
-    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_…"),
+    (re.compile(r"\bhf_[A-Za-z0-9_.-]{16,}"), "hf_…"),
+    (re.compile(r"(\bbearer\s+|\bauthorization\W+(?:basic\s+)?)[\w.~+/=-]{8,}", re.IGNORECASE), r"\1…"),
 )
+_TOKEN_LENGTH = 8  # what is shorter is a placeholder, and part of many words
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "REPLICATE_API_TOKEN")  # in the environment, whatever they look like
 
 
 class SqidError(Exception):
@@ -209,6 +213,9 @@ class RefusedError(HubError):
 
 def without_secrets(text: str) -> str:
     """The same text without passwords and signatures of URLs and without tokens."""
+    for name in _TOKENS:
+        if len(token := os.environ.get(name, "").strip()) >= _TOKEN_LENGTH:
+            text = text.replace(token, "…")
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

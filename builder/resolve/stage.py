@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,13 +61,19 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
         found = image_urls(table, products["product_locale"], products["product_id"])
         new = pc.and_(pc.is_null(urls), pc.is_valid(found))
         urls = pc.if_else(new, found, urls)
-        sources = pc.if_else(new, table.rstrip("/").rpartition("/")[2], sources)
+        sources = pc.if_else(new, _name(table), sources)
     status = image_status(urls)
     if recipe.resolve.pages.permission:
         urls, status, sources = _from_pages(recipe, work, retry, products, urls, status, sources)
     columns = [products["part"], products["product_locale"], products["product_id"], urls, status, sources]
     with replacing(work / "resolve" / "urls.parquet") as path:
         pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA), path)
+
+
+def _name(table: str) -> str:
+    """The file name of a table; of a URL without the query, which may be a signature."""
+    path = urlsplit(table).path if "://" in table else table
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str:

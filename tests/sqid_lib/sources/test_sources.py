@@ -18,7 +18,9 @@ from typing import Any
 import datasets
 import pytest
 from file_server import FileServer
-from loopback_hub import LoopbackHub
+from loopback_answers import Answers
+from loopback_http import error_answer
+from loopback_hub import WRITE_TOKEN, LoopbackHub
 from tiny_esci import write_artifacts, write_esci
 from tiny_release import write_release
 
@@ -563,3 +565,22 @@ def test_trouble_of_the_hub_at_every_door(hub: LoopbackHub, tmp_path: Path, esci
     hub.fail("revision", 503, times=1)
     lines = hub.run(DOORS, str(esci), str(tmp_path / "cache")).splitlines()
     assert lines == ["5", "84", "84"]
+
+
+@pytest.mark.parametrize("endpoint", ["revision", "tree", "resolve"])
+def test_a_hub_that_echoes_the_token_does_not_bring_it_into_tracebacks(
+    hub: LoopbackHub, tmp_path: Path, esci: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    def echo(self: Answers, name: str, match: Any, call: Any) -> Any:
+        if name == endpoint:
+            return error_answer(403, f"you sent Authorization: {call.headers['Authorization']} ({call.token})")
+        return answer(self, name, match, call)
+
+    hub.add_repo("ORG/d", write_release(tmp_path / "release", classic=True))
+    answer = Answers.answer
+    monkeypatch.setattr(Answers, "answer", echo)
+    code = DOORS.replace("print(type(error).__name__, error)", "traceback.print_exception(error, file=sys.stdout)")
+    text = hub.run("import traceback\n" + code, str(esci), str(tmp_path / "cache"))
+    assert text.count("DownloadError: hf://datasets/ORG/d") == 3
+    assert "access refused (HTTP 403)" in text
+    assert WRITE_TOKEN not in text
