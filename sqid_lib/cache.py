@@ -120,6 +120,8 @@ def read_note(path: Path) -> str | None:
     if stated == text_checksum(text):
         return text
     _log.warning("%s: a note in the cache is damaged; it is made again", path)
+    with contextlib.suppress(OSError):
+        path.unlink()
     return None
 
 
