@@ -8,17 +8,20 @@ editors and type checkers, are in sqid-stubs.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
 from sqid_lib import schemas, sources
+from sqid_lib.cache import damaged_files, note_files
 from sqid_lib.errors import DiskError, SqidError, UsageError
 from sqid_lib.joined import rows as joined
 from sqid_lib.joined.selection import Selection
@@ -31,6 +34,7 @@ try:
 except metadata.PackageNotFoundError:  # run from a checkout
     __version__ = "unknown"
 
+_log = logging.getLogger(__name__)
 _CITATION = """\
 @article{ghossein2024sqid,
   title = {Shopping Queries Image Dataset (SQID): An Image-Enriched ESCI Dataset for Exploring Multimodal Learning in
@@ -129,12 +133,26 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
                 kwargs[option] = str(sources.parse_address(kwargs[option]))
         self._files, self._error = self._find(config_name or schemas.DEFAULT_CONFIG, kwargs, cache_dir)
         key = "-".join(filter(None, [hash, joined.fingerprint(self._files)]))
+        options = {"cache_dir": cache_dir, "dataset_name": dataset_name or "sqid", "config_name": config_name, **kwargs}
         try:
-            super().__init__(
-                cache_dir=cache_dir, dataset_name=dataset_name or "sqid", config_name=config_name, hash=key, **kwargs
-            )
+            super().__init__(hash=key, **options)
         except OSError as error:
             raise _cache_error(error, str(cache_dir or datasets.config.HF_DATASETS_CACHE)) from error
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+        ):  # wrong options, or a damaged cache
+            if not damaged_files(self._note):
+                raise
+            (self._note.parent / datasets.config.DATASET_INFO_FILENAME).unlink(missing_ok=True)
+            super().__init__(hash=key, **options)
+
+    @property
+    def _note(self) -> Path:
+        """What the files of the prepared rows held when they were written."""
+        return Path(getattr(self, "_cache_dir", ""), "sqid.note")
 
     @staticmethod
     def _find(
@@ -200,11 +218,16 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             raise
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """As in datasets; DiskError where the cache cannot be written."""
+        """As in datasets; damaged rows in the cache are prepared again. DiskError where it cannot be written."""
+        if damaged := damaged_files(self._note):
+            _log.warning("%s: the rows in the cache are damaged; they are prepared again", damaged[0])
+            kwargs["download_mode"] = kwargs.get("download_mode") or datasets.DownloadMode.REUSE_CACHE_IF_EXISTS
         try:
             super().download_and_prepare(*args, **kwargs)
         except OSError as error:
             raise _cache_error(error, self._cache_dir_root) from error
+        if not self._note.exists():
+            note_files(self._note, [p for p in self._note.parent.glob("*") if p.suffix in (".arrow", ".json")])
 
 
 def _cache_error(error: OSError, cache: str) -> Exception:

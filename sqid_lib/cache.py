@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import xxhash
+
 from sqid_lib.errors import DiskError, UsageError
+from sqid_lib.files import write_text
 
 MOVE_IT = "Set SQID_CACHE or HF_HOME to a folder that can be written, or pass cache_dir."
+
+_BLOCK = 1 << 20  # bytes read at once: they stay in the processor's cache while they are hashed
 
 _log = logging.getLogger(__name__)
 
@@ -97,3 +104,60 @@ def download_cache(cache_dir: str | os.PathLike[str] | None) -> Path | None:
     if datasets.config.HF_HUB_OFFLINE or all(writable(place) for place in theirs):
         return None
     return writable_place((theirs[0], temporary_cache())) / "hub"
+
+
+def write_note(path: Path, text: str) -> None:
+    """Write a small text with its checksum, for `read_note`."""
+    write_text(path, f"{text_checksum(text)}\n{text}")
+
+
+def read_note(path: Path) -> str | None:
+    """The text of `write_note`; None where there is none, or where it is damaged, which is logged: it is made again."""
+    try:
+        stated, _, text = path.read_bytes().decode("utf-8", "replace").partition("\n")
+    except OSError:
+        return None
+    if stated == text_checksum(text):
+        return text
+    _log.warning("%s: a note in the cache is damaged; it is made again", path)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return None
+
+
+def note_files(note: Path, paths: Iterable[Path]) -> None:
+    """Note what some files of a folder hold now, for `damaged_files`; without the note they are only not compared."""
+    with contextlib.suppress(OSError):
+        write_note(note, json.dumps({path.name: (_state(path), checksum(path)) for path in paths}))
+
+
+def damaged_files(note: Path) -> list[Path]:
+    """The noted files beside `note` that are gone or hold something else; content is read where size or time differ."""
+    damaged = []
+    for name, (state, noted) in json.loads(read_note(note) or "{}").items():
+        path = note.parent / name
+        try:
+            if _state(path) != state and checksum(path) != noted:
+                damaged.append(path)
+        except OSError:
+            damaged.append(path)
+    return damaged
+
+
+def checksum(path: Path) -> str:
+    """XXH3 of a file, in hex: quick, and not for files that somebody could forge."""
+    found, block = xxhash.xxh3_128(), bytearray(_BLOCK)
+    with path.open("rb", buffering=0) as file:  # not mapped: pages that are mapped count as memory of the process
+        while count := file.readinto(block):
+            found.update(memoryview(block)[:count])
+    return found.hexdigest()
+
+
+def text_checksum(text: str) -> str:
+    """XXH3 of a text, in hex."""
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def _state(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"

@@ -51,8 +51,11 @@ _SECRETS = (
         re.compile(r"([?&][\w.-]*(?:token|sig|key|secret|passw|auth|credential|amz)[\w.-]*=)[^&\s;,]+", re.IGNORECASE),
         r"\1…",
     ),
-    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_…"),
+    (re.compile(r"\bhf_[A-Za-z0-9_.-]{16,}"), "hf_…"),
+    (re.compile(r"(\bbearer\s+|\bauthorization\W+(?:basic\s+)?)[\w.~+/=-]{8,}", re.IGNORECASE), r"\1…"),
 )
+_TOKEN_LENGTH = 8  # what is shorter is a placeholder, and part of many words
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "REPLICATE_API_TOKEN")  # in the environment, whatever they look like
 
 
 class SqidError(Exception):
@@ -238,6 +241,9 @@ def write_error(error: OSError, where: object = None, doing: str = "written", ag
 
 def without_secrets(text: str) -> str:
     """The same text without passwords and signatures of URLs and without tokens."""
+    for name in _TOKENS:
+        if len(token := os.environ.get(name, "").strip()) >= _TOKEN_LENGTH:
+            text = text.replace(token, "…")
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 # sqid_lib from the bottom up: a room imports itself and the rooms of earlier lines
 LIBRARY = (
     ("errors",),
-    ("schemas", "files", "cache"),
+    ("schemas", "files"),
+    ("cache",),
     ("sources",),
     ("tables", "images"),
     ("joined", "streams", "encoders", "evaluation"),

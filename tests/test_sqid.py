@@ -161,6 +161,24 @@ def test_the_same_options_reuse_the_prepared_rows(esci: Path, artifacts: Path, c
     assert len(files()) == 2 * len(before)
 
 
+@pytest.mark.parametrize("name", ["sqid-test.arrow", "dataset_info.json", "sqid.note"])
+def test_damaged_rows_in_the_cache_are_prepared_again(
+    esci: Path, artifacts: Path, cache: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = sqid.load("urls", "test", esci=esci, artifacts=artifacts, cache_dir=cache)
+    path = Path(rows.cache_files[0]["filename"]).with_name(name)
+    whole = path.read_bytes()
+    damages = [whole[:-9], *(bytes([*whole[:i], whole[i] ^ 4, *whole[i + 1 :]]) for i in range(0, len(whole), 301))]
+    for damaged in damages:
+        path.write_bytes(damaged)
+        caplog.clear()
+        again = sqid.load("urls", "test", esci=esci, artifacts=artifacts, cache_dir=cache)
+        assert again.to_list() == rows.to_list()
+        (message,) = (record.getMessage() for record in caplog.records)
+        assert message.startswith(f"{path}: ") and message.endswith(" again")
+        assert path.exists()
+
+
 def test_rows_of_unknown_products_are_dropped_with_one_warning(esci: Path, artifacts: Path, cache: str) -> None:
     # "U1" is known to ESCI though nobody judged it; "Z1" and "Z2" are not
     write_csv(artifacts / schemas.PRODUCT_URLS, tiny_esci.image_urls() | {"U1": "http://u", "Z1": "http://z", "Z2": ""})

@@ -90,7 +90,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table on stdout; returns 0. Failures are raised as SqidError."""
-    store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir)
+    store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir, verify=True)
     comparison = _compare(store, args)
     if args.json:
         write_data(comparison.to_json() + "\n")

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sqid_lib import schemas
+from sqid_lib.cache import read_note, write_note
 from sqid_lib.errors import DownloadError, MissingFileError
-from sqid_lib.files import File, write_text
+from sqid_lib.files import File
 from sqid_lib.sources import http, hub, local
 from sqid_lib.sources.address import HTTP, HUB, LOCAL, Address, parse_address
 from sqid_lib.sources.read import offline, sources_cache
@@ -185,12 +186,12 @@ class _Memory:
         by_name = self._address.kind == HTTP
         rows = [[name if by_name else file.url, file.version] for name, file in found.items()]
         with contextlib.suppress(OSError):  # a cache that cannot be written costs offline mode, nothing else
-            write_text(self._path, json.dumps(rows))
+            write_note(self._path, json.dumps(rows))
 
     def recall(self) -> tuple[File, ...]:
         try:
-            rows = [(str(name), str(version)) for name, version in json.loads(self._path.read_text())]
-        except (OSError, ValueError, TypeError) as error:
+            rows = [(str(name), str(version)) for name, version in json.loads(read_note(self._path) or "")]
+        except (ValueError, TypeError) as error:
             raise DownloadError(
                 "not loaded before, and offline mode is on", where=self._address, fix=GO_ONLINE
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,21 @@ def snapshot(address: Address, patterns: list[str], cache_dir: Path | None) -> P
         "allow_patterns": [prefix + pattern for pattern in patterns],
     }
     return Path(_reaching(lambda: snapshot_download(address.repo, **options), address)) / address.path
+
+
+def cached_files(directory: Path, address: Address, patterns: list[str]) -> list[File]:
+    """The files of a `snapshot` whose names match, with the version that the cache names them by.
+
+    Where a file system has no symbolic links the cache has no such names, and no file is returned.
+    """
+    root = Path(str(directory).removesuffix(f"/{address.path}")) if address.path else directory
+    found = []
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink() and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            where = path.relative_to(root).as_posix()
+            found.append(File(str(Address(address.kind, where, address.repo, root.name)), path.resolve().name))
+    return found
 
 
 def open_ranges(url: str, *, cache: bool = True) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sqid_lib.cache import damaged_files, note_files
 from sqid_lib.errors import CorruptFileError, DownloadError, MissingFileError
 from sqid_lib.files import File, write_text
 from sqid_lib.sources import http, hub, local
@@ -20,15 +22,25 @@ from sqid_lib.sources.retry import GO_ONLINE
 
 _AT_ONCE = 8  # downloads of a snapshot
 
+_log = logging.getLogger(__name__)
 
-def download(file: File, cache_dir: str | os.PathLike[str] | None = None, *, force: bool = False) -> File:
+
+def download(
+    file: File,
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    hub_cache: Path | None = None,
+) -> File:
     """The file with its local path: downloaded once for each version, with a bar on a terminal.
 
-    A download over http that stopped halfway is continued, now or when the same version is asked for again.
+    A download over http that stopped halfway is continued, now or when the same version is asked for again. A damaged
+    file in a cache is downloaded again where its version states the content, as it does on the Hub.
 
     Args:
-        cache_dir: for http; default: that of datasets. Files of the Hub are kept in the Hub's own cache.
+        cache_dir: for http; default: that of datasets.
         force: download it again.
+        hub_cache: for the Hub; default: the Hub's own cache.
 
     Raises:
         MissingFileError, DownloadError: after retries; offline, at once. The file changed meanwhile.
@@ -37,46 +49,69 @@ def download(file: File, cache_dir: str | os.PathLike[str] | None = None, *, for
     if file.local:
         return file
     if file.url.startswith("hf://"):
-        return replace(file, path=_download_from_hub(file, cache_dir, force))
+        return replace(file, path=_download_from_hub(file, cache_dir, force, hub_cache))
     name = hashlib.sha256(f"{file.url}\n{file.version}".encode()).hexdigest()[:40]
     suffix = Path(urlsplit(file.url).path).suffix[:16]
     target = datasets_cache(cache_dir) / "downloads" / f"sqid-{name}{suffix}"
+    note = target.with_name(f"{target.name}.note")
+    damaged = target.exists() and bool(damaged_files(note))
+    if damaged:
+        _log.warning("%s: the download in the cache is damaged; it is made again", target)
     if offline():
+        if damaged:
+            raise CorruptFileError("the download in the cache is damaged", where=target, fix=GO_ONLINE)
         if not target.exists():
             raise DownloadError("not downloaded before, and offline mode is on", where=file.url, fix=GO_ONLINE)
         return replace(file, path=str(target))
-    if force:
+    if force or damaged:
         target.unlink(missing_ok=True)
     if not target.exists():
         http.download(file, target)
         _check(file, target)
+        note_files(note, [target])
     return replace(file, path=str(target))
 
 
-def _download_from_hub(file: File, cache_dir: str | os.PathLike[str] | None, force: bool) -> str:
-    """Path in the Hub's cache; a damaged file is downloaded again. Its content is checked once, then remembered."""
-    path = hub.download(file, force=force, offline=offline())
-    state = hashlib.sha256(f"{Path(path).resolve()} {local.version(Path(path))} {file.version}".encode()).hexdigest()
-    checked = sources_cache(cache_dir) / f"{state[:32]}.whole"
-    if checked.exists():
-        return path
-    if not hub.is_whole(Path(path), file.version):
+def _download_from_hub(
+    file: File, cache_dir: str | os.PathLike[str] | None, force: bool, hub_cache: Path | None
+) -> str:
+    """Path in the Hub's cache; a damaged file is downloaded again."""
+    path = Path(hub.download(file, hub_cache, force=force, offline=offline()))
+    if not _is_whole(path, file.version, cache_dir):
+        _log.warning("%s: the file in the Hub's cache is damaged; it is downloaded again", path)
         if offline():
             raise CorruptFileError("the file in the Hub's cache is damaged", where=path, fix=GO_ONLINE)
-        path = hub.download(file, force=True)
-        if not hub.is_whole(Path(path), file.version):
+        path = Path(hub.download(file, hub_cache, force=True))
+        if not _is_whole(path, file.version, cache_dir):
             raise DownloadError("the file is not the one that the Hub lists", where=file.url, fix="Load it again.")
+    return str(path)
+
+
+def _is_whole(path: Path, version: str, cache_dir: str | os.PathLike[str] | None) -> bool:
+    """Whether a download is the stated version. Its content is read once, then that is remembered."""
+    state = hashlib.sha256(f"{path.resolve()} {local.version(path)} {version}".encode()).hexdigest()
+    checked = sources_cache(cache_dir) / f"{state[:32]}.whole"
+    if checked.exists():
+        return True
+    if version.startswith(http.SHA256):
+        whole = _sha256(path) == version.removeprefix(http.SHA256)
     else:
+        whole = hub.is_whole(path, version)
+    if whole:
         with contextlib.suppress(OSError):  # without the note it is checked again
             write_text(checked, "")
-    return path
+    return whole
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check(file: File, target: Path) -> None:
     """Remove what was downloaded and raise unless it is the version of `file`."""
     if file.version.startswith(http.SHA256):
-        with target.open("rb") as stream:
-            same = http.SHA256 + hashlib.file_digest(stream, "sha256").hexdigest() == file.version
+        same = _sha256(target) == file.version.removeprefix(http.SHA256)
         reason = "the file is not the one that the manifest lists"
     else:
         same = file.version.startswith(http.UNKNOWN) or http.look(file.url) == file
@@ -111,7 +146,10 @@ def snapshot(address: Address, patterns: list[str], cache_dir: Path | None = Non
         local.check_directory(Path(address.path))
         return Path(address.path)
     if address.kind != HTTP:
-        return hub.snapshot(address, patterns, cache_dir)
+        directory = hub.snapshot(address, patterns, cache_dir)
+        for file in hub.cached_files(directory, address, patterns):
+            download(file, cache_dir, hub_cache=cache_dir)
+        return directory
     listed = http.listing(address.path)
     files = {name: file for name, file in listed.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
     if not files:
@@ -120,9 +158,13 @@ def snapshot(address: Address, patterns: list[str], cache_dir: Path | None = Non
     root = (cache_dir or datasets_cache(None) / "downloads") / "http" / state
 
     def get(name: str) -> None:
-        if not (root / name).exists():
-            http.download(files[name], root / name)
-            _check(files[name], root / name)
+        file, path = files[name], root / name
+        if path.exists() and file.version.startswith(http.SHA256) and not _is_whole(path, file.version, cache_dir):
+            _log.warning("%s: the download is damaged; it is made again", path)
+            path.unlink()
+        if not path.exists():
+            http.download(file, path)
+            _check(file, path)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for task in [pool.submit(get, name) for name in sorted(files)]:

@@ -125,7 +125,7 @@ def disk_error(error: BaseException, directory: str = "the cache") -> DiskError 
 
 def safe_cause(error: Exception) -> Exception:
     """The exception itself, or one line of it where it or one of its causes shows a secret: tracebacks print causes."""
-    texts = [str(each) for each in _chain(error)]
+    texts = [text for each in _chain(error) for text in (str(each), *getattr(each, "__notes__", ()))]
     if all(without_secrets(text) == text for text in texts):
         return error
     return ConnectionError(without_secrets(f"{type(error).__name__}: {first_line(error)}"))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,17 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from sqid_lib import schemas
-from sqid_lib.cache import writable_place
-from sqid_lib.errors import DiskError, EmptyFileError, SchemaError
-from sqid_lib.files import write_text
+from sqid_lib.cache import MOVE_IT, writable_place
+from sqid_lib.errors import DiskError, EmptyFileError, SchemaError, StoreError, first_line
+from sqid_lib.files import sync
+from sqid_lib.store import checksums
+from sqid_lib.store.checksums import Converted, Statement
 from sqid_lib.store.source import Source
 from sqid_lib.streams.checks import check_keys, checked_gains, checked_images, checked_texts, find_rows
-from sqid_lib.streams.release_files import digest
+from sqid_lib.streams.release_files import digest, noted_digest
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import check_columns, conform
 
-FORMAT = 2  # of a converted directory; a change makes every older conversion stale
-STORE = "store.json"
 MATRICES = {
     "text_features": (schemas.FEATURES, "clip_text_features"),
     "image_features": (schemas.FEATURES, "clip_image_features"),
@@ -41,57 +41,77 @@ MATRICES = {
 }
 DISK_MARGIN = 64 << 20  # bytes left free beside the conversion
 
+_log = logging.getLogger(__name__)
 
-def convert(source: Source, places: Sequence[Path], dtype: str = "float32", progress: bool = True) -> Path:
+
+def convert(
+    source: Source, places: Sequence[Path], dtype: str = "float32", progress: bool = True, verify: bool = False
+) -> Converted:
     """The converted directory for `source`, made now if it is not there yet and whole.
 
     Args:
         places: folders that may hold it; it is made in the first that can be written.
+        verify: compare the large files of an earlier conversion with their checksums too.
 
     Raises:
         CorruptFileError: a file is truncated, or is not what SHA256SUMS says.
         SchemaError, ContractError: the files cannot make a store.
         DiskError: there is not room for the matrices, or no place that can be written.
     """
-    digests = [(path.name, digest(path, places, stated)) for path, stated in source.files.items()]
-    made_of = [FORMAT, schemas.fingerprint(), dtype, source.settings, digests]
-    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+    noted = {path: noted_digest(path, places) for path in source.files}
+    known = {path: found for path, found in noted.items() if found and source.files[path] in (None, found)}
+    likely = _key(source, known, dtype) if len(known) == len(noted) else ""
+    if likely and (found := _find(likely, places, verify)):
+        return found
+    # a conversion is made of what the files hold now, whatever was noted
+    key = _key(source, {path: digest(path, places, stated) for path, stated in source.files.items()}, dtype)
+    if key != likely and (found := _find(key, places, verify)):
+        return found
+    return _make(source, writable_place(places), key, np.dtype(dtype), progress)
+
+
+def _key(source: Source, digests: Mapping[Path, str], dtype: str) -> str:
+    contents = [(path.name, digests[path]) for path in source.files]
+    made_of = [checksums.FORMAT, schemas.fingerprint(), dtype, source.settings, contents]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+
+
+def _find(key: str, places: Sequence[Path], verify: bool, level: int = logging.WARNING) -> Converted | None:
+    """An earlier conversion; one that is damaged is logged and left out."""
     for place in places:
-        if is_whole(place / key):
-            return place / key
-    cache = writable_place(places)
+        if (place / key).exists():
+            try:
+                return checksums.check(place / key, verify)
+            except StoreError as error:
+                error.fix = "It is made again from the release."
+                _log.log(level, "%s", error)
+    return None
+
+
+def _make(source: Source, cache: Path, key: str, dtype: np.dtype[Any], progress: bool) -> Converted:
     target = cache / key
-    with FileLock(cache / f"{key}.lock"):
-        if is_whole(target):
-            return target
-        for stale in (target, *cache.glob(f".{key}-*")):  # leftovers of an interrupted conversion; we hold the lock
-            shutil.rmtree(stale, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
-        try:
-            _write(source, partial, np.dtype(dtype), progress)
-            partial.replace(target)
-        except OSError as error:
-            raise DiskError("the converted store cannot be written", where=partial, got=error) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def is_whole(directory: Path) -> bool:
-    """Whether `directory` is a finished conversion whose files have the sizes they were written with."""
     try:
-        stated = json.loads((directory / STORE).read_text())
-        return bool(stated["format"] == FORMAT) and all(
-            (directory / name).stat().st_size == size for name, size in stated["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        with FileLock(cache / f"{key}.lock"):
+            if found := _find(key, (cache,), False, logging.DEBUG):  # another process made it meanwhile
+                return found
+            for stale in (target, *cache.glob(f".{key}-*")):  # leftovers of an interrupted run; we hold the lock
+                shutil.rmtree(stale, ignore_errors=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
+            try:
+                stated = _write(source, partial, dtype, progress)
+                partial.replace(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        what = f"the converted store cannot be written: {error.strerror or first_line(error)}"
+        raise DiskError(what, where=error.filename or target, fix=MOVE_IT) from error
+    return Converted(target, stated)
 
 
 # -- the conversion itself ------------------------------------------------------------------------------------------
 
 
-def _write(source: Source, directory: Path, dtype: np.dtype[Any], progress: bool) -> None:
+def _write(source: Source, directory: Path, dtype: np.dtype[Any], progress: bool) -> Statement:
     width = source.width()
     rows = {config: source.rows(config) for config in (schemas.FEATURES, schemas.QUERIES)}
     _check_disk(directory, (2 * rows[schemas.FEATURES] + rows[schemas.QUERIES]) * width * dtype.itemsize)
@@ -103,17 +123,11 @@ def _write(source: Source, directory: Path, dtype: np.dtype[Any], progress: bool
     for name, table in (("products", products), ("queries", queries), ("judgments", judgments)):
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    _finish(directory, dtype, width)
-
-
-def _finish(directory: Path, dtype: np.dtype[Any], width: int) -> None:
-    files = sorted(directory.iterdir())
-    for path in files:
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    sizes = {path.name: path.stat().st_size for path in files}
-    stated = {"format": FORMAT, "dtype": dtype.name, "width": width, "files": sizes}  # the flat files have no header
-    write_text(directory / STORE, json.dumps(stated, indent=1))
+    stated = checksums.state(directory, dtype.name, width)
+    for path in directory.iterdir():
+        sync(path)
+    stated.write(directory)
+    return stated
 
 
 def _write_part(

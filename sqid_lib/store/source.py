@@ -17,7 +17,7 @@ from sqid_lib.joined.selection import Selection
 from sqid_lib.search import Model, read_model
 from sqid_lib.sources import Address, parse_address, snapshot
 from sqid_lib.sources.address import HTTP
-from sqid_lib.streams.release_files import CONFIGS, parts, shards, stated_digests
+from sqid_lib.streams.release_files import CONFIGS, check_listed, parts, shards, stated_digests
 from sqid_lib.tables.reader import open_parquet
 from sqid_lib.tables.vector_columns import row_groups, vector_width
 
@@ -123,7 +123,7 @@ def find(
     """
     try:
         directory = snapshot(address, _RELEASE_PATTERNS, hub_cache)
-        names = [name.relative_to(directory).as_posix() for name in directory.glob("data/*/*.parquet")]
+        names = [p.relative_to(directory).as_posix() for p in directory.glob("data/*/*.parquet") if p.is_file()]
     except MissingFileError:
         if address.kind != HTTP:  # there no file matches; elsewhere there is no such place
             raise
@@ -146,6 +146,7 @@ def _release(directory: Path, names: list[str]) -> Parquet:
         for config, files in parts(names, directory).items()
     }
     sums = stated_digests(directory)
+    check_listed(sums, names, directory)
     digests = {path: sums.get(path) for files in found.values() for _, path in files}
     return Parquet(found, digests, model=read_model(directory / schemas.MANIFEST))
 

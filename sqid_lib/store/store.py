@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -20,7 +19,7 @@ from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.joined.selection import Selection
 from sqid_lib.search import Image, Model, QueryEncoder, Searcher, SearchResult, Where
 from sqid_lib.sources import parse_address
-from sqid_lib.store import convert
+from sqid_lib.store import checksums, convert
 from sqid_lib.store.source import find
 from sqid_lib.streams.batches import ListBatch, NegativeBatch, PairBatch
 from sqid_lib.streams.filters import read_filters
@@ -53,14 +52,19 @@ class EmbeddingStore:
     """
 
     def __init__(self, path: Path, model: Model | None = None) -> None:
-        """Use a converted directory; `open` is the usual way in."""
-        if not convert.is_whole(path):
-            raise StoreError("not a whole converted store", where=path, fix="Open the release it was made from again.")
-        self.path, self.model = path, model
-        stated = json.loads((path / convert.STORE).read_text())
-        self.width = int(stated["width"])
+        """Use a converted directory; `open` is the usual way in.
+
+        Raises:
+            StoreError: it is not whole, or damaged.
+        """
+        self._use(checksums.check(path), model)
+
+    def _use(self, converted: checksums.Converted, model: Model | None) -> None:
+        self.path, self.model = converted.path, model
+        path = converted.path
+        self.width = converted.stated.width
         self.text_features, self.image_features, self.query_features = (
-            _map_vectors(path / f"{name}.bin", stated["dtype"], self.width) for name in convert.MATRICES
+            _map_vectors(path / f"{name}.bin", converted.stated.dtype, self.width) for name in convert.MATRICES
         )
         self.has_image: npt.NDArray[np.bool_] = _map(path / "has_image.npy")
         self.judgment_query_index: npt.NDArray[np.int64] = _map(path / "judgment_query_index.npy")
@@ -69,6 +73,7 @@ class EmbeddingStore:
         self.products = _table(path / "products.arrow")
         self.queries = _table(path / "queries.arrow")
         self.judgments = _table(path / "judgments.arrow")
+        self._watch = checksums.Watch(converted)
 
     @classmethod
     def open(
@@ -81,8 +86,12 @@ class EmbeddingStore:
         esci: str | os.PathLike[str] | None = None,
         selection: Selection | None = None,
         progress: bool = True,
+        verify: bool = False,
     ) -> EmbeddingStore:
         """Open a release: a directory, or a Hub dataset repo at `revision`. It is converted once, then only mapped.
+
+        The files of the conversion are compared with checksums made while it was written: small ones now, those above
+        64 MB in the background (see `verify`) or, with `verify=True`, now. A damaged conversion is made again.
 
         Args:
             dir_or_repo: address of a release or of the classic files: a directory, ORG/NAME on the Hub,
@@ -95,6 +104,7 @@ class EmbeddingStore:
                 of vectors alone, without titles, query texts, image status and judgments.
             selection: the part of ESCI to join; default the published one.
             progress: show a bar on a terminal while converting.
+            verify: compare the large matrices too before they are used; 0.1 s for 1 GB that is in memory.
 
         Raises:
             MissingFileError, DownloadError: the release is not there or cannot be fetched.
@@ -109,7 +119,17 @@ class EmbeddingStore:
         address = parse_address(dir_or_repo).at(revision)
         downloads = None if address.local else download_cache(cache_dir)
         source = find(address, downloads, None if esci is None else parse_address(esci), selection)
-        return cls(convert.convert(source, places, dtype, progress), source.model)
+        store = cls.__new__(cls)
+        store._use(convert.convert(source, places, dtype, progress, verify), source.model)
+        return store
+
+    def verify(self) -> None:
+        """Wait until the large matrices have been compared with their checksums; a stream does it when an epoch ends.
+
+        Raises:
+            StoreError: a file is damaged. This is also logged at once.
+        """
+        self._watch.wait()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (EmbeddingStore, (self.path, self.model))
@@ -155,7 +175,7 @@ class EmbeddingStore:
         """
         judgments = self._select(labels, split, has_image, queries)
         gather = Pairs(self, judgments, self._dtype(dtype), self._texts(texts))
-        return make_stream(gather, self._name("pairs", judgments), **options)
+        return make_stream(gather, self._name("pairs", judgments), self.verify, **options)
 
     @shows_options()
     def lists(
@@ -175,7 +195,7 @@ class EmbeddingStore:
         order = np.argsort(by_query, kind="stable")
         starts = np.append(np.flatnonzero(np.diff(by_query[order], prepend=-1)), len(judgments))
         gather = Lists(self, judgments[order], starts, self._dtype(dtype), self._texts(texts))
-        return make_stream(gather, self._name("lists", judgments), **options)
+        return make_stream(gather, self._name("lists", judgments), self.verify, **options)
 
     @shows_options()
     def negatives(
@@ -200,7 +220,7 @@ class EmbeddingStore:
         if count and (np.diff(self.judged.starts) >= len(self.products)).any():
             raise StoreError("a query has every product judged", where=self.path, fix="Use count=0.")
         gather = Negatives(Pairs(self, judgments, self._dtype(dtype), self._texts(texts)), count)
-        return make_stream(gather, self._name(f"negatives {count}", judgments), **options)
+        return make_stream(gather, self._name(f"negatives {count}", judgments), self.verify, **options)
 
     def search(
         self,

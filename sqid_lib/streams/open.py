@@ -86,6 +86,7 @@ def shows_options(**defaults: Any) -> Callable[[F], F]:
 def make_stream(
     gather: Gather,
     name: str,
+    verify: Callable[[], None],
     *,
     prefetch: int = 2,
     format: str = "auto",
@@ -95,6 +96,9 @@ def make_stream(
 ) -> StoreStream[Any]:
     """A stream of numpy arrays or torch tensors; options as in StreamOptions.
 
+    Args:
+        verify: called at the end of every epoch; raises if what was read was damaged.
+
     Raises:
         UsageError: an option has a wrong value.
         MissingExtraError: format is "torch", and torch is not installed.
@@ -102,10 +106,11 @@ def make_stream(
     tensors = wants_tensors(format, pin_memory, device)
     prefetch = whole_number("prefetch", prefetch)
     if not tensors:
-        return StoreStream(gather, Order(**order), name=name, prefetch=prefetch)
+        return StoreStream(gather, Order(**order), name=name, verify=verify, prefetch=prefetch)
     from sqid_lib.streams.tensors import TorchStream
 
-    return TorchStream(gather, Order(**order), name=name, prefetch=prefetch, pin_memory=pin_memory, device=device)
+    settings: dict[str, Any] = {"name": name, "verify": verify, "prefetch": prefetch}
+    return TorchStream(gather, Order(**order), **settings, pin_memory=pin_memory, device=device)
 
 
 def wants_tensors(format: str, pin_memory: bool, device: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sqid_lib import schemas
+from sqid_lib.errors import CorruptFileError
 from sqid_lib.streams.arrow import select_rows
 from sqid_lib.streams.batches import Arrays, PairBatch, Rows, pair_layout
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
@@ -20,7 +21,7 @@ from sqid_lib.streams.order import Order
 from sqid_lib.streams.release_pairs import Pairs
 from sqid_lib.streams.release_reader import VECTORS, Release
 from sqid_lib.streams.stream import Stream, ahead
-from sqid_lib.streams.texts import PRODUCT_TEXTS, QUERY_TEXTS, strings
+from sqid_lib.streams.texts import PRODUCT_TEXTS, QUERY_TEXTS, long_texts, strings
 
 
 class Part(NamedTuple):
@@ -108,6 +109,14 @@ class ReleaseStream(Stream[PairBatch]):
                 waiting.append(block.only(rows))
                 count += len(rows)
             del block  # its memory is for the block after the next
+        if start < len(starts) - 1:
+            raise CorruptFileError(
+                "the epoch ended early",
+                where=self.release.name,
+                expected=f"{starts[-1] - starts[0]:,} pairs",
+                got=f"{starts[start] - starts[0] + count:,}",
+                fix="Download or build the release again.",
+            )
 
     def _blocks(self, epoch: int, start: int, stop: int) -> list[list[Part]]:
         """The pairs from `start` to `stop` in the line of an epoch, in blocks of at most `buffer` products.
@@ -165,7 +174,7 @@ class ReleaseStream(Stream[PairBatch]):
         rows = wanted - self._first_rows[group]
 
         def use(pieces: Iterator[pa.Table]) -> dict[str, pa.Array]:
-            texts: dict[str, list[pa.Array]] = {name: [pa.nulls(0, pa.string())] for name in names}
+            texts: dict[str, list[pa.Array]] = {name: [pa.nulls(0, pa.large_string())] for name in names}
             first = 0
             for table in pieces:
                 low, high = np.searchsorted(rows, (first, first + len(table)))
@@ -174,7 +183,7 @@ class ReleaseStream(Stream[PairBatch]):
                     here = {name: field[low:high] for name, field in out.items()}
                     self._take(table, where, some, here)
                     for name, found in texts.items():
-                        found.append(select_rows(table[name], some).cast(pa.string()).combine_chunks())
+                        found.append(select_rows(long_texts(table[name]), some).combine_chunks())
                 first += len(table)
             return {name: pa.concat_arrays(found) for name, found in texts.items()}
 

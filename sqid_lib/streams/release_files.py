@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sqid_lib import schemas
-from sqid_lib.cache import writable
-from sqid_lib.errors import CorruptFileError, MissingFileError
-from sqid_lib.files import parse_shard_name, write_text
+from sqid_lib.cache import read_note, writable, write_note
+from sqid_lib.errors import ContractError, CorruptFileError, MissingFileError
+from sqid_lib.files import parse_shard_name
 
 CONFIGS = (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)  # what a store and a stream are made of
+_DAY_S = 24 * 3600.0
 _AGAIN = "Download or build the release again."
 
 
@@ -24,6 +27,7 @@ def shards(names: Iterable[str], config: str, where: object) -> tuple[tuple[str,
 
     Raises:
         MissingFileError: numbers of shards are missing.
+        ContractError: there are shards of one split for two numbers of shards.
     """
     found: list[tuple[str, str]] = []
     missing: dict[tuple[str, int], set[int]] = {}
@@ -37,6 +41,12 @@ def shards(names: Iterable[str], config: str, where: object) -> tuple[tuple[str,
     gaps = {f"{split} (of {count})": sorted(numbers) for (split, count), numbers in missing.items() if numbers}
     if gaps:
         raise MissingFileError("shards are missing", where=f"{where}: data/{config}", got=f"no {gaps}", fix=_AGAIN)
+    twice = [split for split, sets in Counter(split for split, _ in missing).items() if sets > 1]
+    if twice:
+        got = ", ".join(f"{split}-…-of-{count:05d}" for split, count in sorted(missing) if split in twice)
+        raise ContractError(
+            "the files of a split are there twice", where=f"{where}: data/{config}", got=got, fix=_AGAIN
+        )
     return tuple(found)
 
 
@@ -72,8 +82,42 @@ def stated_digests(directory: Path) -> dict[Path, str]:
         ) from error
 
 
+def check_listed(sums: Mapping[Path, str], names: Iterable[str], directory: Path) -> None:
+    """Raise MissingFileError if SHA256SUMS of a release lists a file of CONFIGS that is not among `names`."""
+    here = {directory / name for name in names}
+    listed = (path for path in sums if path not in here)
+    missing = [p for p in listed if p.parent.name in CONFIGS and p.parent.parent == directory / "data"]
+    if missing:
+        raise MissingFileError(
+            f"{len(missing)} files of {schemas.SHA256SUMS} are missing", where=missing[0], fix=_AGAIN
+        )
+
+
+def check_digest(path: Path, places: Sequence[Path], stated: str) -> None:
+    """Raise CorruptFileError unless a file is the one in SHA256SUMS. Its content is read once a day at most."""
+    if noted_digest(path, places, _DAY_S) != stated:
+        digest(path, places, stated)
+
+
+def noted_digest(path: Path, places: Sequence[Path], max_age_s: float = float("inf")) -> str | None:
+    """The sha256 that `digest` noted for a file of this path, size, inode and time; None if there is no whole note.
+
+    Args:
+        max_age_s: seconds for which a note counts.
+
+    Raises:
+        CorruptFileError: the file cannot be read.
+    """
+    for place in places:
+        note = _note(place, path)
+        with contextlib.suppress(OSError):
+            if time.time() - note.stat().st_mtime <= max_age_s and (found := read_note(note)):
+                return found
+    return None
+
+
 def digest(path: Path, places: Sequence[Path], stated: str | None = None) -> str:
-    """sha256 of a file, in hex; remembered by path, size, inode and time, so that the file is read once.
+    """sha256 of a file, in hex, of its content now; noted for `noted_digest`.
 
     Args:
         places: caches as `cache_places` lists them; the digest is noted in the first that can be written.
@@ -82,14 +126,15 @@ def digest(path: Path, places: Sequence[Path], stated: str | None = None) -> str
     Raises:
         CorruptFileError: it is not `stated`, or the file cannot be read.
     """
+    note = next((_note(place, path) for place in places if writable(place)), None)
     try:
-        status = path.stat()
-        identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-        key = hashlib.sha256(identity.encode()).hexdigest()
-        noted = (_remembered(place / "digests" / key) for place in places)
-        found = next(filter(None, noted), None) or _hash(path, places, key)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CorruptFileError("the file cannot be read", where=path, got=error) from error
+    if note is not None:
+        with contextlib.suppress(OSError):  # without a note the next opening takes longer, nothing else
+            write_note(note, found)
     if stated is not None and stated != found:
         fix = f"The file is damaged or was changed: {_AGAIN[0].lower()}{_AGAIN[1:]}"
         raise CorruptFileError(
@@ -98,18 +143,10 @@ def digest(path: Path, places: Sequence[Path], stated: str | None = None) -> str
     return found
 
 
-def _remembered(note: Path) -> str | None:
+def _note(place: Path, path: Path) -> Path:
     try:
-        return note.read_text()
-    except OSError:
-        return None
-
-
-def _hash(path: Path, places: Sequence[Path], key: str) -> str:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    place = next(filter(writable, places), None)
-    if place is not None:
-        with contextlib.suppress(OSError):  # without a note the next opening takes longer, nothing else
-            write_text(place / "digests" / key, found)
-    return found
+        status = path.stat()
+    except OSError as error:
+        raise CorruptFileError("the file cannot be read", where=path, got=error) from error
+    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+    return place / "digests" / hashlib.sha256(identity.encode()).hexdigest()

@@ -26,7 +26,7 @@ from sqid_lib.streams.checks import (
 )
 from sqid_lib.streams.filters import Filters
 from sqid_lib.streams.release_reader import PIECE, Release
-from sqid_lib.streams.texts import QUERY_TEXTS
+from sqid_lib.streams.texts import QUERY_TEXTS, long_texts
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import conform, open_parquet, read_parquet, reporting
 from sqid_lib.tables.vector_columns import dense
@@ -141,7 +141,7 @@ def _read_queries(
     columns = select_rows(pa.concat_tables([table for _, table, _ in read]), new)
     if len(new) < len(vectors):
         vectors = vectors[new]
-    return dense(known), rows, vectors, {name: columns[name].combine_chunks() for name in names}
+    return dense(known), rows, vectors, {name: long_texts(columns[name]).combine_chunks() for name in names}
 
 
 def _read_file(

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +23,16 @@ from sqid_lib.sources import Address, open_ranges
 from sqid_lib.sources.local import version
 from sqid_lib.sources.retry import downloading
 from sqid_lib.streams.batches import Rows
-from sqid_lib.streams.release_files import digest, parts, stated_digests
+from sqid_lib.streams.release_files import check_digest, check_listed, parts, stated_digests
 from sqid_lib.tables.reader import check_columns, reporting
+from sqid_lib.tables.vector_columns import check_width
 
 T = TypeVar("T")
 PIECE = 256  # rows decoded at once; 1.5 MB at width 768
 _AT_ONCE = 8  # requests for keys
 _GROUPS = 8  # row groups whose keys one connection asks for
 _FEATURES = schemas.config_schema(schemas.FEATURES)
+_CHECKED = {"page_checksum_verification": True}  # where a file has checksums of its pages
 VECTORS = ["has_image", *schemas.VECTOR_COLUMNS]
 
 
@@ -77,7 +79,7 @@ class FeatureFile:
         check_columns(
             schema, pa.schema([_FEATURES.field(n) for n in (*schemas.PRODUCT_KEY, "has_image", *texts)]), str(self.file)
         )
-        return int(vectors[0].list_size)
+        return check_width(int(vectors[0].list_size), self.file)
 
     def content(self, stated: str | None) -> str:
         """What identifies the content: its sha256 where that is known, else a hash of the parquet footer.
@@ -89,7 +91,8 @@ class FeatureFile:
         """
         if self.file.local:
             if stated is not None:
-                return digest(Path(self.file.path), cache_places(), stated)
+                check_digest(Path(self.file.path), cache_places(), stated)
+                return stated
         elif not self.file.version.startswith(sources.http.UNKNOWN):
             return self.file.version.removeprefix(sources.http.SHA256)
         sink = pa.BufferOutputStream()
@@ -150,10 +153,11 @@ class FeatureFile:
         if not self.file.local:
             # without a cache: pyarrow asks for whole columns, each once
             stream = pa.PythonFile(open_ranges(self.file.url, cache=False), mode="r")
-            return pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True)
+            return pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True, **_CHECKED)
         if _size_and_time(version(Path(self.file.path))) != _size_and_time(self.file.version):
             raise CorruptFileError("the file changed while it was streamed", where=self.file, fix="Open it again.")
-        return pq.ParquetFile(self.file.path, metadata=self.metadata, buffer_size=1 << 20, pre_buffer=False)
+        options = {"metadata": self.metadata, "buffer_size": 1 << 20, "pre_buffer": False, **_CHECKED}
+        return pq.ParquetFile(self.file.path, **options)
 
 
 def _size_and_time(version: str) -> str:
@@ -208,6 +212,7 @@ def open_release(address: Address, texts: tuple[str, ...] = ()) -> Release:
             "files differ in the width of vectors", where=address, expected="one width", got=sorted(widths)
         )
     stated = stated_digests(Path(address.path)) if address.local else {}
+    check_listed(stated, files, Path(address.path))
     contents = [file.content(stated.get(Path(file.file.path))) for file in features]
     here = {
         config: tuple((split, _local(files[name], stated)) for split, name in found[config])
@@ -222,9 +227,7 @@ def _local(file: File, stated: dict[Path, str]) -> File:
     """A small file that is read whole: downloaded, or held against its checksum where it is local."""
     if file.local:
         if sha256 := stated.get(Path(file.path)):
-            digest(Path(file.path), cache_places(), sha256)
+            check_digest(Path(file.path), cache_places(), sha256)
         return file
     moved = download_cache(None)
-    if moved is not None and file.url.startswith("hf://"):
-        return replace(file, path=sources.hub.download(file, moved))
-    return sources.download(file, moved)
+    return sources.download(file, moved, hub_cache=moved)

@@ -152,9 +152,11 @@ def _stated(state: Mapping[str, Any], key: str, most: int | None) -> int:
 class StoreStream(Stream[B]):
     """Batches gathered from a store by threads, ahead of their use."""
 
-    def __init__(self, gather: Gather, order: Order, *, name: str, prefetch: int = 2) -> None:
+    def __init__(
+        self, gather: Gather, order: Order, *, name: str, verify: Callable[[], None], prefetch: int = 2
+    ) -> None:
         super().__init__(order, gather.units, name=name, prefetch=prefetch)
-        self.gather = gather
+        self.gather, self.verify = gather, verify
 
     def _kind(self) -> type[Any]:
         return self.gather.kind
@@ -181,6 +183,7 @@ class StoreStream(Stream[B]):
             self._at = (epoch, k + 1)
             yield memory.hand_over(batch)
             del batch  # its memory is free while the next one is made
+        self.verify()
 
 
 def ahead(make: Callable[[int], T], keys: Iterator[int], depth: int) -> Iterator[tuple[int, T]]:

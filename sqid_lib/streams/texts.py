@@ -57,9 +57,14 @@ def choose(names: Iterable[str], queries: pa.Table, products: pa.Table) -> Texts
     if not asked:
         return None
     return Texts(
-        {name: queries[name].combine_chunks() for name in asked if name in QUERY_TEXTS},
-        {name: products[name].combine_chunks() for name in asked if name in PRODUCT_TEXTS},
+        {name: long_texts(queries[name]).combine_chunks() for name in asked if name in QUERY_TEXTS},
+        {name: long_texts(products[name]).combine_chunks() for name in asked if name in PRODUCT_TEXTS},
     )
+
+
+def long_texts(column: Any) -> Any:
+    """The same texts in a type that can hold more than 2 GB of them; they are not copied."""
+    return column.cast(pa.large_string())
 
 
 def strings(column: Any, rows: Rows) -> list[str]:

@@ -42,8 +42,9 @@ MAX_TEXT = 4 << 30  # bytes of a csv or json file, decompressed: it is parsed in
 
 
 def kind_of(file: Source) -> str:
-    """PARQUET, CSV or JSON, by the name of the file; that of a download is in its URL."""
-    name = urlsplit(file.url).path if isinstance(file, File) and not file.local else str(file)
+    """PARQUET, CSV or JSON, by the name of the file; that of a download is in its URL, before a signature."""
+    url = file.url if isinstance(file, File) else str(file)
+    name = urlsplit(url).path if "://" in url else url
     return next((kind for pattern, kind in _KINDS if pattern.search(name)), PARQUET)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,7 +53,8 @@ def open_parquet(file: Source, schema: pa.Schema = _ANY, *, dictionary: Sequence
             if dictionary:  # pyarrow's error for a dictionary column that is missing does not name it
                 check_columns(pq.read_schema(stream), schema, where)
                 stream.seek(0)
-            options = {"read_dictionary": list(dictionary), "buffer_size": 1 << 20, "pre_buffer": False}
+            options: dict[str, Any] = {"read_dictionary": list(dictionary), "buffer_size": 1 << 20, "pre_buffer": False}
+            options["page_checksum_verification"] = True  # where a file has checksums of its pages
             parquet = pq.ParquetFile(stream, **options)
             if arrays := null_arrays(parquet):
                 parquet = pq.ParquetFile(as_lists(stream, arrays, where), **options)

@@ -20,6 +20,7 @@ from sqid_lib.files import File
 from sqid_lib.tables.columns import is_list, plain, plain_type
 from sqid_lib.tables.reader import Source, open_parquet, reporting
 
+MAX_WIDTH = 1 << 16
 _HEAD_ROWS = 64  # whose most frequent length is the width
 
 
@@ -50,7 +51,7 @@ def vector_width(files: Sequence[File], columns: Sequence[str] = schemas.VECTOR_
         with open_parquet(file, wanted) as parquet, reporting(file.url):
             for name in columns:
                 if (declared := _declared_width(parquet.schema_arrow.field(name).type)) is not None:
-                    return declared
+                    return check_width(declared, file)
             for batch in parquet.iter_batches(_HEAD_ROWS, columns=list(columns)):
                 lengths: Counter[int] = Counter()
                 for name in columns:
@@ -58,8 +59,15 @@ def vector_width(files: Sequence[File], columns: Sequence[str] = schemas.VECTOR_
                     if is_list(lists.type):
                         lengths.update(length for length in pc.list_value_length(lists).to_pylist() if length)
                 if lengths:
-                    return lengths.most_common(1)[0][0]
+                    return check_width(lengths.most_common(1)[0][0], file)
     raise CorruptFileError("no row of the file has a vector", where=files[0].url, fix="Fetch it again.")
+
+
+def check_width(width: int, file: Source) -> int:
+    """The width again; SchemaError if no vectors are that wide: memory is reserved by it."""
+    if not 0 < width <= MAX_WIDTH:
+        raise SchemaError("no vectors have this width", where=file, expected=f"1 to {MAX_WIDTH:,}", got=f"{width:,}")
+    return width
 
 
 def _declared_width(dtype: pa.DataType) -> int | None:

@@ -35,3 +35,24 @@ def test_a_missing_extra_names_the_command() -> None:
     error = errors.missing_extra("torch", "train", "to stream tensors")
     assert isinstance(error, ImportError)
     assert 'pip install "sqid[train]"' in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("403: you sent Authorization: Bearer eyJhbGciOi.J9_x-y", "403: you sent Authorization: Bearer …"),
+        ("authorization: Basic dXNlcjpwYXNzd29yZA==", "authorization: Basic …"),
+        ("token hf_oauth_eyJhbGciOiJIUzI1NiJ9.e30", "token hf_…"),
+        ("the password of this machine, abc", "the password of this machine, abc"),
+        ("sent own-Secret/Token.1 twice: own-Secret/Token.1", "sent … twice: …"),
+        (
+            "no basic authorization header; the bearer is unknown",
+            "no basic authorization header; the bearer is unknown",
+        ),
+    ],
+)
+def test_tokens_are_removed_from_texts(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "own-Secret/Token.1")
+    monkeypatch.setenv("REPLICATE_API_TOKEN", "abc")  # too short to be one
+    assert errors.without_secrets(text) == shown
+    assert str(errors.SqidError(text)) == shown

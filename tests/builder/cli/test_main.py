@@ -268,12 +268,13 @@ def test_a_dry_run_of_artifacts(
 
 def test_a_dry_run_uses_no_network(tmp_path: Path, esci: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work, far = tmp_path / "work", "https://esci.example.invalid/files"
+    signed = f"{far.replace('://', '://user:password@')}?sig=secret"
     recipe = write_recipe(tmp_path)
     run(capsys, "build", recipe, "--work", work, "--only", "sample")
-    status, out, err = run(capsys, "build", recipe, "--work", work, "--dry-run", "--set", f"esci.path={far}")
+    status, out, err = run(capsys, "build", recipe, "--work", work, "--dry-run", "--set", f"esci.path={signed}")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
-        f"sample: would run again if the recipe or a file at {far} changed",
+        f"sample: would run again if the recipe or a file at {far}?sig=… changed",
         "resolve: would look for the image URLs of 39 products in 0 tables",
         "fetch: would download the images, at most 32 at once",
         "embed: would encode texts and images with openai/clip-vit-large-patch14 (device auto)",

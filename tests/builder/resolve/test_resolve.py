@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
+from file_server import FileServer
 
 from builder.recipe import EsciSettings, Recipe, ResolveSettings
 from builder.resolve import resolve, tables
@@ -275,3 +276,14 @@ def test_same_inputs_give_the_same_bytes(work: Path, tmp_path: Path) -> None:
         contents.append((work / "resolve" / "urls.parquet").read_bytes())
     assert contents[0] == contents[1]
     assert [p.name for p in (work / "resolve").iterdir()] == ["urls.parquet"]
+
+
+def test_signatures_and_passwords_of_urls_are_not_kept(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "urls.csv").write_text("product_id,image_url\nB01,https://x/1.jpg\n")
+    secret = "s3cretPassw0rd"
+    with FileServer(tmp_path / "www") as server:
+        base = server.url.replace("://", f"://user:{secret}@")
+        rows = resolved(work, f"{base}/urls.csv?X-Amz-Signature={secret}")
+    assert {row["source"] for row in rows if row["image_url"]} == {"urls.csv"}
+    assert all(secret.encode() not in path.read_bytes() for path in (work / "resolve").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -17,11 +18,14 @@ from typing import Any
 import datasets
 import pytest
 from file_server import FileServer
-from loopback_hub import LoopbackHub
+from loopback_answers import Answers
+from loopback_http import error_answer
+from loopback_hub import WRITE_TOKEN, LoopbackHub
 from tiny_esci import write_artifacts, write_esci
+from tiny_release import write_release
 
 from sqid_lib import schemas, sources
-from sqid_lib.errors import DiskError, DownloadError, LfsPointerError, MissingFileError, SourceError
+from sqid_lib.errors import CorruptFileError, DiskError, DownloadError, LfsPointerError, MissingFileError, SourceError
 from sqid_lib.sources import retry
 from sqid_lib.sources.find import url_of
 
@@ -491,3 +495,118 @@ def test_a_cache_in_a_place_that_is_a_file(big: FileServer, tmp_path: Path) -> N
     (file,) = sources.find(big.url, "products", tmp_path / "file")
     with pytest.raises(DiskError, match="HF_HOME"):
         sources.download(file, tmp_path / "file")
+
+
+@pytest.mark.parametrize("bit", [0, 8_000_000])
+def test_a_damaged_download_in_the_cache_is_made_again(
+    big: FileServer, cache: str, bit: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (file,) = sources.find(big.url, "products", cache)
+    path = Path(sources.download(file, cache).path)
+    data = bytearray(BIG)
+    data[bit // 8] ^= 1
+    path.write_bytes(data)
+    with monkeypatch.context() as context:
+        context.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        with pytest.raises(CorruptFileError, match="the download in the cache is damaged"):
+            sources.download(file, cache)
+    caplog.clear()
+    assert sources.download(file, cache).path == str(path)
+    assert path.read_bytes() == BIG
+    assert sources.download(file, cache).path == str(path)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message == f"{path}: the download in the cache is damaged; it is made again"
+
+
+def test_a_damaged_note_of_what_was_found_is_reported(tmp_path: Path, esci: Path, cache: str) -> None:
+    with FileServer(tmp_path) as server:
+        base = f"{server.url}/esci"
+        (file,) = sources.find(base, "sources", cache)
+        (note,) = (Path(cache) / "sqid-sources").glob("*.json")
+        whole = note.read_bytes()
+        note.write_bytes(whole.replace(b"sources", b"sourcex"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+            with pytest.raises(DownloadError, match="not loaded before, and offline mode is on"):
+                sources.find(base, "sources", cache)
+        assert sources.find(base, "sources", cache) == (file,)
+        assert note.read_bytes() == whole
+
+
+SNAPSHOT = """
+import sys
+from pathlib import Path
+from sqid_lib.sources import parse_address, snapshot
+print(snapshot(parse_address(sys.argv[1]), ["*.csv", "*.parquet"], Path(sys.argv[2])))
+"""
+
+
+def test_a_damaged_file_of_a_snapshot_is_downloaded_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    data = {schemas.ESCI_SOURCES: b"query_id,source\n1,other\n", schemas.ESCI_EXAMPLES: bytes(1000)}
+    hub.put("ORG/d", data)
+    with FileServer(tmp_path / "www") as server:
+        (tmp_path / "www").mkdir()
+        files = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in data.items()}
+        (tmp_path / "www" / schemas.MANIFEST).write_text(json.dumps({"files": files}))
+        for name, content in data.items():
+            (tmp_path / "www" / name).write_bytes(content)
+        for address in ("ORG/d", f"ORG/d@{hub.head('ORG/d')}", server.url):
+            arguments = (address, str(tmp_path / "cache"))
+            directory = Path(hub.run(SNAPSHOT, *arguments).strip())
+            for name, content in data.items():
+                (directory / name).resolve().write_bytes(content[:-4] + b"xxxx")
+            assert Path(hub.run(SNAPSHOT, *arguments).strip()) == directory
+            assert {name: (directory / name).read_bytes() for name in data} == data
+
+
+DOORS = """
+import sys, time
+time.sleep = lambda seconds: None
+import sqid
+from sqid_lib import EmbeddingStore, stream_pairs
+esci, cache = sys.argv[1:]
+for call in (
+    lambda: sqid.load("query_features", "test", esci=esci, artifacts="ORG/d", cache_dir=cache).num_rows,
+    lambda: len(EmbeddingStore.open("ORG/d", cache_dir=cache, progress=False).judgments),
+    lambda: sum(len(batch.gain) for batch in stream_pairs("ORG/d", format="numpy")),
+):
+    try:
+        print(call())
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("kind", [503, 429, "offline"])
+def test_trouble_of_the_hub_at_every_door(hub: LoopbackHub, tmp_path: Path, esci: Path, kind: int | str) -> None:
+    hub.add_repo("ORG/d", write_release(tmp_path / "release", classic=True))
+    code, expected = DOORS, f"cannot be reached (HTTP {kind})"
+    if kind == "offline":
+        code, expected = "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + DOORS, "offline mode is on"
+    else:
+        hub.fail("revision", kind, times=10_000)
+    lines = hub.run(code, str(esci), str(tmp_path / "cache")).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("DownloadError hf://datasets/ORG/d: ") and expected in line for line in lines), lines
+    hub.fail("revision", 503, times=1)
+    lines = hub.run(DOORS, str(esci), str(tmp_path / "cache")).splitlines()
+    assert lines == ["5", "84", "84"]
+
+
+@pytest.mark.parametrize("endpoint", ["revision", "tree", "resolve"])
+def test_a_hub_that_echoes_the_token_does_not_bring_it_into_tracebacks(
+    hub: LoopbackHub, tmp_path: Path, esci: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    def echo(self: Answers, name: str, match: Any, call: Any) -> Any:
+        if name == endpoint:
+            return error_answer(403, f"you sent Authorization: {call.headers['Authorization']} ({call.token})")
+        return answer(self, name, match, call)
+
+    hub.add_repo("ORG/d", write_release(tmp_path / "release", classic=True))
+    answer = Answers.answer
+    monkeypatch.setattr(Answers, "answer", echo)
+    code = DOORS.replace("print(type(error).__name__, error)", "traceback.print_exception(error, file=sys.stdout)")
+    text = hub.run("import traceback\n" + code, str(esci), str(tmp_path / "cache"))
+    assert text.count("DownloadError: hf://datasets/ORG/d") == 3
+    assert "access refused (HTTP 403)" in text
+    assert WRITE_TOKEN not in text

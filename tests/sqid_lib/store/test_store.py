@@ -39,6 +39,7 @@ from sqid_lib.errors import (
 from sqid_lib.files import shard_name
 from sqid_lib.joined.selection import Selection
 from sqid_lib.store import EmbeddingStore, convert
+from sqid_lib.store.checksums import STORE
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def rewrite(release: Path, config: str, table: pa.Table, split: str = "test") ->
 
 
 def conversions(tmp_path: Path) -> list[Path]:
-    return sorted(path.parent for path in (tmp_path / "cache").glob("*/" + convert.STORE))
+    return sorted(path.parent for path in (tmp_path / "cache").glob("*/" + STORE))
 
 
 # -- what it holds ------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def test_other_content_is_another_conversion(release: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("damage", ["truncated", "no store.json", "bad store.json", "missing matrix"])
 def test_a_damaged_conversion_is_made_again(release: Path, tmp_path: Path, damage: str) -> None:
     path = open_store(release, tmp_path).path
-    matrix, stated = path / "text_features.bin", path / convert.STORE
+    matrix, stated = path / "text_features.bin", path / STORE
     expected = matrix.read_bytes()
     if damage == "truncated":
         matrix.write_bytes(expected[:-4])

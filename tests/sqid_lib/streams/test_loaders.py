@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_release import write_release
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -118,3 +121,31 @@ def test_one_module_imports_the_tensors() -> None:
     root = Path(sqid_lib.__file__).parent
     users = [path.name for path in root.rglob("*.py") if "streams.tensors" in path.read_text(encoding="utf-8")]
     assert users == ["open.py"]
+
+
+# -- killed workers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_streams(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Streams of 350 batches: more than workers send ahead."""
+    root = tmp_path_factory.mktemp("killed")
+    release = write_release(root / "release", products=600, queries=200)
+    store = EmbeddingStore.open(release, cache_dir=root / "cache", progress=False)
+    return {"store": store.pairs(batch_size=4), "release": stream_pairs(release, batch_size=4, buffer=20)}
+
+
+@pytest.mark.parametrize("kind", ["store", "release"])
+@pytest.mark.parametrize(("method", "victim"), [("fork", 0), ("fork", 1), ("spawn", 0), ("forkserver", 1)])
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function _MultiProc:pytest.PytestUnraisableExceptionWarning")
+def test_a_killed_worker_is_an_error_and_never_a_short_epoch(
+    long_streams: dict[str, Any], kind: str, method: str, victim: int
+) -> None:
+    loader = DataLoader(long_streams[kind], batch_size=None, num_workers=2, multiprocessing_context=method)
+    iterator: Any = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    os.kill(iterator._workers[victim].pid, signal.SIGKILL)
+    with pytest.raises((RuntimeError, ConnectionError, EOFError, FileNotFoundError)):
+        for _ in iterator:
+            pass
