@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TITLE = "SQID: Shopping Queries Image Dataset"
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 _SEPARATOR = "---"
+_OF_CONFIG = re.compile(r"<!-- with (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 _MAX_BYTES = 4_000_000
 
 
@@ -36,7 +37,7 @@ def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revisio
 
     template = (resources.files("builder") / "dataset_card.md").read_text(encoding="utf-8")
     values = card_tables.values(release, statistics, recipe, revision)
-    body = Template(template).substitute(values, title=_title(recipe))
+    body = Template(_of_configs(template, statistics)).substitute(values, title=_title(recipe))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()  # a name that stands for nothing leaves blank lines
     card = DatasetCard(f"{_SEPARATOR}\n{metadata(statistics, recipe).to_yaml()}\n{_SEPARATOR}\n\n{body}\n")
     path = release / schemas.CARD
@@ -53,7 +54,7 @@ def metadata(statistics: Statistics, recipe: Recipe) -> Any:
     languages = list(dict.fromkeys(known_languages(locales)))
     all_known = len(known_languages(locales)) == len(locales)
     multilinguality = "multilingual" if len(languages) > 1 else "monolingual" if all_known else None
-    largest = max(statistics.rows(config) for config in schemas.CONFIGS)
+    largest = max(statistics.rows(config) for config in statistics.splits)
     return DatasetCardData(
         pretty_name=_title(recipe),
         license=["apache-2.0", "mit"],
@@ -65,7 +66,7 @@ def metadata(statistics: Statistics, recipe: Recipe) -> Any:
         task_categories=["text-retrieval", "text-ranking", "image-feature-extraction"],
         size_categories=[next((name for limit, name in SIZES.items() if largest < limit), "10M<n<100M")],
         tags=["e-commerce", "product-search", "multimodal", "clip", "embeddings", "image", "text", "esci"],
-        configs=[_config(config, statistics) for config in schemas.CONFIGS],
+        configs=[_config(config, statistics) for config in statistics.splits],
         dataset_info=dataset_info(statistics),
     )
 
@@ -120,6 +121,11 @@ def read_metadata(release: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # damaged text makes the yaml and card classes raise many kinds of errors
         raise CorruptFileError(f"its YAML block cannot be read ({first_line(error)})", where=path) from error
+
+
+def _of_configs(template: str, statistics: Statistics) -> str:
+    """The template without the parts `<!-- with CONFIG -->` … `<!-- end -->` of configs that the release lacks."""
+    return _OF_CONFIG.sub(lambda part: part[2] if part[1] in statistics.splits else "", template)
 
 
 def _title(recipe: Recipe) -> str:

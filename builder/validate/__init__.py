@@ -10,6 +10,7 @@ from builder.release import manifest
 from builder.validate.claims import check_card, check_manifest
 from builder.validate.classic import check_classic
 from builder.validate.files import check_files, check_kinds
+from builder.validate.loading import check_loading
 from builder.validate.problem import Problem
 from builder.validate.relations import check_relations
 from builder.validate.rows import Scan
@@ -30,8 +31,8 @@ def validate(release: Path) -> list[Problem]:
     _run(problems, str(release), lambda: check_kinds(release))
     if problems:
         return problems
-    _run(problems, str(release), lambda: check_files(release))
     stated = _manifest(release)
+    _run(problems, str(release), lambda: check_files(release, stated))
     made_here = stated is None or stated.recipe.get("artifacts") is None
     gains = stated.gains if stated else schemas.GAINS
     scans = {config: Scan(release, config, made_here=made_here, gains=gains) for config in schemas.CONFIGS}
@@ -42,6 +43,8 @@ def validate(release: Path) -> list[Problem]:
     _run(problems, schemas.CARD, lambda: check_card(release, stated, scans))
     for name in schemas.CLASSIC_FILES:
         _run(problems, name, partial(check_classic, release, name, stated, scans))
+    if not problems:  # datasets is given only what is known to be harmless
+        _run(problems, "data", lambda: check_loading(release, scans))
     return list(dict.fromkeys(problems))
 
 

@@ -74,8 +74,8 @@ def check_card(release: Path, stated: Manifest | None, scans: Mapping[str, Scan]
 def _statistics(scans: Mapping[str, Scan]) -> Statistics:
     """What `gather_statistics` reads, from the scans."""
     return Statistics(
-        {config: scan.splits for config, scan in scans.items() if scan.splits},
-        {config: scan.columns for config, scan in scans.items() if scan.columns is not None},
+        {config: scan.filled for config, scan in scans.items() if scan.filled},
+        {config: scan.columns for config, scan in scans.items() if scan.filled and scan.columns is not None},
         {config: dict(scan.statuses) for config, scan in scans.items() if scan.statuses},
         dict(scans[schemas.JUDGMENTS].labels),
         _counts(scans),
@@ -98,15 +98,19 @@ def _configs(stated: Any, scans: Mapping[str, Scan]) -> Iterator[Problem]:
         yield Problem("card-configs", schemas.CARD, "configs is not a list of configs")
         return
     names = [str(entry.get("config_name")) for entry in stated]
-    if sorted(names) != sorted(schemas.CONFIGS):
-        yield Problem("card-configs", schemas.CARD, f"configs are {', '.join(names)}, not {', '.join(schemas.CONFIGS)}")
+    empty = [name for name in names if name in scans and not scans[name].present]
+    for name in empty:
+        yield Problem("empty-config", schemas.CARD, f"config {name} has no rows: datasets cannot load it")
+    present = [config for config, scan in scans.items() if scan.present]
+    if sorted(set(names) - set(empty)) != sorted(present) or len(set(names)) < len(names):
+        yield Problem("card-configs", schemas.CARD, f"configs are {', '.join(names)}, not {', '.join(present)}")
     defaults = [str(entry.get("config_name")) for entry in stated if entry.get("default")]
     if defaults != [schemas.DEFAULT_CONFIG]:
         got = ", ".join(defaults) or "not set"
         yield Problem("card-configs", schemas.CARD, f"the default config is {got}, not {schemas.DEFAULT_CONFIG}")
     for entry in stated:
         scan = scans.get(str(entry.get("config_name")))
-        if scan is not None and scan.complete:
+        if scan is not None and scan.complete and scan.filled:
             yield from _patterns(entry.get("data_files"), scan)
 
 
@@ -115,11 +119,11 @@ def _patterns(stated: Any, scan: Scan) -> Iterator[Problem]:
     listed = stated if isinstance(stated, list) else []
     patterns = {str(f.get("split")): str(f.get("path")) for f in listed if isinstance(f, dict)}
     where = f"configs.{scan.config}"
-    if sorted(patterns) != sorted(scan.splits):
-        message = f"{where} has splits {sorted(patterns)}, the data {sorted(scan.splits)}"
+    if sorted(patterns) != sorted(scan.filled):
+        message = f"{where} has splits {sorted(patterns)}, the data has rows of {sorted(scan.filled)}"
         yield Problem("card-configs", schemas.CARD, message)
     every = [file for split in scan.splits.values() for file in split.files]
-    for name, split in scan.splits.items():
+    for name, split in scan.filled.items():
         if name in patterns and fnmatch.filter(every, patterns[name]) != list(split.files):
             message = f"{where}: {patterns[name]!r} does not match the files of split {name}"
             yield Problem("card-configs", schemas.CARD, message)
@@ -129,6 +133,8 @@ def _infos(stated: Any, statistics: Statistics) -> Iterator[Problem]:
     """Features, rows and sizes of `dataset_info`."""
     listed = stated if isinstance(stated, list) else []
     infos = {str(entry.get("config_name")): entry for entry in listed if isinstance(entry, dict)}
+    for name in sorted(set(infos) - set(statistics.splits)):
+        yield Problem("card-info", schemas.CARD, f"dataset_info has {name}, of which the data has no rows")
     for right in card.dataset_info(statistics):
         config = right["config_name"]
         entry = infos.get(config)

@@ -18,7 +18,7 @@ _FROM_TOOLS = re.compile(r"\.gitattributes|\.(cache|git)/.*")  # what downloads 
 _ALWAYS = (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS)
 
 
-def check_files(release: Path) -> Iterator[Problem]:
+def check_files(release: Path, stated: manifest.Manifest | None) -> Iterator[Problem]:
     """Names, numbering, checksums: everything that can be checked without reading a table."""
     present = _present(release)
     for name in present:
@@ -29,7 +29,7 @@ def check_files(release: Path) -> Iterator[Problem]:
     for name in _ALWAYS:
         if name not in present:
             yield Problem("missing-file", name, "no such file")
-    yield from _numbering(present)
+    yield from _numbering(present, _without_rows(stated))
     digests: dict[str, str] = {}
     yield from _sums(release, present, digests)
     yield from _listed(release, present, digests)
@@ -52,7 +52,14 @@ def _present(release: Path) -> list[str]:
     return sorted(found)
 
 
-def _numbering(present: list[str]) -> Iterator[Problem]:
+def _without_rows(stated: manifest.Manifest | None) -> set[str]:
+    """The configs that have no rows, and so no files, according to the manifest."""
+    counts = stated.counts if stated else {}
+    empty = {config for name, config in schemas.COUNTED.items() if counts.get(name) == 0}
+    return empty - {schemas.DEFAULT_CONFIG}
+
+
+def _numbering(present: list[str], without_rows: set[str]) -> Iterator[Problem]:
     """data/<config>/<split>-0000i-of-0000N.parquet, each i of N once."""
     found: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for name in present:
@@ -79,7 +86,7 @@ def _numbering(present: list[str]) -> Iterator[Problem]:
         if beyond:
             yield Problem("shard-numbering", where, f"shard {beyond[0]:05d} of {total}")
     for config in schemas.CONFIGS:
-        if not any(named == config for named, _ in found):
+        if config not in without_rows and not any(named == config for named, _ in found):
             yield Problem("missing-file", f"data/{config}", "the config has no parquet files")
 
 

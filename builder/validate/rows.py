@@ -38,7 +38,8 @@ class Scan:
     Attributes:
         splits: split → its files and sizes, of what could be read.
         columns: Arrow schema of the first file that could be read, None if none could.
-        kept: the columns other checks compare, over all files; vectors as `hash <column>`, and `split`.
+        kept: the columns other checks compare, over all files; vectors as `hash <column>`, and `split`. Without files
+            a table without rows.
         statuses, labels: value → rows.
         complete: whether every file could be read to its end.
     """
@@ -69,10 +70,26 @@ class Scan:
             except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 self._whole = False
                 yield Problem("unreadable", name, f"not a complete parquet file ({first_line(error)})")
-        self.kept = pa.concat_tables(kept, promote_options="default").combine_chunks() if kept else pa.table({})
+        self.kept = pa.concat_tables(kept, promote_options="default").combine_chunks() if kept else self._no_rows()
         self.complete = self._whole
         yield from self._tally.problems()
         yield from self._keys()
+
+    @property
+    def filled(self) -> dict[str, Split]:
+        """The splits that have rows: the others cannot be loaded."""
+        return {name: split for name, split in self.splits.items() if split.rows}
+
+    @property
+    def present(self) -> bool:
+        """Whether the config has rows, as far as is known."""
+        return bool(self.filled) or not self.complete
+
+    def _no_rows(self) -> pa.Table:
+        declared = schemas.config_schema(self.config)
+        vectors = [(f"hash {f.name}", pa.uint64()) for f in declared if pa.types.is_fixed_size_list(f.type)]
+        plain = [declared.field(name) for name in self._compared]
+        return pa.schema([*plain, *vectors, ("split", pa.string())]).empty_table()
 
     def _file(self, file: pq.ParquetFile, path: Path, name: str, kept: list[pa.Table]) -> Iterator[Problem]:
         schema, metadata = file.schema_arrow, file.metadata

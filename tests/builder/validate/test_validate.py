@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -62,6 +63,68 @@ def test_what_downloads_and_clones_add_is_no_problem(release: Path) -> None:
     (release / ".cache" / "huggingface").mkdir(parents=True)
     (release / ".cache" / "huggingface" / "x.metadata").write_text("x")
     assert validate(release) == []
+
+
+def test_a_config_without_rows_is_left_out_everywhere(release: Path) -> None:
+    shutil.rmtree(release / "data" / schemas.SUPP)
+    (release / schemas.SUPP_URLS).write_text("product_id,image_url\n")
+    assert "missing-file" in codes(release)  # the card and the manifest still have it
+    seal(release)
+    assert validate(release) == []
+
+
+def test_a_config_that_the_manifest_counts_must_be_there(release: Path) -> None:
+    shutil.rmtree(release / "data" / schemas.SUPP)
+    seal(release)
+    edit_manifest(release, lambda m: m["counts"].update(supp=5))
+    found = [(problem.code, problem.where) for problem in validate(release)]
+    assert ("missing-file", "data/supp") in found and ("count", schemas.MANIFEST) in found
+
+
+def test_a_config_without_rows_on_the_card_cannot_be_loaded(release: Path, tmp_path: Path) -> None:
+    schema = pq.read_schema(shard(release, schemas.SUPP))
+    write_shards(release, schemas.SUPP, schemas.SUPP_SPLIT, [], schema, rows=0)
+    card(release, "num_examples: 5", "num_examples: 0")  # as cards of earlier versions were
+    with pytest.raises(ValueError, match="corresponds to no data"):
+        datasets.load_dataset(str(release), schemas.SUPP, cache_dir=str(tmp_path))
+    assert "empty-config" in codes(release)
+
+
+@pytest.mark.parametrize("config", [schemas.QUERIES, schemas.FEATURES, schemas.URLS])
+def test_only_what_nothing_refers_to_may_be_left_out(release: Path, config: str) -> None:
+    shutil.rmtree(release / "data" / config)
+    if config == schemas.URLS:
+        assert "missing-file" in codes(release)
+        return
+    seal(release)
+    assert "integrity" in codes(release)
+
+
+def test_what_datasets_cannot_load_is_named(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = datasets.load_dataset_builder
+
+    def failing(path: str, config: str, **options: Any) -> Any:
+        if config == schemas.QUERIES:
+            raise ValueError("some reason\nmore")
+        return load(path, config, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", failing)
+    (problem,) = validate(release)
+    assert (problem.code, problem.where) == ("load", "data/query_features")
+    assert "ValueError: some reason" in problem.message and "more" not in problem.message
+
+
+def test_every_config_and_split_is_loaded(release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load, seen = datasets.load_dataset_builder, []
+
+    def counting(path: str, config: str, **options: Any) -> Any:
+        seen.append(config)
+        assert Path(options["cache_dir"]).is_dir() and tmp_path not in Path(options["cache_dir"]).parents
+        return load(path, config, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", counting)
+    assert validate(release) == []
+    assert seen == list(schemas.CONFIGS)
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
