@@ -19,6 +19,7 @@ Prints the directory of the release."""
 EXAMPLE = """examples:
   sqid build demo --work demo-work
   sqid build recipe.toml --work WORK --dry-run
+  sqid build recipe.toml --print-recipe
   sqid build recipe.toml --work WORK --set encoder.model=openai/clip-vit-base-patch32
   sqid build recipe.toml --work WORK --only fetch --retry timeout --retry http_error
 """
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLE
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a TOML file, or the name of a packaged recipe: sqid, demo")
-    add("--work", required=True, type=Path, metavar="WORK", help="directory for everything that is made")
+    add("--work", type=Path, metavar="WORK", help="directory for everything that is made (required)")
     add("--only", metavar="STAGE", choices=pipeline.STAGES, help=f"run one stage: {', '.join(pipeline.STAGES)}")
     add("--engine", default="local", choices=list(ENGINES), help="what runs the tasks of a stage (default local)")
     add("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override section.key=value")
@@ -41,12 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fetch images of this status again; with --only resolve: visit pages of this status again",
     )
     add("--dry-run", action="store_true", help="list the stages and what each would do, and change nothing")
+    add("--print-recipe", action="store_true", help="print all keys of the recipe as they are used, as TOML")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the directory of the release, or what would be done, on stdout; returns 0."""
     from builder import recipe
 
+    if args.print_recipe:
+        return _print_recipe(args)
+    if args.work is None:
+        raise UsageError("--work is missing", expected="--work WORK, the directory for everything that is made")
     if args.retry and args.only not in (None, "fetch", "resolve"):
         raise UsageError(
             "--retry belongs to the stages fetch and resolve",
@@ -61,6 +67,23 @@ def run(args: argparse.Namespace) -> int:
             loaded, args.work, only=args.only, engine=args.engine, retry=args.retry, say=_report_stage
         )
     sys.stdout.write(f"{release}\n")
+    return 0
+
+
+def _print_recipe(args: argparse.Namespace) -> int:
+    from builder import recipe
+    from builder.cli.recipe_text import as_toml
+
+    overrides: list[str] = []
+    if _is_demo(args):
+        if args.work is None or not demo.is_drawn(args.work):
+            raise UsageError(
+                "the demo's recipe names files that are not there yet",
+                where=args.work or "--work is missing",
+                fix="Run it first: sqid build demo --work WORK.",
+            )
+        overrides = demo.overrides(args.work)
+    sys.stdout.write(as_toml(recipe.load(args.recipe, [*overrides, *args.overrides])))
     return 0
 
 
