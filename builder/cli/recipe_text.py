@@ -17,8 +17,8 @@ _UNIT = re.compile(r", in (seconds|bytes|pixels|rows|percent)\b")  # how a descr
 _INTRODUCTION = """# Every key of a recipe
 
 A recipe is a TOML file. `sqid build RECIPE` checks all of it before the first stage and lists every problem it finds.
-`sqid build RECIPE --work WORK --print-recipe` prints all keys with the values that are used. `--set KEY=VALUE` overrides a
-key for one run. `sqid recipe --schema` prints the same keys as a JSON schema, for editors.
+`sqid build RECIPE --print-recipe` prints all keys with the values that are used. `--set KEY=VALUE` overrides a key for
+one run. `sqid recipe --schema` prints the same keys as a JSON schema, for editors.
 
 This file is made by `sqid recipe --reference` from the code that checks recipes.
 """

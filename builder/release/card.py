@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from builder.release import card_tables
+from builder.release.card_yaml import SEPARATOR
 from builder.release.statistics import Statistics
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, MissingFileError, first_line
 from sqid_lib.files import replacing
 
 if TYPE_CHECKING:
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 TITLE = "SQID: Shopping Queries Image Dataset"
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
-_SEPARATOR = "---"
 _OF_CONFIG = re.compile(r"<!-- with (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
-_MAX_BYTES = 4_000_000
 
 
 def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revision: str | None) -> Path:
@@ -39,7 +37,7 @@ def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revisio
     values = card_tables.values(release, statistics, recipe, revision)
     body = Template(_of_configs(template, statistics)).substitute(values, title=_title(recipe))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()  # a name that stands for nothing leaves blank lines
-    card = DatasetCard(f"{_SEPARATOR}\n{metadata(statistics, recipe).to_yaml()}\n{_SEPARATOR}\n\n{body}\n")
+    card = DatasetCard(f"{SEPARATOR}\n{metadata(statistics, recipe).to_yaml()}\n{SEPARATOR}\n\n{body}\n")
     path = release / schemas.CARD
     with replacing(path) as part:
         card.save(part)
@@ -97,30 +95,6 @@ def dataset_info(statistics: Statistics) -> list[dict[str, Any]]:
             }
         )
     return info
-
-
-def read_metadata(release: Path) -> dict[str, Any]:
-    """The YAML block of README.md as plain values.
-
-    Raises:
-        MissingFileError: there is no README.md.
-        CorruptFileError: it has no YAML block, or one that cannot be read.
-    """
-    from huggingface_hub import DatasetCard
-
-    path = release / schemas.CARD
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES).decode("utf-8")
-        if not text.startswith(_SEPARATOR) or f"\n{_SEPARATOR}\n" not in text:
-            raise CorruptFileError("no YAML block", where=path, expected="--- … --- at the start")
-        return {key: value for key, value in vars(DatasetCard(text).data).items() if value is not None}
-    except FileNotFoundError as error:
-        raise MissingFileError("no such file", where=path, fix="Build the release again.") from error
-    except CorruptFileError:
-        raise
-    except Exception as error:  # damaged text makes the yaml and card classes raise many kinds of errors
-        raise CorruptFileError(f"its YAML block cannot be read ({first_line(error)})", where=path) from error
 
 
 def _of_configs(template: str, statistics: Statistics) -> str:

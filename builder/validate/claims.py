@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.release import card, card_tables, manifest
+from builder.release.card_yaml import read_metadata
 from builder.release.manifest import Manifest
 from builder.release.statistics import Statistics, distinct
 from builder.validate.problem import Problem
@@ -47,7 +48,7 @@ def check_manifest(release: Path, stated: Manifest | None, scans: Mapping[str, S
 def check_card(release: Path, stated: Manifest | None, scans: Mapping[str, Scan]) -> Iterator[Problem]:
     """The YAML block (configs, features, splits, sizes) and the generated tables of README.md."""
     try:
-        metadata = card.read_metadata(release)
+        metadata = read_metadata(release)
     except SourceError as error:
         if (release / schemas.CARD).exists():
             yield Problem("card", schemas.CARD, error.what)

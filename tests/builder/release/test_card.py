@@ -13,8 +13,8 @@ from release_fixtures import RECIPE, recipe_with, seal, write_release
 
 from builder.recipe import ArtifactsSettings, EncoderSettings
 from builder.release import card
-from builder.release.card import read_metadata
 from builder.release.card_tables import table
+from builder.release.card_yaml import read_metadata
 from builder.release.stage import describe
 from builder.release.statistics import gather_statistics
 from sqid_lib import schemas
@@ -241,18 +241,6 @@ def test_a_truncated_parquet_is_reported(release: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CorruptFileError, match="test-00000-of-00001"):
         seal(release)
-
-
-@pytest.mark.parametrize("content", ["", "# no yaml", "---\na: [\n---\n", "---\n- 1\n---\n", "---\na: 1\n"])
-def test_a_card_of_another_shape_is_reported(release: Path, content: str) -> None:
-    (release / schemas.CARD).write_text(content)
-    with pytest.raises(CorruptFileError):
-        read_metadata(release)
-
-
-def test_no_card_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError):
-        read_metadata(tmp_path)
 
 
 def test_size_categories_follow_the_largest_config(good: Path) -> None:
