@@ -44,7 +44,7 @@ _SECRETS = (
         re.compile(r"([?&][\w.-]*(?:token|sig|key|secret|passw|auth|credential|amz)[\w.-]*=)[^&\s;,]+", re.IGNORECASE),
         r"\1…",
     ),
-    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_…"),
+    (re.compile(r"hf_[A-Za-z0-9]{16,}"), "hf_…"),
 )
 
 

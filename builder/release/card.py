@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from builder.recipe import Recipe
 
 TITLE = "SQID: Shopping Queries Image Dataset"
+LICENCES = ("apache-2.0", "mit")  # of ESCI's text and judgments, and of what SQID adds
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 _OF_CONFIG = re.compile(r"<!-- with (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
@@ -49,20 +50,19 @@ def metadata(statistics: Statistics, recipe: Recipe) -> Any:
     from huggingface_hub import DatasetCardData
 
     locales = recipe.selection.locales
-    languages = list(dict.fromkeys(known_languages(locales)))
-    all_known = len(known_languages(locales)) == len(locales)
+    languages = known_languages(locales)
+    all_known = all(locale in schemas.ESCI_LOCALES for locale in locales)
     multilinguality = "multilingual" if len(languages) > 1 else "monolingual" if all_known else None
-    largest = max(statistics.rows(config) for config in statistics.splits)
     return DatasetCardData(
         pretty_name=_title(recipe),
-        license=["apache-2.0", "mit"],
+        license=list(LICENCES),
         language=languages or None,
         multilinguality=multilinguality,
         annotations_creators=["found"],
         language_creators=["found"],
         source_datasets=["extended|other-shopping-queries-dataset"],
         task_categories=["text-retrieval", "text-ranking", "image-feature-extraction"],
-        size_categories=[next((name for limit, name in SIZES.items() if largest < limit), "10M<n<100M")],
+        size_categories=[size_category(statistics)],
         tags=["e-commerce", "product-search", "multimodal", "clip", "embeddings", "image", "text", "esci"],
         configs=[_config(config, statistics) for config in statistics.splits],
         dataset_info=dataset_info(statistics),
@@ -70,8 +70,14 @@ def metadata(statistics: Statistics, recipe: Recipe) -> Any:
 
 
 def known_languages(locales: tuple[str, ...]) -> list[str]:
-    """The language (ISO 639-1) of each locale whose language is known."""
-    return [schemas.ESCI_LOCALES[locale] for locale in locales if locale in schemas.ESCI_LOCALES]
+    """The languages (ISO 639-1) of the locales whose language is known, each once."""
+    return list(dict.fromkeys(schemas.ESCI_LOCALES[name] for name in locales if name in schemas.ESCI_LOCALES))
+
+
+def size_category(statistics: Statistics) -> str:
+    """The Hub's name for the number of rows of the largest config."""
+    largest = max(statistics.rows(config) for config in statistics.splits)
+    return next((name for limit, name in SIZES.items() if largest < limit), "10M<n<100M")
 
 
 def dataset_info(statistics: Statistics) -> list[dict[str, Any]]:
@@ -106,11 +112,13 @@ def _title(recipe: Recipe) -> str:
     return TITLE if recipe.name == "sqid" else recipe.name
 
 
+def shard_pattern(config: str, split: str) -> str:
+    """The pattern of `data_files` that matches the files of a split."""
+    return f"data/{config}/{split}-*.parquet"
+
+
 def _config(config: str, statistics: Statistics) -> dict[str, Any]:
-    files = [
-        {"split": name, "path": f"{Path(split.files[0]).parent}/{name}-*.parquet"}
-        for name, split in statistics.splits[config].items()
-    ]
+    files = [{"split": name, "path": shard_pattern(config, name)} for name in statistics.splits[config]]
     default = {"default": True} if config == schemas.DEFAULT_CONFIG else {}
     return {"config_name": config, "data_files": files, **default}
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from builder.release import manifest
-from builder.validate.claims import check_card, check_manifest
+from builder.validate.card_claims import check_card
 from builder.validate.classic import check_classic
 from builder.validate.files import check_files, check_kinds
 from builder.validate.loading import check_loading
+from builder.validate.manifest_claims import check_manifest
 from builder.validate.problem import Problem
 from builder.validate.relations import check_relations
 from builder.validate.rows import Scan
@@ -33,9 +35,12 @@ def validate(release: Path) -> list[Problem]:
         return problems
     stated = _manifest(release)
     _run(problems, str(release), lambda: check_files(release, stated))
-    made_here = stated is None or stated.recipe.get("artifacts") is None
-    gains = stated.gains if stated else schemas.GAINS
-    scans = {config: Scan(release, config, made_here=made_here, gains=gains) for config in schemas.CONFIGS}
+    options: dict[str, Any] = {
+        "made_here": stated is None or stated.made_here,
+        "gains": stated.gains if stated else schemas.GAINS,
+        "sources": schemas.ESCI_QUERY_SOURCES if stated and stated.of_esci else None,
+    }
+    scans = {config: Scan(release, config, **options) for config in schemas.CONFIGS}
     for config, scan in scans.items():
         _run(problems, f"data/{config}", scan.problems)
     _run(problems, "data", lambda: check_relations(scans))

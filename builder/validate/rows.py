@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from builder.release.files import MAX_SHARD_BYTES
 from builder.release.statistics import Split, count_values
 from builder.validate.keys import check_sorted, check_unique
 from builder.validate.problem import Problem, Tally
-from builder.validate.values import check_images, check_labels, check_nulls, check_vectors
-from builder.validate.vectors import hashes
+from builder.validate.values import check_images, check_labels, check_nulls, check_texts, check_vectors
+from builder.validate.vectors import check_distinct, hashes
 from sqid_lib import schemas
 from sqid_lib.errors import first_line
 from sqid_lib.files import parse_shard_name
@@ -34,6 +34,7 @@ class Scan:
     Args:
         made_here: whether a build made the vectors; those of existing files may lack some images.
         gains: every label that may occur, with its gain.
+        sources: every `source` that a query may have; None for any.
 
     Attributes:
         splits: split → its files and sizes, of what could be read.
@@ -45,9 +46,16 @@ class Scan:
     """
 
     def __init__(
-        self, release: Path, config: str, *, made_here: bool = True, gains: Mapping[str, float] = schemas.GAINS
+        self,
+        release: Path,
+        config: str,
+        *,
+        made_here: bool = True,
+        gains: Mapping[str, float] = schemas.GAINS,
+        sources: Collection[str] | None = None,
     ) -> None:
         self.release, self.config, self.made_here, self.gains = release, config, made_here, gains
+        self._sources = sources
         self.splits: dict[str, Split] = {}
         self.columns: pa.Schema | None = None
         self.kept = pa.table({})
@@ -74,6 +82,7 @@ class Scan:
         self.complete = self._whole
         yield from self._tally.problems()
         yield from self._keys()
+        yield from check_distinct(self.kept, f"data/{self.config}")
 
     @property
     def filled(self) -> dict[str, Split]:
@@ -125,7 +134,8 @@ class Scan:
                 self._tally.add(code, name, message, len(found), f"at row {start + int(found[0])}{shown}")
 
         check_nulls(rows, self.config, report)
-        vectors = check_vectors(rows, self.config, report)
+        check_texts(rows, self._sources, report)
+        vectors = check_vectors(rows, self.config, self.made_here, report)
         check_images(rows, vectors, self.made_here, report)
         check_labels(rows, self.gains, report)
         for column, counter in (("image_status", self.statuses), ("esci_label", self.labels)):

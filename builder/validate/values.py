@@ -1,19 +1,22 @@
-"""The values of one batch of rows: nulls, vectors, statuses, labels and gains."""
+"""The values of one batch of rows: nulls, ids, texts, URLs, vectors, statuses, labels and gains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builder.validate.vectors import Mask, mask, matrix
+from builder.validate.vectors import Mask, mask, matrix, norms
 from sqid_lib import schemas
+from sqid_lib.joined.image_status import is_http
 
 Report = Callable[[str, str, Any], None]  # code, message, mask of the rows that have the problem
 _WITH_URL = (*schemas.EMBEDDED_STATUSES, schemas.PLACEHOLDER)
+_NEVER_BLANK = (*schemas.PRODUCT_KEY, "query")
+_TEXT = "clip_text_features"
 
 
 def check_nulls(rows: pa.Table, config: str, report: Report) -> None:
@@ -23,8 +26,38 @@ def check_nulls(rows: pa.Table, config: str, report: Report) -> None:
             report("null", f"{column.name} is null", mask(pc.is_null(rows[column.name])))
 
 
-def check_vectors(rows: pa.Table, config: str, report: Report) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """Numbers of vectors are finite and not null; returns the vectors of each column, [N, D] float32."""
+def check_texts(rows: pa.Table, sources: Collection[str] | None, report: Report) -> None:
+    """Ids and queries are not blank, URLs are http(s), example_id is not negative, source is known.
+
+    Args:
+        sources: the values that `source` may have; None for any.
+    """
+    for column in _NEVER_BLANK:
+        if column in rows.column_names:
+            report("blank", f"{column} is blank", mask(pc.equal(pc.utf8_trim_whitespace(rows[column]), "")))
+    if "example_id" in rows.column_names:
+        report("negative-id", "example_id is negative", mask(pc.less(rows["example_id"], 0)))
+    if "image_url" in rows.column_names:
+        other = pc.invert(is_http(rows["image_url"]))
+        if "image_status" in rows.column_names:  # such a URL is kept as it was found, under this status
+            other = pc.and_(other, pc.not_equal(rows["image_status"], schemas.BAD_URL))
+        report("url", f"image_url is not http or https, and image_status is not {schemas.BAD_URL}", mask(other))
+    if sources is not None and "source" in rows.column_names:
+        known = _among(rows["source"], sources) | mask(pc.is_null(rows["source"]))
+        report("source", f"source is not one of {', '.join(sources)}", ~known)
+
+
+def check_vectors(
+    rows: pa.Table, config: str, made_here: bool, report: Report
+) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Numbers of vectors are finite and not null, and their norms can be used; only images may be zeros.
+
+    Args:
+        made_here: whether a build made the vectors; existing files may lack a whole product.
+
+    Returns:
+        The vectors of each column, [N, D] float32.
+    """
     vectors = {}
     for column in schemas.DECLARED[config].columns:
         if column.type == schemas.VECTOR and column.name in rows.column_names:
@@ -32,6 +65,14 @@ def check_vectors(rows: pa.Table, config: str, report: Report) -> dict[str, np.n
             finite = np.isfinite(vectors[column.name]).all(axis=1)
             report("null", f"{column.name} holds a null number", null)
             report("non-finite", f"{column.name} is not finite", ~finite & ~null)
+            zero = (vectors[column.name] == 0).all(axis=1) & ~null
+            norm = norms(vectors[column.name])
+            report("norm", f"the norm of {column.name} is too large for float32", finite & np.isinf(norm))
+            report("norm", f"{column.name} is not zero, and its norm is 0 in float32", ~zero & ~null & (norm == 0))
+            if column.name == _TEXT:
+                if not made_here:  # existing files may lack a query, or all of a product
+                    zero &= _has_url(rows)
+                report("zero-vector", f"{_TEXT} is all zeros", zero)
     return vectors
 
 
@@ -75,6 +116,13 @@ def check_labels(rows: pa.Table, gains: Mapping[str, float], report: Report) -> 
         right = mask(pc.equal(values.take(index.combine_chunks()), rows["gain"].combine_chunks()))
         stated = ", ".join(f"{name} {gain}" for name, gain in gains.items())
         report("gain", f"gain is not that of the label ({stated})"[:200], known & ~right)
+
+
+def _has_url(rows: pa.Table) -> Mask:
+    """Which rows are products with a known image URL: existing files that state it state their text vector too."""
+    if "image_url" in rows.column_names:
+        return mask(pc.is_valid(rows["image_url"]))
+    return np.zeros(rows.num_rows, dtype=bool)
 
 
 def _among(column: pa.ChunkedArray, values: Any) -> Mask:

@@ -51,6 +51,15 @@ def test_other_images_are_ok(url: str) -> None:
     assert status(url) == "ok"
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["javascript:alert(1)", "data:image/png;base64,AAAA", "//x.example/a.jpg", "a.jpg", "ftp://x/a", "https:///a"],
+)
+def test_what_is_not_http_is_a_bad_url(url: str) -> None:
+    assert status(url) == "bad_url"
+    assert status(f"{url}/no-img-sm.gif") == "bad_url"
+
+
 def test_the_default_video_image_is_generic_whatever_its_modifiers() -> None:
     assert status(schemas.GENERIC_IMAGE_URL) == "generic"
     assert status(schemas.GENERIC_IMAGE_URL.replace("_SX1080_", "_SX400_")) == "generic"
