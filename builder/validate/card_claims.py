@@ -119,7 +119,8 @@ def _configs(stated: Any, scans: Mapping[str, Scan]) -> Iterator[Problem]:
     names = [str(entry.get("config_name")) for entry in stated]
     empty = [name for name in names if name in scans and not scans[name].present]
     for name in empty:
-        yield Problem("empty-config", schemas.CARD, f"config {name} has no rows: datasets cannot load it")
+        message = f"config {name} has no rows, and load_dataset fails for it: build the release again without it"
+        yield Problem("empty-config", schemas.CARD, message)
     present = [config for config, scan in scans.items() if scan.present]
     if sorted(set(names) - set(empty)) != sorted(present) or len(set(names)) < len(names):
         yield Problem("card-configs", schemas.CARD, f"configs are {', '.join(names)}, not {', '.join(present)}")

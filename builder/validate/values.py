@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builder.validate.vectors import Mask, mask, matrix, norms
+from builder.validate.vectors import Mask, mask, matrix, unusable
 from sqid_lib import schemas
 from sqid_lib.joined.image_status import is_http
 
@@ -62,13 +62,11 @@ def check_vectors(
     for column in schemas.DECLARED[config].columns:
         if column.type == schemas.VECTOR and column.name in rows.column_names:
             vectors[column.name], null = matrix(rows[column.name])
-            finite = np.isfinite(vectors[column.name]).all(axis=1)
+            infinite, overflow, underflow, zero = (found & ~null for found in unusable(vectors[column.name]))
             report("null", f"{column.name} holds a null number", null)
-            report("non-finite", f"{column.name} is not finite", ~finite & ~null)
-            zero = (vectors[column.name] == 0).all(axis=1) & ~null
-            norm = norms(vectors[column.name])
-            report("norm", f"the norm of {column.name} is too large for float32", finite & np.isinf(norm))
-            report("norm", f"{column.name} is not zero, and its norm is 0 in float32", ~zero & ~null & (norm == 0))
+            report("non-finite", f"{column.name} is not finite", infinite)
+            report("norm", f"the norm of {column.name} is too large for float32", overflow)
+            report("norm", f"{column.name} is not zero, and its norm is 0 in float32", underflow)
             if column.name == _TEXT:
                 if not made_here:  # existing files may lack a query, or all of a product
                     zero &= _has_url(rows)

@@ -29,10 +29,21 @@ def hashes(vectors: Matrix) -> pa.Array:
     return pa.array(total)
 
 
-def norms(vectors: Matrix) -> Matrix:
-    """[N, D] float32 → [N] float32, infinity where the squares are too large for float32."""
+def unusable(vectors: Matrix) -> tuple[Mask, Mask, Mask, Mask]:
+    """Vectors of which no cosine can be taken: NaN or infinite, too large, too small, zeros; four times [N] bool.
+
+    Too large or too small is one whose squares have no sum in float32, as most programs compute it.
+    """
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)), np.float32)
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+    strange = np.flatnonzero(~np.isfinite(squares) | (squares == 0))
+    few = vectors[strange]
+    finite, zero = np.isfinite(few).all(axis=1), (few == 0).all(axis=1)
+    found = (~finite, finite & ~zero & (squares[strange] != 0), ~zero & (squares[strange] == 0), zero)
+    masks = tuple(np.zeros(len(vectors), dtype=bool) for _ in found)
+    for whole, part in zip(masks, found, strict=True):
+        whole[strange] = part
+    return masks[0], masks[1], masks[2], masks[3]
 
 
 def matrix(column: pa.ChunkedArray) -> tuple[Matrix, Mask]:
