@@ -47,7 +47,7 @@ def clean_urls(urls: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
 
 
 def image_status(urls: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The status of each URL: `missing` (null or blank), `bad_url` (not http), `placeholder`, `generic` or `ok`.
+    """The status of each URL: `missing` (null or blank), `placeholder`, `generic` or `ok`.
 
     URLs are compared after percent-decoding, as image hosts do ("%2B" is "+").
 
@@ -60,22 +60,24 @@ def image_status(urls: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(urls, pa.ChunkedArray):
         urls = urls.combine_chunks()
     urls = urls.cast(pa.string())
-    decoded = _percent_decoded(urls)
+    decoded, http = _percent_decoded(urls), is_http(urls)
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(decoded), ""), True)
     return pc.case_when(
         pc.make_struct(
             blank,
-            pc.invert(is_http(urls)),
-            pc.match_substring_regex(decoded, _PLACEHOLDER),
-            pc.match_substring_regex(decoded, _GENERIC),
+            pc.and_(http, pc.match_substring_regex(decoded, _PLACEHOLDER)),
+            pc.and_(http, pc.match_substring_regex(decoded, _GENERIC)),
         ),
-        *(pa.scalar(s) for s in (schemas.MISSING, schemas.BAD_URL, schemas.PLACEHOLDER, schemas.GENERIC, schemas.OK)),
+        *(pa.scalar(s) for s in (schemas.MISSING, schemas.PLACEHOLDER, schemas.GENERIC, schemas.OK)),
     )
 
 
 def is_http(urls: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Whether each URL begins as one of http or https with a host; null for null."""
-    return pc.match_substring_regex(urls, r"(?i)^https?://[^/\s]")
+    """Whether each URL begins with http or https and a host; null for null.
+
+    Stage fetch reports the other URLs as `bad_url`; where nothing is fetched, this decides it.
+    """
+    return pc.match_substring_regex(urls, r"(?i)^\s*https?://[^/\s]")
 
 
 def _percent_decoded(urls: pa.Array) -> pa.Array:

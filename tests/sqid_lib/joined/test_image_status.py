@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqid_lib import schemas
-from sqid_lib.joined.image_status import clean_urls, image_status
+from sqid_lib.joined.image_status import clean_urls, image_status, is_http
 
 HOST = "https://m.media-amazon.com/images/I/"
 
@@ -52,12 +52,26 @@ def test_other_images_are_ok(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["javascript:alert(1)", "data:image/png;base64,AAAA", "//x.example/a.jpg", "a.jpg", "ftp://x/a", "https:///a"],
+    ("url", "http"),
+    [
+        ("https://x.example/a.jpg", True),
+        (" HTTP://x.example/a.jpg", True),
+        ("javascript:alert(1)//https://x.example/", False),
+        ("data:image/png;base64,AAAA", False),
+        ("//x.example/a.jpg", False),
+        ("a.jpg", False),
+        ("ftp://x.example/a", False),
+        ("https:///a", False),
+        (None, None),
+    ],
 )
-def test_what_is_not_http_is_a_bad_url(url: str) -> None:
-    assert status(url) == "bad_url"
-    assert status(f"{url}/no-img-sm.gif") == "bad_url"
+def test_which_urls_are_http(url: str | None, http: bool | None) -> None:
+    assert is_http(pa.array([url], pa.string())).to_pylist() == [http]
+
+
+def test_only_a_url_of_http_is_a_placeholder_or_generic() -> None:
+    assert status("javascript:alert(1)//no-img-sm.gif") == "ok"  # fetch ends it as bad_url
+    assert status(schemas.GENERIC_IMAGE_URL.replace("https", "ftp")) == "ok"
 
 
 def test_the_default_video_image_is_generic_whatever_its_modifiers() -> None:
