@@ -76,6 +76,12 @@ class Manifest:
         return self.recipe.get("artifacts") is None
 
     @property
+    def partial(self) -> bool:
+        """Whether text vectors may be zeros: those that existing files lack, unless the recipe refuses that."""
+        artifacts = self.recipe.get("artifacts")
+        return isinstance(artifacts, dict) and artifacts.get("partial") is not False
+
+    @property
     def of_esci(self) -> bool:
         """Whether the data claims to be ESCI itself, not files of somebody in its layout."""
         return self.name == "sqid" or _ESCI in str(self.recipe.get("esci"))

@@ -37,6 +37,7 @@ def validate(release: Path) -> list[Problem]:
     _run(problems, str(release), lambda: check_files(release, stated))
     options: dict[str, Any] = {
         "made_here": stated is None or stated.made_here,
+        "partial": stated is not None and stated.partial,
         "gains": stated.gains if stated else schemas.GAINS,
         "sources": schemas.ESCI_QUERY_SOURCES if stated and stated.of_esci else None,
     }

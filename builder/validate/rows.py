@@ -33,6 +33,7 @@ class Scan:
 
     Args:
         made_here: whether a build made the vectors; those of existing files may lack some images.
+        partial: whether text vectors may be zeros.
         gains: every label that may occur, with its gain.
         sources: every `source` that a query may have; None for any.
 
@@ -51,11 +52,12 @@ class Scan:
         config: str,
         *,
         made_here: bool = True,
+        partial: bool = False,
         gains: Mapping[str, float] = schemas.GAINS,
         sources: Collection[str] | None = None,
     ) -> None:
         self.release, self.config, self.made_here, self.gains = release, config, made_here, gains
-        self._sources = sources
+        self._partial, self._sources = partial, sources
         self.splits: dict[str, Split] = {}
         self.columns: pa.Schema | None = None
         self.kept = pa.table({})
@@ -135,7 +137,7 @@ class Scan:
 
         check_nulls(rows, self.config, report)
         check_texts(rows, self._sources, report)
-        vectors = check_vectors(rows, self.config, self.made_here, report)
+        vectors = check_vectors(rows, self.config, self._partial, report)
         check_images(rows, vectors, self.made_here, report)
         check_labels(rows, self.gains, report)
         for column, counter in (("image_status", self.statuses), ("esci_label", self.labels)):

@@ -48,12 +48,12 @@ def check_texts(rows: pa.Table, sources: Collection[str] | None, report: Report)
 
 
 def check_vectors(
-    rows: pa.Table, config: str, made_here: bool, report: Report
+    rows: pa.Table, config: str, partial: bool, report: Report
 ) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     """Numbers of vectors are finite and not null, and their norms can be used; only images may be zeros.
 
     Args:
-        made_here: whether a build made the vectors; existing files may lack a whole product.
+        partial: whether text vectors may be zeros.
 
     Returns:
         The vectors of each column, [N, D] float32.
@@ -67,9 +67,7 @@ def check_vectors(
             report("non-finite", f"{column.name} is not finite", infinite)
             report("norm", f"the norm of {column.name} is too large for float32", overflow)
             report("norm", f"{column.name} is not zero, and its norm is 0 in float32", underflow)
-            if column.name == _TEXT:
-                if not made_here:  # existing files may lack a query, or all of a product
-                    zero &= _has_url(rows)
+            if column.name == _TEXT and not partial:
                 report("zero-vector", f"{_TEXT} is all zeros", zero)
     return vectors
 
@@ -114,13 +112,6 @@ def check_labels(rows: pa.Table, gains: Mapping[str, float], report: Report) -> 
         right = mask(pc.equal(values.take(index.combine_chunks()), rows["gain"].combine_chunks()))
         stated = ", ".join(f"{name} {gain}" for name, gain in gains.items())
         report("gain", f"gain is not that of the label ({stated})"[:200], known & ~right)
-
-
-def _has_url(rows: pa.Table) -> Mask:
-    """Which rows are products with a known image URL: existing files that state it state their text vector too."""
-    if "image_url" in rows.column_names:
-        return mask(pc.is_valid(rows["image_url"]))
-    return np.zeros(rows.num_rows, dtype=bool)
 
 
 def _among(column: pa.ChunkedArray, values: Any) -> Mask:

@@ -328,17 +328,24 @@ def test_sources_are_known_where_the_data_claims_to_be_escis(tmp_path: Path, nam
     assert codes(release) == ({"source"} if bad else set())
 
 
-def test_existing_files_may_lack_a_whole_product_but_not_the_text_of_a_known_one(tmp_path: Path) -> None:
+def partial_setter(value: bool) -> Callable[[dict[str, Any]], object]:
+    return lambda values: values["recipe"]["artifacts"].update(partial=value)
+
+
+def test_text_vectors_are_zeros_only_where_the_recipe_takes_partial_files(tmp_path: Path) -> None:
     existing = recipe_with(artifacts=ArtifactsSettings(path="/x"), release=ReleaseSettings(classic_files=False))
     release = write_release(tmp_path / "r", classic=False)
-    edit(release, schemas.FEATURES, setting("clip_text_features", 3, vector(0)), reseal=False)  # status missing
-    seal(release, existing)
-    assert validate(release) == []
-    seal(release, NO_CLASSIC)
-    assert codes(release) == {"zero-vector"}
+    edit(release, schemas.QUERIES, setting("clip_text_features", 0, vector(0)), reseal=False)
     edit(release, schemas.FEATURES, setting("clip_text_features", 0, vector(0)), reseal=False)
-    seal(release, existing)
-    assert codes(release) == {"zero-vector"}
+    for recipe, partial, expected in (
+        (NO_CLASSIC, None, {"zero-vector"}),
+        (existing, True, set()),
+        (existing, False, {"zero-vector"}),
+    ):
+        seal(release, recipe)
+        if partial is not None:
+            edit_manifest(release, partial_setter(partial))
+        assert codes(release) == expected
 
 
 def test_nothing_that_is_printed_holds_a_secret_or_a_control_character(release: Path) -> None:
