@@ -36,6 +36,7 @@ except ImportError as error:
     raise missing_extra("pydantic", "build", "to read recipes") from error
 
 from builder.recipe_values import NAME, PAGE_URL, DistinctItems, HostPort, Items, Port, Url, Word, recipe_error
+from builder.recipe_values import words as pattern_words
 
 
 class _Section(BaseModel):
@@ -273,6 +274,11 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, check_input
     if check_inputs:
         _check_inputs(recipe, str(name_or_path))
     return recipe
+
+
+def describe_pattern(pattern: str) -> str:
+    """What a pattern of the JSON schema asks for, in words; the pattern itself where it is not known."""
+    return pattern_words(pattern)
 
 
 def packaged() -> list[str]:

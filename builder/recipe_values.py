@@ -57,6 +57,11 @@ Url = Annotated[str, Field(pattern=URL)]
 Word = Annotated[str, Field(pattern=WORD)]
 
 
+def words(pattern: str) -> str:
+    """What a pattern of this module asks for, in words; the pattern itself where it is not known."""
+    return _PATTERNS.get(pattern, pattern)
+
+
 def recipe_error(error: ValidationError, schema: Mapping[str, Any], where: str) -> RecipeError:
     """One error that names every problem.
 

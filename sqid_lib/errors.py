@@ -51,7 +51,7 @@ _SECRETS = (
         re.compile(r"([?&][\w.-]*(?:token|sig|key|secret|passw|auth|credential|amz)[\w.-]*=)[^&\s;,]+", re.IGNORECASE),
         r"\1…",
     ),
-    (re.compile(r"\bhf_[A-Za-z0-9_.-]{16,}"), "hf_…"),
+    (re.compile(r"hf_[A-Za-z0-9_.-]{16,}"), "hf_…"),
     (re.compile(r"(\bbearer\s+|\bauthorization\W+(?:basic\s+)?)[\w.~+/=-]{8,}", re.IGNORECASE), r"\1…"),
 )
 _TOKEN_LENGTH = 8  # what is shorter is a placeholder, and part of many words

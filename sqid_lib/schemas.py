@@ -51,6 +51,7 @@ SOURCES_SCHEMA = pa.schema([("query_id", pa.int64()), ("source", pa.string())])
 PRODUCT_KEY = ("product_id", "product_locale")  # the same id occurs under several locales
 TEXT_COLUMNS = tuple(name for name in PRODUCTS_SCHEMA.names if name not in PRODUCT_KEY)
 ESCI_LOCALES = {"us": "en", "es": "es", "jp": "ja"}  # ESCI's locales and their languages (ISO 639-1)
+ESCI_QUERY_SOURCES = ("behavioral", "negations", "nlqec", "other", "parse_pattern")  # values of `source`
 SPLITS = ("train", "test")
 VERSIONS = ("small", "large")
 
@@ -109,6 +110,7 @@ IMAGE_STATUS = {
     "non_finite": "the encoder gave NaN or infinity",
     "error": "anything else; see the build report",
 }
+BAD_URL = "bad_url"
 EMBEDDED_STATUSES = (OK, GENERIC)  # what fetch downloads and embed turns into vectors
 # the failures of a stage, which may end otherwise when it tries again
 RETRIABLE = {

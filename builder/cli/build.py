@@ -12,6 +12,7 @@ from pathlib import Path
 
 from builder import demo, pipeline
 from builder.engines import ENGINES
+from sqid_lib.errors import UsageError
 
 HELP = "make a release from a recipe"
 DESCRIPTION = f"""Run the stages {" → ".join(pipeline.STAGES)}.
@@ -21,6 +22,7 @@ themselves. Prints the directory of the release; with --only, what that stage ma
 EXAMPLE = """examples:
   sqid build demo --work demo-work
   sqid build recipe.toml --work WORK --dry-run
+  sqid build recipe.toml --print-recipe
   sqid build recipe.toml --work WORK --set encoder.model=openai/clip-vit-base-patch32
   sqid build recipe.toml --work WORK --only fetch --retry not_found,blocked
 """
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLE
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a TOML file, or the name of a packaged recipe: sqid, demo")
-    add("--work", required=True, type=Path, metavar="WORK", help="directory for everything that is made")
+    add("--work", type=Path, metavar="WORK", help="directory for everything that is made (required)")
     add("--only", metavar="STAGE", help=f"run one stage: {', '.join(pipeline.STAGES)}")
     engines = "{" + ",".join(ENGINES) + "}"
     add("--engine", default="local", metavar=engines, help="what runs the tasks of a stage (default local)")
@@ -46,12 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dry-run", action="store_true", help="list the stages and what each would do, and change nothing")
     add("--check", action="store_true", help="compare every file of WORK with its checksum, and change nothing")
+    add("--print-recipe", action="store_true", help="print all keys of the recipe as they are used, as TOML")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was made, or what would be done, on stdout; returns 0, or 1 if a check finds damage."""
     from builder import recipe
 
+    if args.print_recipe:
+        return _print_recipe(args)
+    if args.work is None:
+        raise UsageError("--work is missing", expected="--work WORK, the directory for everything that is made")
     if args.check:
         return _check(args.work)
     args.retry = [status for value in args.retry for status in value.split(",") if status]
@@ -88,6 +95,20 @@ def _check(work: Path) -> int:
         return 1
     counts = ", ".join(f"{stage} {count:,}" for stage, count in found.sound.items())
     sys.stdout.write(f"{sum(found.sound.values()):,} files are as they were written: {counts}\n")
+    return 0
+
+
+def _print_recipe(args: argparse.Namespace) -> int:
+    from builder import recipe
+    from builder.cli.recipe_text import as_toml
+
+    overrides: list[str] = []
+    if _is_demo(args):
+        if args.work is None:
+            raise UsageError("the demo's recipe names files in WORK", expected="--work WORK")
+        overrides = demo.overrides(args.work)
+    drawn = not _is_demo(args) or demo.is_drawn(args.work)
+    sys.stdout.write(as_toml(recipe.load(args.recipe, [*overrides, *args.overrides], check_inputs=drawn)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`sqid recipe`: the JSON schema of recipes."""
+"""`sqid recipe`: the keys of recipes, as JSON schema and as a reference."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import argparse
 import json
 import sys
 
-HELP = "print the JSON schema of recipes, for editors"
+HELP = "print the JSON schema of recipes, for editors, or the reference of their keys"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sqid recipe` on `parser`."""
-    parser.description = "Print the JSON schema of recipes: with it an editor completes and checks keys."
+    parser.description = "Print every key of a recipe: as JSON schema, with which an editor completes, or as Markdown."
     parser.epilog = (
         "example: sqid recipe --schema > recipe.schema.json\n"
         "Then begin the recipe with the line:  #:schema ./recipe.schema.json"
     )
-    parser.add_argument("--schema", action="store_true", required=True, help="print the JSON schema (draft 2020-12)")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--schema", action="store_true", help="print the JSON schema (draft 2020-12)")
+    choice.add_argument("--reference", action="store_true", help="print type, default, unit and meaning of every key")
 
 
-def run(args: argparse.Namespace) -> int:  # noqa: ARG001
-    """Print the schema on stdout; returns 0."""
+def run(args: argparse.Namespace) -> int:
+    """Print the schema or the reference on stdout; returns 0."""
+    from builder.cli.recipe_text import reference
     from builder.recipe import json_schema
 
-    sys.stdout.write(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
+    schema = json_schema()
+    text = reference(schema) if args.reference else json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    sys.stdout.write(text)
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from builder.hub.calls import Calls
 from builder.hub.repository import Change, Remote, differences, download, list_files, plan_changes, read_remote
 from builder.release import manifest
+from builder.release.files import may_hold
 from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.errors import AuthError, HubError, RefusedError, ReleaseError, SourceError, TagError, UsageError
@@ -106,17 +107,19 @@ def push(
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
+    local = _files(release)
     with Calls(repo, token, endpoint) as calls:
-        return _push(calls, release, repo, tag, private, dry_run)
+        return _push(calls, release, local, repo, tag, private, dry_run)
 
 
-def _push(calls: Calls, release: Path, repo: str, tag: str | None, private: bool, dry_run: bool) -> PushResult:
+def _push(
+    calls: Calls, release: Path, local: Mapping[str, str], repo: str, tag: str | None, private: bool, dry_run: bool
+) -> PushResult:
     if not dry_run:
         _check_token(calls)
     remote = read_remote(calls, repo)
     if private and remote.head is not None and not remote.private:
         raise HubError("the dataset exists and is public", where=repo, fix="Make it private on the Hub first.")
-    local = {**manifest.read_sums(release), schemas.SHA256SUMS: manifest.sha256(release / schemas.SHA256SUMS)}
     changes, unchanged = plan_changes(calls, release, local, repo, remote)
     _check_tag(repo, tag, remote, changes)
     warnings = _warnings(repo, remote, local, changes)
@@ -136,6 +139,26 @@ def _push(calls: Calls, release: Path, repo: str, tag: str | None, private: bool
     url = f"{calls.api.endpoint}/datasets/{repo}" + (f"/tree/{commit}" if made else "")
     exists = bool(tag) and tag in remote.tags  # on another commit it was refused above
     return PushResult(repo, url, commit, tag, tuple(changes), unchanged, dry_run, tuple(warnings), exists)
+
+
+def _files(release: Path) -> dict[str, str]:
+    """Path → sha256 of what is sent: regular files of names that a release may hold, never what a link leads to.
+
+    Raises:
+        ReleaseError: SHA256SUMS lists something else.
+    """
+    files = {**manifest.read_sums(release), schemas.SHA256SUMS: manifest.sha256(release / schemas.SHA256SUMS)}
+    root = release.resolve()
+    wrong = [name for name in files if not may_hold(name) or (root / name).resolve() != root / name]
+    wrong += [name for name in files if name not in wrong and not (root / name).is_file()]
+    if wrong:
+        raise ReleaseError(
+            "files that a release must not hold",
+            where=release,
+            got=", ".join(sorted(wrong)[:3]),
+            fix=f"See them all: sqid validate {release}",
+        )
+    return files
 
 
 def _check_names(release: Path, repo: str, tag: str | None) -> None:

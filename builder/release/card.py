@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from builder.release import card_tables
+from builder.release.card_yaml import SEPARATOR
 from builder.release.statistics import Statistics
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, MissingFileError, first_line
 from sqid_lib.files import replacing
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
 
 TITLE = "SQID: Shopping Queries Image Dataset"
+LICENCES = ("apache-2.0", "mit")  # of ESCI's text and judgments, and of what SQID adds
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
-_SEPARATOR = "---"
-_MAX_BYTES = 4_000_000
+_OF_CONFIG = re.compile(r"<!-- with (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
 def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revision: str | None) -> Path:
@@ -36,9 +36,9 @@ def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revisio
 
     template = (resources.files("builder") / "dataset_card.md").read_text(encoding="utf-8")
     values = card_tables.values(release, statistics, recipe, revision)
-    body = Template(template).substitute(values, title=_title(recipe))
+    body = Template(_of_configs(template, statistics)).substitute(values, title=_title(recipe))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()  # a name that stands for nothing leaves blank lines
-    card = DatasetCard(f"{_SEPARATOR}\n{metadata(statistics, recipe).to_yaml()}\n{_SEPARATOR}\n\n{body}\n")
+    card = DatasetCard(f"{SEPARATOR}\n{metadata(statistics, recipe).to_yaml()}\n{SEPARATOR}\n\n{body}\n")
     path = release / schemas.CARD
     with replacing(path) as part:
         card.save(part)
@@ -50,29 +50,34 @@ def metadata(statistics: Statistics, recipe: Recipe) -> Any:
     from huggingface_hub import DatasetCardData
 
     locales = recipe.selection.locales
-    languages = list(dict.fromkeys(known_languages(locales)))
-    all_known = len(known_languages(locales)) == len(locales)
+    languages = known_languages(locales)
+    all_known = all(locale in schemas.ESCI_LOCALES for locale in locales)
     multilinguality = "multilingual" if len(languages) > 1 else "monolingual" if all_known else None
-    largest = max(statistics.rows(config) for config in schemas.CONFIGS)
     return DatasetCardData(
         pretty_name=_title(recipe),
-        license=["apache-2.0", "mit"],
+        license=list(LICENCES),
         language=languages or None,
         multilinguality=multilinguality,
         annotations_creators=["found"],
         language_creators=["found"],
         source_datasets=["extended|other-shopping-queries-dataset"],
         task_categories=["text-retrieval", "text-ranking", "image-feature-extraction"],
-        size_categories=[next((name for limit, name in SIZES.items() if largest < limit), "10M<n<100M")],
+        size_categories=[size_category(statistics)],
         tags=["e-commerce", "product-search", "multimodal", "clip", "embeddings", "image", "text", "esci"],
-        configs=[_config(config, statistics) for config in schemas.CONFIGS],
+        configs=[_config(config, statistics) for config in statistics.splits],
         dataset_info=dataset_info(statistics),
     )
 
 
 def known_languages(locales: tuple[str, ...]) -> list[str]:
-    """The language (ISO 639-1) of each locale whose language is known."""
-    return [schemas.ESCI_LOCALES[locale] for locale in locales if locale in schemas.ESCI_LOCALES]
+    """The languages (ISO 639-1) of the locales whose language is known, each once."""
+    return list(dict.fromkeys(schemas.ESCI_LOCALES[name] for name in locales if name in schemas.ESCI_LOCALES))
+
+
+def size_category(statistics: Statistics) -> str:
+    """The Hub's name for the number of rows of the largest config."""
+    largest = max(statistics.rows(config) for config in statistics.splits)
+    return next((name for limit, name in SIZES.items() if largest < limit), "10M<n<100M")
 
 
 def dataset_info(statistics: Statistics) -> list[dict[str, Any]]:
@@ -98,39 +103,22 @@ def dataset_info(statistics: Statistics) -> list[dict[str, Any]]:
     return info
 
 
-def read_metadata(release: Path) -> dict[str, Any]:
-    """The YAML block of README.md as plain values.
-
-    Raises:
-        MissingFileError: there is no README.md.
-        CorruptFileError: it has no YAML block, or one that cannot be read.
-    """
-    from huggingface_hub import DatasetCard
-
-    path = release / schemas.CARD
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES).decode("utf-8")
-        if not text.startswith(_SEPARATOR) or f"\n{_SEPARATOR}\n" not in text:
-            raise CorruptFileError("no YAML block", where=path, expected="--- … --- at the start")
-        return {key: value for key, value in vars(DatasetCard(text).data).items() if value is not None}
-    except FileNotFoundError as error:
-        raise MissingFileError("no such file", where=path, fix="Build the release again.") from error
-    except CorruptFileError:
-        raise
-    except Exception as error:  # damaged text makes the yaml and card classes raise many kinds of errors
-        raise CorruptFileError(f"its YAML block cannot be read ({first_line(error)})", where=path) from error
+def _of_configs(template: str, statistics: Statistics) -> str:
+    """The template without the parts `<!-- with CONFIG -->` … `<!-- end -->` of configs that the release lacks."""
+    return _OF_CONFIG.sub(lambda part: part[2] if part[1] in statistics.splits else "", template)
 
 
 def _title(recipe: Recipe) -> str:
     return TITLE if recipe.name == "sqid" else recipe.name
 
 
+def shard_pattern(config: str, split: str) -> str:
+    """The pattern of `data_files` that matches the files of a split."""
+    return f"data/{config}/{split}-*.parquet"
+
+
 def _config(config: str, statistics: Statistics) -> dict[str, Any]:
-    files = [
-        {"split": name, "path": f"{Path(split.files[0]).parent}/{name}-*.parquet"}
-        for name, split in statistics.splits[config].items()
-    ]
+    files = [{"split": name, "path": shard_pattern(config, name)} for name in statistics.splits[config]]
     default = {"default": True} if config == schemas.DEFAULT_CONFIG else {}
     return {"config_name": config, "data_files": files, **default}
 

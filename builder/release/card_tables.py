@@ -31,12 +31,9 @@ def values(release: Path, statistics: Statistics, recipe: Recipe, revision: str 
         "model": manifest.public(recipe.encoder.model),
         "width": str(statistics.width),
         "split": next(iter(main)),
-        "judgments_shard": next(iter(statistics.splits[schemas.JUDGMENTS].values())).files[0],
+        "judgments_shard": _first_file(statistics, schemas.JUDGMENTS),
         "locales": ", ".join(selection.locales),
-        "esci_version": selection.version,
-        "supp_rows": f"{statistics.rows(schemas.SUPP):,}",
-        "supp_min_judgments": str(selection.supp_min_judgments),
-        "supp_vectors": "" if selection.embed_supp else ", and no embeddings",
+        "supp_sentence": _supp(recipe, statistics),
         "selection_sentence": _selection(recipe),
         "published_sentence": _published(statistics),
         "labels_sentence": _labels(selection.gains),
@@ -97,6 +94,22 @@ def _selection(recipe: Recipe) -> str:
         f"All judgments of ESCI with {task}, split {splits} and product locale {locales}, "
         f"with their queries and products.{everything}"
     )
+
+
+def _supp(recipe: Recipe, statistics: Statistics) -> str:
+    chosen, rows = recipe.selection, statistics.rows(schemas.SUPP)
+    rule = (
+        "are not among these products, are of the same locales, and occur in at least "
+        f"{chosen.supp_min_judgments} judgments of ESCI's {chosen.version} version."
+    )
+    if not rows:
+        return f"Supplementary products {rule} This selection has none, so there is no config `{schemas.SUPP}`."
+    vectors = "" if chosen.embed_supp else ", and no embeddings"
+    return f"Supplementary products ({rows:,}) {rule} They have URLs and text{vectors}."
+
+
+def _first_file(statistics: Statistics, config: str) -> str:
+    return next((split.files[0] for split in statistics.splits.get(config, {}).values()), "")
 
 
 def _published(statistics: Statistics) -> str:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path) -> None:
     """Write `out`/data: every config of every split, and the supplementary products.
 
+    What has no rows is left out: `datasets` cannot load a config or split without rows.
+
     Args:
         sample: the directory that stage sample wrote.
     """
@@ -32,6 +34,8 @@ def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path)
     queries = read_parquet(str(sample / "queries.parquet"), schemas.SAMPLED_QUERIES_SCHEMA)
 
     def write(config: str, split: str, tables: Iterable[pa.Table], rows: int) -> None:
+        if not rows:
+            return
         schema = schemas.config_schema(config, artifacts.products.width)
         write_shards(out, config, split, tables, schema, rows=rows, max_shard_bytes=recipe.release.max_shard_bytes)
 

@@ -14,14 +14,23 @@ import pyarrow.parquet as pq
 from builder.database import reporting_disk_errors
 from sqid_lib import schemas
 from sqid_lib.errors import CountError, SchemaError
-from sqid_lib.files import replacing, shard_name, sync
+from sqid_lib.files import parse_shard_name, replacing, shard_name, sync
 
 VECTOR_GROUP_ROWS = 2_048  # row groups of 1 to 5 thousand vector rows read fastest
 TEXT_GROUP_ROWS = 16_384
 MAX_GROUP_BYTES = 64_000_000  # in memory; the Hub's viewer wants row groups under 100 MB
 MAX_SHARD_BYTES = 500_000_000
 _QUOTED = frozenset('",\r\n')
+_NAMES = frozenset((schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS, *schemas.CLASSIC_FILES))
 _LOCALE = pa.field("product_locale", pa.string())
+
+
+def may_hold(name: str) -> bool:
+    """Whether a release may hold a file of this name, relative to the release: what a build writes and nothing else."""
+    folder, _, file = name.rpartition("/")
+    config = folder.removeprefix("data/")
+    shard = config in schemas.CONFIGS and folder == f"data/{config}" and not file.startswith(".")
+    return name in _NAMES or (shard and parse_shard_name(file) is not None)
 
 
 def write_shards(

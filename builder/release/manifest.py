@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 PACKAGES = ("sqid", "datasets", "huggingface_hub", "pyarrow", "numpy", "torch", "transformers", "pillow")
 _MAX_BYTES = 64_000_000  # of a manifest or a list of checksums; real ones have a few kilobytes
+_ESCI = "amazon-science/esci-data"  # the repository of the official files
 _MAX_GAIN = 3.4e38  # of a float32
 
 
@@ -68,6 +69,22 @@ class Manifest:
         """Label → gain as the recipe states them; ESCI's where it states none."""
         stated = self.recipe.get("selection", {}).get("labels") or schemas.GAINS
         return {label: float(gain) for label, gain in stated.items()}
+
+    @property
+    def made_here(self) -> bool:
+        """Whether the build made the vectors; otherwise the recipe named existing files."""
+        return self.recipe.get("artifacts") is None
+
+    @property
+    def partial(self) -> bool:
+        """Whether text vectors may be zeros: those that existing files lack, unless the recipe refuses that."""
+        artifacts = self.recipe.get("artifacts")
+        return isinstance(artifacts, dict) and artifacts.get("partial") is not False
+
+    @property
+    def of_esci(self) -> bool:
+        """Whether the data claims to be ESCI itself, not files of somebody in its layout."""
+        return self.name == "sqid" or _ESCI in str(self.recipe.get("esci"))
 
     @property
     def locales(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ class Statistics:
     """What the configs of a release contain.
 
     Attributes:
-        splits: config → split → its files and sizes; configs without files are absent.
+        splits: config → split → its files and sizes; configs and splits without rows are absent.
         columns: config → Arrow schema of its first file.
         statuses: config → image_status → rows, for configs that have one.
         labels: esci_label → judgments.
@@ -67,7 +67,7 @@ def gather_statistics(release: Path) -> Statistics:
 
     Raises:
         CorruptFileError: a parquet file cannot be read.
-        MissingFileError: a config has no files.
+        MissingFileError: the default config has no rows.
     """
     splits: dict[str, dict[str, Split]] = {}
     columns: dict[str, pa.Schema] = {}
@@ -81,18 +81,22 @@ def gather_statistics(release: Path) -> Statistics:
                 continue
             try:
                 with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+                    rows = file.metadata.num_rows
+                    if not rows:
+                        continue
                     columns.setdefault(config, file.schema_arrow.remove_metadata())
                     memory = _read(file, config, statuses[config], labels, keys.get(config))
-                    rows = file.metadata.num_rows
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise CorruptFileError(f"not a parquet file of a release ({error})", where=path) from error
             name, before = path.relative_to(release).as_posix(), splits.setdefault(config, {}).get(shard.split, Split())
             splits[config][shard.split] = before.with_file(name, rows, memory, path.stat().st_size)
-    absent = [config for config in schemas.CONFIGS if config not in splits]
-    if absent:
-        raise MissingFileError("configs without parquet files", where=release / "data", got=", ".join(absent))
+    if schemas.DEFAULT_CONFIG not in splits:
+        raise MissingFileError("the default config has no rows", where=release / "data" / schemas.DEFAULT_CONFIG)
     found = {config: dict(sorted(counter.items())) for config, counter in statuses.items() if counter}
-    counts = {name: distinct(pa.concat_tables(keys[config])) for name, config in schemas.COUNTED.items()}
+    counts = {
+        name: distinct(pa.concat_tables(keys[config])) if keys[config] else 0
+        for name, config in schemas.COUNTED.items()
+    }
     return Statistics(splits, columns, found, dict(labels), counts)
 
 

@@ -18,7 +18,7 @@ from builder.resolve.tables import image_urls
 from sqid_lib import schemas
 from sqid_lib.errors import UsageError
 from sqid_lib.files import replacing
-from sqid_lib.joined.image_status import image_status
+from sqid_lib.joined.image_status import image_status, is_http
 from sqid_lib.tables.reader import read_parquet
 
 _KEY = pa.schema([("product_id", pa.string()), ("product_locale", pa.string())])
@@ -60,6 +60,9 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     status = image_status(urls)
     if recipe.resolve.pages.permission:
         urls, status, sources = _from_pages(recipe, work, retry, products, urls, status, sources)
+    unfetched = pc.equal(products["part"], schemas.SUPPLEMENTARY)  # of the others stage fetch reports bad URLs
+    bad = pc.fill_null(pc.and_(unfetched, pc.invert(is_http(urls))), False)
+    status = pc.if_else(bad, schemas.BAD_URL, status)
     columns = [products["part"], products["product_locale"], products["product_id"], urls, status, sources]
     with replacing(work / "resolve" / "urls.parquet") as path:
         pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA), path)

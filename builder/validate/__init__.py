@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from builder.release import manifest
-from builder.validate.claims import check_card, check_manifest
+from builder.validate.card_claims import check_card
 from builder.validate.classic import check_classic
 from builder.validate.files import check_files, check_kinds
+from builder.validate.loading import check_loading
+from builder.validate.manifest_claims import check_manifest
 from builder.validate.problem import Problem
 from builder.validate.relations import check_relations
 from builder.validate.rows import Scan
@@ -31,11 +34,15 @@ def validate(release: Path) -> list[Problem]:
     _run(problems, str(release), lambda: check_kinds(release))
     if problems:
         return problems
-    _run(problems, str(release), lambda: check_files(release))
     stated = _manifest(release)
-    made_here = stated is None or stated.recipe.get("artifacts") is None
-    gains = stated.gains if stated else schemas.GAINS
-    scans = {config: Scan(release, config, made_here=made_here, gains=gains) for config in schemas.CONFIGS}
+    _run(problems, str(release), lambda: check_files(release, stated))
+    options: dict[str, Any] = {
+        "made_here": stated is None or stated.made_here,
+        "partial": stated is not None and stated.partial,
+        "gains": stated.gains if stated else schemas.GAINS,
+        "sources": schemas.ESCI_QUERY_SOURCES if stated and stated.of_esci else None,
+    }
+    scans = {config: Scan(release, config, **options) for config in schemas.CONFIGS}
     for config, scan in scans.items():
         _run(problems, f"data/{config}", scan.problems)
     _run(problems, "data", lambda: check_relations(scans, unjudged=_has_unjudged(stated)))
@@ -43,6 +50,8 @@ def validate(release: Path) -> list[Problem]:
     _run(problems, schemas.CARD, lambda: check_card(release, stated, scans))
     for name in schemas.CLASSIC_FILES:
         _run(problems, name, partial(check_classic, release, name, stated, scans))
+    if not problems:  # datasets is given only what is known to be harmless
+        _run(problems, "data", lambda: check_loading(release, scans))
     return list(dict.fromkeys(problems))
 
 

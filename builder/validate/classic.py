@@ -59,13 +59,20 @@ def check_classic(release: Path, name: str, stated: Manifest | None, scans: Mapp
 def _read_csv(path: Path) -> list[Row]:
     """Rows of a file of URLs; an empty cell is None."""
     with path.open(encoding="utf-8", newline="") as file:
+        if any("\r" in line for line in file):
+            raise ValueError("it has carriage returns; lines end with a line feed")
+        file.seek(0)
         reader = csv.reader(file, strict=True)
         head = next(reader, [])
         located = head[1:2] == [_LOCALE]
         if head[:1] + head[1 + located :] != schemas.URLS_FILE_SCHEMA.names:
             raise ValueError(f"the header is {','.join(head)[:100]!r}")
         rows: list[Row] = []
+        line = 1
         for row in reader:
+            if reader.line_num > line + 1:
+                raise ValueError(f"line {line + 1} has a line break in a cell")
+            line = reader.line_num
             if len(row) != len(head):
                 raise ValueError(f"line {reader.line_num} has {len(row)} cells")
             rows.append(((row[0], row[1] if located else schemas.CLASSIC_LOCALE), (row[-1] or None,)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from builder.release import manifest
+from builder.release.files import may_hold
 from builder.validate.problem import Problem
 from sqid_lib import schemas
 from sqid_lib.errors import SourceError
@@ -18,41 +19,59 @@ _FROM_TOOLS = re.compile(r"\.gitattributes|\.(cache|git)/.*")  # what downloads 
 _ALWAYS = (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS)
 
 
-def check_files(release: Path) -> Iterator[Problem]:
+def check_files(release: Path, stated: manifest.Manifest | None) -> Iterator[Problem]:
     """Names, numbering, checksums: everything that can be checked without reading a table."""
     present = _present(release)
-    for name in present:
-        if name.endswith(".py"):
-            yield Problem(
-                "python-file", name, "a release must hold no code: datasets refuses to load such a repository"
-            )
+    yield from _names(present)
     for name in _ALWAYS:
         if name not in present:
             yield Problem("missing-file", name, "no such file")
-    yield from _numbering(present)
+    yield from _numbering(present, _without_rows(stated))
     digests: dict[str, str] = {}
     yield from _sums(release, present, digests)
     yield from _listed(release, present, digests)
 
 
 def check_kinds(release: Path) -> Iterator[Problem]:
-    """Pipes, devices and broken links: reading them could block."""
-    for name in _present(release):
-        if not (release / name).is_file():
+    """Links, which may lead out of the release, and pipes and devices, whose reading could block."""
+    for name in _present(release, links=True):
+        path = release / name
+        if path.is_symlink():
+            message = "a symbolic link: a release holds files and folders only; nothing else was checked"
+            yield Problem("link", name, message)
+        elif not path.is_file():
             yield Problem("not-a-file", name, "not a regular file; nothing else was checked")
 
 
-def _present(release: Path) -> list[str]:
+def _present(release: Path, *, links: bool = False) -> list[str]:
+    """Paths of the files, sorted, without what tools add; with `links` also of links to folders."""
     found = []
-    for folder, _, names in os.walk(release):
-        for name in names:
+    for folder, folders, names in os.walk(release):
+        linked = [name for name in folders if links and (Path(folder) / name).is_symlink()]
+        for name in (*names, *linked):
             path = (Path(folder) / name).relative_to(release).as_posix()
             if not _FROM_TOOLS.fullmatch(path):
                 found.append(path)
     return sorted(found)
 
 
-def _numbering(present: list[str]) -> Iterator[Problem]:
+def _names(names: Iterable[str]) -> Iterator[Problem]:
+    """Files that a release must not hold; those in data/ have codes of their own."""
+    for name in names:
+        if name.lower().endswith(".py"):
+            yield Problem("python-file", name, "a release holds no code: datasets refuses to load such a repository")
+        elif not may_hold(name) and not name.startswith("data/"):
+            yield Problem("forbidden-file", name, "a release holds no such file")
+
+
+def _without_rows(stated: manifest.Manifest | None) -> set[str]:
+    """The configs that have no rows, and so no files, according to the manifest."""
+    counts = stated.counts if stated else {}
+    empty = {config for name, config in schemas.COUNTED.items() if counts.get(name) == 0}
+    return empty - {schemas.DEFAULT_CONFIG}
+
+
+def _numbering(present: list[str], without_rows: set[str]) -> Iterator[Problem]:
     """data/<config>/<split>-0000i-of-0000N.parquet, each i of N once."""
     found: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for name in present:
@@ -79,7 +98,7 @@ def _numbering(present: list[str]) -> Iterator[Problem]:
         if beyond:
             yield Problem("shard-numbering", where, f"shard {beyond[0]:05d} of {total}")
     for config in schemas.CONFIGS:
-        if not any(named == config for named, _ in found):
+        if config not in without_rows and not any(named == config for named, _ in found):
             yield Problem("missing-file", f"data/{config}", "the config has no parquet files")
 
 
@@ -90,6 +109,7 @@ def _sums(release: Path, present: list[str], digests: dict[str, str]) -> Iterato
         if schemas.SHA256SUMS in present:
             yield Problem("sums", schemas.SHA256SUMS, f"{error.what}; {error.got}" if error.got else error.what)
         return
+    yield from _names(name for name in sums if _FROM_TOOLS.fullmatch(name))
     for name in sorted(set(sums) - set(present)):
         yield Problem("missing-file", name, f"listed in {schemas.SHA256SUMS}, but there is no such file")
     for name in sorted(set(present) - set(sums) - {schemas.SHA256SUMS}):
@@ -107,6 +127,7 @@ def _listed(release: Path, present: list[str], digests: dict[str, str]) -> Itera
         if schemas.MANIFEST in present:
             yield Problem("manifest", schemas.MANIFEST, error.what)
         return
+    yield from _names(name for name in files if _FROM_TOOLS.fullmatch(name))
     for name in sorted(set(files) - set(present)):
         yield Problem("missing-file", name, f"listed in {schemas.MANIFEST}, but there is no such file")
     for name in sorted(set(present) - set(files) - {schemas.MANIFEST, schemas.SHA256SUMS}):

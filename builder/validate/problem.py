@@ -5,17 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sqid_lib.errors import without_secrets
+
+_MAX_TEXT = 500  # characters of a message; names and values come from untrusted files
+
 
 @dataclass(frozen=True)
 class Problem:
-    """`code` names the kind (stable, for scripts), `where` the file or config, `message` what is wrong, how often."""
+    """`code` names the kind (stable, for scripts), `where` the file or config, `message` what is wrong, how often.
+
+    Both texts are one line that a terminal can show, without passwords and signatures of URLs and without tokens.
+    """
 
     code: str
     where: str
     message: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", _shown(self.where))
+        object.__setattr__(self, "message", _shown(self.message))
+
     def __str__(self) -> str:
         return f"{self.where}: {self.message} [{self.code}]"
+
+
+def _shown(text: str) -> str:
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in without_secrets(text))
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from builder.release.files import MAX_SHARD_BYTES
 from builder.release.statistics import Split, count_values
 from builder.validate.keys import check_sorted, check_unique
 from builder.validate.problem import Problem, Tally
-from builder.validate.values import check_images, check_labels, check_nulls, check_vectors
-from builder.validate.vectors import hashes
+from builder.validate.values import check_images, check_labels, check_nulls, check_texts, check_vectors
+from builder.validate.vectors import check_distinct, hashes
 from sqid_lib import schemas
 from sqid_lib.errors import first_line
 from sqid_lib.files import parse_shard_name
@@ -33,20 +33,31 @@ class Scan:
 
     Args:
         made_here: whether a build made the vectors; those of existing files may lack some images.
+        partial: whether text vectors may be zeros.
         gains: every label that may occur, with its gain.
+        sources: every `source` that a query may have; None for any.
 
     Attributes:
         splits: split → its files and sizes, of what could be read.
         columns: Arrow schema of the first file that could be read, None if none could.
-        kept: the columns other checks compare, over all files; vectors as `hash <column>`, and `split`.
+        kept: the columns other checks compare, over all files; vectors as `hash <column>`, and `split`. Without files
+            a table without rows.
         statuses, labels: value → rows.
         complete: whether every file could be read to its end.
     """
 
     def __init__(
-        self, release: Path, config: str, *, made_here: bool = True, gains: Mapping[str, float] = schemas.GAINS
+        self,
+        release: Path,
+        config: str,
+        *,
+        made_here: bool = True,
+        partial: bool = False,
+        gains: Mapping[str, float] = schemas.GAINS,
+        sources: Collection[str] | None = None,
     ) -> None:
         self.release, self.config, self.made_here, self.gains = release, config, made_here, gains
+        self._partial, self._sources = partial, sources
         self.splits: dict[str, Split] = {}
         self.columns: pa.Schema | None = None
         self.kept = pa.table({})
@@ -69,10 +80,27 @@ class Scan:
             except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 self._whole = False
                 yield Problem("unreadable", name, f"not a complete parquet file ({first_line(error)})")
-        self.kept = pa.concat_tables(kept, promote_options="default").combine_chunks() if kept else pa.table({})
+        self.kept = pa.concat_tables(kept, promote_options="default").combine_chunks() if kept else self._no_rows()
         self.complete = self._whole
         yield from self._tally.problems()
         yield from self._keys()
+        yield from check_distinct(self.kept, f"data/{self.config}")
+
+    @property
+    def filled(self) -> dict[str, Split]:
+        """The splits that have rows: the others cannot be loaded."""
+        return {name: split for name, split in self.splits.items() if split.rows}
+
+    @property
+    def present(self) -> bool:
+        """Whether the config has rows, as far as is known."""
+        return bool(self.filled) or not self.complete
+
+    def _no_rows(self) -> pa.Table:
+        declared = schemas.config_schema(self.config)
+        vectors = [(f"hash {f.name}", pa.uint64()) for f in declared if pa.types.is_fixed_size_list(f.type)]
+        plain = [declared.field(name) for name in self._compared]
+        return pa.schema([*plain, *vectors, ("split", pa.string())]).empty_table()
 
     def _file(self, file: pq.ParquetFile, path: Path, name: str, kept: list[pa.Table]) -> Iterator[Problem]:
         schema, metadata = file.schema_arrow, file.metadata
@@ -108,7 +136,8 @@ class Scan:
                 self._tally.add(code, name, message, len(found), f"at row {start + int(found[0])}{shown}")
 
         check_nulls(rows, self.config, report)
-        vectors = check_vectors(rows, self.config, report)
+        check_texts(rows, self._sources, report)
+        vectors = check_vectors(rows, self.config, self._partial, report)
         check_images(rows, vectors, self.made_here, report)
         check_labels(rows, self.gains, report)
         for column, counter in (("image_status", self.statuses), ("esci_label", self.labels)):

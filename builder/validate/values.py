@@ -1,19 +1,22 @@
-"""The values of one batch of rows: nulls, vectors, statuses, labels and gains."""
+"""The values of one batch of rows: nulls, ids, texts, URLs, vectors, statuses, labels and gains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builder.validate.vectors import Mask, mask, matrix
+from builder.validate.vectors import Mask, mask, matrix, unusable
 from sqid_lib import schemas
+from sqid_lib.joined.image_status import is_http
 
 Report = Callable[[str, str, Any], None]  # code, message, mask of the rows that have the problem
 _WITH_URL = (*schemas.EMBEDDED_STATUSES, schemas.PLACEHOLDER)
+_NEVER_BLANK = (*schemas.PRODUCT_KEY, "query")
+_TEXT = "clip_text_features"
 
 
 def check_nulls(rows: pa.Table, config: str, report: Report) -> None:
@@ -23,15 +26,49 @@ def check_nulls(rows: pa.Table, config: str, report: Report) -> None:
             report("null", f"{column.name} is null", mask(pc.is_null(rows[column.name])))
 
 
-def check_vectors(rows: pa.Table, config: str, report: Report) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """Numbers of vectors are finite and not null; returns the vectors of each column, [N, D] float32."""
+def check_texts(rows: pa.Table, sources: Collection[str] | None, report: Report) -> None:
+    """Ids and queries are not blank, URLs are http(s), example_id is not negative, source is known.
+
+    Args:
+        sources: the values that `source` may have; None for any.
+    """
+    for column in _NEVER_BLANK:
+        if column in rows.column_names:
+            report("blank", f"{column} is blank", mask(pc.equal(pc.utf8_trim_whitespace(rows[column]), "")))
+    if "example_id" in rows.column_names:
+        report("negative-id", "example_id is negative", mask(pc.less(rows["example_id"], 0)))
+    if "image_url" in rows.column_names:
+        other = pc.invert(is_http(rows["image_url"]))
+        if "image_status" in rows.column_names:  # such a URL is kept as it was found, under this status
+            other = pc.and_(other, pc.not_equal(rows["image_status"], schemas.BAD_URL))
+        report("url", f"image_url is not http or https, and image_status is not {schemas.BAD_URL}", mask(other))
+    if sources is not None and "source" in rows.column_names:
+        known = _among(rows["source"], sources) | mask(pc.is_null(rows["source"]))
+        report("source", f"source is not one of {', '.join(sources)}", ~known)
+
+
+def check_vectors(
+    rows: pa.Table, config: str, partial: bool, report: Report
+) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Numbers of vectors are finite and not null, and their norms can be used; only images may be zeros.
+
+    Args:
+        partial: whether text vectors may be zeros.
+
+    Returns:
+        The vectors of each column, [N, D] float32.
+    """
     vectors = {}
     for column in schemas.DECLARED[config].columns:
         if column.type == schemas.VECTOR and column.name in rows.column_names:
             vectors[column.name], null = matrix(rows[column.name])
-            finite = np.isfinite(vectors[column.name]).all(axis=1)
+            infinite, overflow, underflow, zero = (found & ~null for found in unusable(vectors[column.name]))
             report("null", f"{column.name} holds a null number", null)
-            report("non-finite", f"{column.name} is not finite", ~finite & ~null)
+            report("non-finite", f"{column.name} is not finite", infinite)
+            report("norm", f"the norm of {column.name} is too large for float32", overflow)
+            report("norm", f"{column.name} is not zero, and its norm is 0 in float32", underflow)
+            if column.name == _TEXT and not partial:
+                report("zero-vector", f"{_TEXT} is all zeros", zero)
     return vectors
 
 

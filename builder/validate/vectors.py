@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from builder.validate.problem import Problem
+
+_MANY = 10  # inputs whose vectors cannot all be equal by chance
+_MADE_OF = {"clip_text_features": ("product_title", "query"), "clip_image_features": ("image_url",)}
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
@@ -23,6 +29,23 @@ def hashes(vectors: Matrix) -> pa.Array:
     return pa.array(total)
 
 
+def unusable(vectors: Matrix) -> tuple[Mask, Mask, Mask, Mask]:
+    """Vectors of which no cosine can be taken: NaN or infinite, too large, too small, zeros; four times [N] bool.
+
+    Too large or too small is one whose squares have no sum in float32, as most programs compute it.
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+    strange = np.flatnonzero(~np.isfinite(squares) | (squares == 0))
+    few = vectors[strange]
+    finite, zero = np.isfinite(few).all(axis=1), (few == 0).all(axis=1)
+    found = (~finite, finite & ~zero & (squares[strange] != 0), ~zero & (squares[strange] == 0), zero)
+    masks = tuple(np.zeros(len(vectors), dtype=bool) for _ in found)
+    for whole, part in zip(masks, found, strict=True):
+        whole[strange] = part
+    return masks[0], masks[1], masks[2], masks[3]
+
+
 def matrix(column: pa.ChunkedArray) -> tuple[Matrix, Mask]:
     """[N, D] float32, and [N] bool: which rows are null or hold a null; those are zeros."""
     array = column.combine_chunks()
@@ -37,6 +60,23 @@ def matrix(column: pa.ChunkedArray) -> tuple[Matrix, Mask]:
     if null.any():
         vectors = np.where(null[:, None], np.float32(0), vectors)
     return vectors, null
+
+
+def check_distinct(rows: pa.Table, where: str) -> Iterator[Problem]:
+    """Vectors of many different inputs are not all equal, as those of a broken encoder are.
+
+    Args:
+        rows: columns `hash <vector>` and the columns that the vectors were made of.
+    """
+    for column, inputs in _MADE_OF.items():
+        name, known = f"hash {column}", [name for name in inputs if name in rows.column_names]
+        if name not in rows.column_names or not known:
+            continue
+        real = rows.filter(pc.not_equal(rows[name], pa.scalar(0, pa.uint64())))
+        count = pc.count_distinct(real[known[0]]).as_py()
+        if count >= _MANY and pc.count_distinct(real[name]).as_py() == 1:
+            message = f"{column} is the same vector for {count:,} values of {known[0]}"
+            yield Problem("equal-vectors", where, message)
 
 
 def mask(array: Any) -> Mask:

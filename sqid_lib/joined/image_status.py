@@ -59,14 +59,25 @@ def image_status(urls: pa.Array | pa.ChunkedArray) -> pa.Array:
     """
     if isinstance(urls, pa.ChunkedArray):
         urls = urls.combine_chunks()
-    decoded = _percent_decoded(urls.cast(pa.string()))
+    urls = urls.cast(pa.string())
+    decoded, http = _percent_decoded(urls), is_http(urls)
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(decoded), ""), True)
     return pc.case_when(
         pc.make_struct(
-            blank, pc.match_substring_regex(decoded, _PLACEHOLDER), pc.match_substring_regex(decoded, _GENERIC)
+            blank,
+            pc.and_(http, pc.match_substring_regex(decoded, _PLACEHOLDER)),
+            pc.and_(http, pc.match_substring_regex(decoded, _GENERIC)),
         ),
         *(pa.scalar(s) for s in (schemas.MISSING, schemas.PLACEHOLDER, schemas.GENERIC, schemas.OK)),
     )
+
+
+def is_http(urls: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Whether each URL begins with http or https and a host; null for null.
+
+    Stage fetch reports the other URLs as `bad_url`; where nothing is fetched, this decides it.
+    """
+    return pc.match_substring_regex(urls, r"(?i)^\s*https?://[^/\s]")
 
 
 def _percent_decoded(urls: pa.Array) -> pa.Array:

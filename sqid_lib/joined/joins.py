@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from sqid_lib import schemas
 from sqid_lib.files import File
-from sqid_lib.joined.image_status import clean_urls, image_status
+from sqid_lib.joined.image_status import clean_urls, image_status, is_http
 from sqid_lib.joined.vector_lookup import OrderedVectors, VectorLookup
 from sqid_lib.tables.keys import check_unique_in_splits, key_strings
 from sqid_lib.tables.reader import conform, read_table
@@ -66,7 +66,8 @@ def _read_image_urls(files: Sequence[File], locale: str) -> pa.Table:
         if "product_locale" not in table.column_names:
             table = table.append_column("product_locale", pa.repeat(locale, table.num_rows).cast(pa.string()))
         if "image_status" not in table.column_names:
-            table = table.append_column("image_status", image_status(url))
+            http = pc.fill_null(is_http(url), True)
+            table = table.append_column("image_status", pc.if_else(http, image_status(url), schemas.BAD_URL))
         tables.append(table.select(IMAGE_URLS_SCHEMA.names).cast(IMAGE_URLS_SCHEMA))
     check_unique_in_splits(tables, files, schemas.PRODUCT_KEY, "product")
     table = pa.concat_tables(tables).combine_chunks()

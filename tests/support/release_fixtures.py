@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from builder.recipe import EsciSettings, Recipe
+from builder.recipe import EncoderSettings, EsciSettings, Recipe
 from builder.release.files import write_classic_features, write_shards, write_urls
 from builder.release.stage import describe
 from sqid_lib import schemas
 
-RECIPE = Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="/made/up/shop"))
+RECIPE = Recipe(
+    name="tiny",
+    version="1.0.0",
+    esci=EsciSettings(path="/made/up/shop"),
+    encoder=EncoderSettings(model="made-up/tiny-clip"),
+)
 _STATUSES = (schemas.OK, schemas.OK, schemas.OK, schemas.MISSING, "not_found", schemas.GENERIC, schemas.PLACEHOLDER)
 
 

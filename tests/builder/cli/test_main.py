@@ -39,10 +39,9 @@ def test_build_validate_and_again(
     assert (status, out) == (0, f"{work / 'sqid'}\n")
     lines = err.splitlines()
     assert lines[:2] == ["· sample …", "· sample: 36 products, 5 queries, 72 judgments, 3 supplementary products"]
-    assert lines[2] == "· release …" and lines[3].startswith("· release: 12 files, ")
-    assert lines[4:] == [
-        "· validate …",
-        "· validate: no problems",
+    assert lines[2:5] == ["· release …", "· validate …", "· validate: no problems"]
+    assert lines[5].startswith("· release: 12 files, ")
+    assert lines[6:] == [
         "· images: 36 products, 33 with a URL, 33 with an image (100% of those)",
         "· image statuses: ok 32, missing 2, generic 1, placeholder 1",
     ]

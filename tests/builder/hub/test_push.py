@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -181,6 +182,27 @@ def test_a_script_in_the_repository_gives_a_warning(
 
 
 # -- refusals before anything is sent ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["README.md", "data/urls/test-00000-of-00001.parquet", "data/urls", "model.pkl"])
+def test_nothing_is_sent_that_a_link_leads_to_or_that_no_build_writes(
+    loopback: LoopbackHub, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    release = Path(shutil.copytree(second, tmp_path / "tiny"))
+    outside = tmp_path / "outside"
+    if (release / name).exists():
+        (release / name).rename(outside)
+        (release / name).symlink_to(outside)
+    else:
+        (release / name).write_bytes(b"x")
+        with (release / schemas.SHA256SUMS).open("a") as sums:
+            sums.write(f"{'0' * 64}  {name}\n")
+    with pytest.raises(ReleaseError, match=r"\[(link|forbidden-file)\]"):
+        send(loopback, release)
+    monkeypatch.setitem(push.__globals__, "validate", lambda release: [])  # as if it was changed after the check
+    with pytest.raises(ReleaseError, match="files that a release must not hold"):
+        send(loopback, release)
+    assert loopback.requests == []
 
 
 def test_an_invalid_release_is_refused(loopback: LoopbackHub, tmp_path: Path) -> None:

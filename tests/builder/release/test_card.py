@@ -6,14 +6,15 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 from release_fixtures import RECIPE, recipe_with, seal, write_release
 
 from builder.recipe import ArtifactsSettings, EncoderSettings
 from builder.release import card
-from builder.release.card import read_metadata
 from builder.release.card_tables import table
+from builder.release.card_yaml import read_metadata
 from builder.release.stage import describe
 from builder.release.statistics import gather_statistics
 from sqid_lib import schemas
@@ -202,11 +203,37 @@ def test_a_table() -> None:
 
 
 def test_a_config_without_files_is_reported(release: Path) -> None:
-    shutil.rmtree(release / "data" / "supp")
+    shutil.rmtree(release / "data" / schemas.DEFAULT_CONFIG)
     before = text(release)
-    with pytest.raises(MissingFileError, match="supp"):
+    with pytest.raises(MissingFileError, match="the default config has no rows"):
         seal(release)
     assert text(release) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (schemas.SUPP, "Supplementary products (5)"),
+        (schemas.JUDGMENTS, "judgments_shard"),
+        (schemas.QUERIES, "The products nearest to a query"),
+    ],
+)
+def test_a_config_without_rows_is_not_on_the_card(release: Path, config: str, words: str) -> None:
+    template = (Path(card.__file__).parents[2] / "dataset_card.md").read_text()
+    assert words in text(release) + template
+    shutil.rmtree(release / "data" / config)
+    if config != schemas.SUPP:
+        (path,) = (release / "data" / schemas.SUPP).iterdir()
+        pq.write_table(pq.read_schema(path).empty_table(), path)
+    seal(release)
+    values = read_metadata(release)
+    gone = {config, schemas.SUPP}
+    assert [c["config_name"] for c in values["configs"]] == [c for c in schemas.CONFIGS if c not in gone]
+    assert [c["config_name"] for c in values["dataset_info"]] == [c for c in schemas.CONFIGS if c not in gone]
+    body = text(release)
+    assert words not in body and f'"{config}"' not in body and f"| `{config}`" not in body
+    assert "<!--" not in body
+    assert body.count("```") % 2 == 0
 
 
 def test_a_truncated_parquet_is_reported(release: Path) -> None:
@@ -214,18 +241,6 @@ def test_a_truncated_parquet_is_reported(release: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CorruptFileError, match="test-00000-of-00001"):
         seal(release)
-
-
-@pytest.mark.parametrize("content", ["", "# no yaml", "---\na: [\n---\n", "---\n- 1\n---\n", "---\na: 1\n"])
-def test_a_card_of_another_shape_is_reported(release: Path, content: str) -> None:
-    (release / schemas.CARD).write_text(content)
-    with pytest.raises(CorruptFileError):
-        read_metadata(release)
-
-
-def test_no_card_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError):
-        read_metadata(tmp_path)
 
 
 def test_size_categories_follow_the_largest_config(good: Path) -> None:

@@ -20,8 +20,9 @@ from tiny_esci import MAIN_IDS, WIDTH, write_artifacts, write_csv, write_esci
 
 import sqid
 from builder import pipeline, recipe
+from builder.release import manifest
 from builder.validate import Problem, validate
-from sqid_lib import EmbeddingStore, schemas
+from sqid_lib import EmbeddingStore, evaluation, schemas
 from sqid_lib.errors import (
     DiskError,
     IntegrityError,
@@ -172,11 +173,34 @@ def test_own_labels_and_another_locale(tmp_path: Path, artifacts: Path, cache: s
     assert (release / schemas.PRODUCT_URLS).read_text().startswith("product_id,product_locale,image_url\n")
 
 
-def test_an_empty_config_is_there_and_can_be_streamed(tmp_path: Path, esci: Path, artifacts: Path, cache: str) -> None:
+def test_what_has_no_rows_is_left_out_and_the_rest_can_be_used(
+    tmp_path: Path, esci: Path, artifacts: Path, cache: str
+) -> None:
     release = build(tmp_path, FROM_ARTIFACTS + '[selection]\nsplits = ["train", "test"]\n')
-    assert pq.read_table(release / shard_name("supp", "train", 0, 1)).num_rows == 0
-    streamed = datasets.load_dataset(str(release), "supp", split="train", streaming=True, cache_dir=cache)
-    assert list(streamed) == []
+    main = [config for config in schemas.CONFIGS if config != schemas.SUPP]
+    assert not (release / "data" / schemas.SUPP).exists()
+    assert manifest.read(release).counts["supp"] == 0
+    assert validate(release) == []
+    assert datasets.get_dataset_config_names(str(release)) == main
+    for config in main:
+        assert set(datasets.load_dataset(str(release), config, cache_dir=cache)) == {"train", "test"}
+    with pytest.raises(ValueError, match="'supp' not found"):
+        datasets.load_dataset(str(release), schemas.SUPP, cache_dir=cache)
+    assert "This selection has none, so there is no config `supp`." in (release / schemas.CARD).read_text()
+    store = EmbeddingStore.open(release, cache_dir=cache)
+    assert len(evaluation.compare(store, ["random"]).rows) == 1
+    with pytest.warns(UserWarning, match="supp is empty"):
+        assert not len(
+            sqid.load("supp", "train", esci=esci, artifacts=release, cache_dir=cache, esci_split=["train", "test"])
+        )
+
+
+def test_a_split_without_rows_is_left_out(tmp_path: Path, artifacts: Path, cache: str) -> None:
+    rows = [row for row in tiny_esci.examples() if row["split"] == "test"]
+    write_esci(tmp_path / "esci", examples=rows)
+    release = build(tmp_path, FROM_ARTIFACTS + '[selection]\nsplits = ["train", "test"]\n')
+    assert not list(release.glob("data/*/train-*"))
+    assert set(datasets.load_dataset(str(release), "judgments", cache_dir=cache)) == {"test"}
 
 
 def test_without_classic_files_the_release_is_its_own_source(

@@ -94,6 +94,12 @@ def test_csv_gives_urls_statuses_and_sources(work: Path, tmp_path: Path) -> None
     assert (rows["nan/us"]["source"], rows["B09/us"]["source"]) == (None, "urls.csv")
 
 
+def test_the_bad_url_of_a_product_that_is_not_fetched_is_found_here(work: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "u.csv", "product_id,image_url\nNA,javascript:alert(1)\nB09,javascript:alert(1)\n")
+    rows = {row["product_id"]: row["image_status"] for row in resolved(work, table)}
+    assert (rows["NA"], rows["B09"]) == ("ok", "bad_url")
+
+
 def test_csv_of_spreadsheets_keeps_ids_as_text(work: Path, tmp_path: Path) -> None:
     lines = ["product_id,image_url", f'0060538260,"{URL.format("a,b")}"', f"NA,{URL.format('na')}"]
     lines.append(f"nan,{URL.format('n')}")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from release_fixtures import RECIPE, recipe_with, seal, write_release
 
-from builder.recipe import ExpectSettings, ReleaseSettings
+from builder.recipe import ArtifactsSettings, EncoderSettings, EsciSettings, ExpectSettings, ReleaseSettings
 from builder.release import manifest
-from builder.release.files import write_classic_features, write_shards, write_urls
+from builder.release.files import may_hold, write_classic_features, write_shards, write_urls
 from builder.release.statistics import Statistics, gather_statistics
 from builder.validate import validate
 from sqid_lib import schemas
@@ -62,6 +63,68 @@ def test_what_downloads_and_clones_add_is_no_problem(release: Path) -> None:
     (release / ".cache" / "huggingface").mkdir(parents=True)
     (release / ".cache" / "huggingface" / "x.metadata").write_text("x")
     assert validate(release) == []
+
+
+def test_a_config_without_rows_is_left_out_everywhere(release: Path) -> None:
+    shutil.rmtree(release / "data" / schemas.SUPP)
+    (release / schemas.SUPP_URLS).write_text("product_id,image_url\n")
+    assert "missing-file" in codes(release)  # the card and the manifest still have it
+    seal(release)
+    assert validate(release) == []
+
+
+def test_a_config_that_the_manifest_counts_must_be_there(release: Path) -> None:
+    shutil.rmtree(release / "data" / schemas.SUPP)
+    seal(release)
+    edit_manifest(release, lambda m: m["counts"].update(supp=5))
+    found = [(problem.code, problem.where) for problem in validate(release)]
+    assert ("missing-file", "data/supp") in found and ("count", schemas.MANIFEST) in found
+
+
+def test_a_config_without_rows_on_the_card_cannot_be_loaded(release: Path, tmp_path: Path) -> None:
+    schema = pq.read_schema(shard(release, schemas.SUPP))
+    write_shards(release, schemas.SUPP, schemas.SUPP_SPLIT, [], schema, rows=0)
+    card(release, "num_examples: 5", "num_examples: 0")  # as cards of earlier versions were
+    with pytest.raises(ValueError, match="corresponds to no data"):
+        datasets.load_dataset(str(release), schemas.SUPP, cache_dir=str(tmp_path))
+    assert "empty-config" in codes(release)
+
+
+@pytest.mark.parametrize("config", [schemas.QUERIES, schemas.FEATURES, schemas.URLS])
+def test_only_what_nothing_refers_to_may_be_left_out(release: Path, config: str) -> None:
+    shutil.rmtree(release / "data" / config)
+    if config == schemas.URLS:
+        assert "missing-file" in codes(release)
+        return
+    seal(release)
+    assert "integrity" in codes(release)
+
+
+def test_what_datasets_cannot_load_is_named(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = datasets.load_dataset_builder
+
+    def failing(path: str, config: str, **options: Any) -> Any:
+        if config == schemas.QUERIES:
+            raise ValueError("some reason\nmore")
+        return load(path, config, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", failing)
+    (problem,) = validate(release)
+    assert (problem.code, problem.where) == ("load", "data/query_features")
+    assert "ValueError: some reason" in problem.message and "more" not in problem.message
+
+
+def test_every_config_and_split_is_loaded(release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load, seen = datasets.load_dataset_builder, []
+
+    def counting(path: str, config: str, **options: Any) -> Any:
+        seen.append(config)
+        assert Path(options["cache_dir"]).is_dir() and tmp_path not in Path(options["cache_dir"]).parents
+        return load(path, config, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", counting)
+    assert validate(release) == []
+    assert seen == list(schemas.CONFIGS)
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
@@ -129,6 +192,18 @@ def swapping_first_two(table: pa.Table) -> pa.Table:
     return table.take(pa.array([1, 0, *range(2, table.num_rows)]))
 
 
+def all_equal(column: str) -> Edit:
+    """The first vector in place of every other that is not zero."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        index = table.column_names.index(column)
+        changed = [values[0] if any(value) else value for value in values]
+        return table.set_column(index, table.schema.field(index), pa.array(changed, table.schema.field(index).type))
+
+    return change
+
+
 def with_huggingface_metadata(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata({"huggingface": '{"info": {"features": {}}}'})
 
@@ -175,6 +250,20 @@ DATA: dict[str, tuple[str, Edit, str]] = {
     "another status": (schemas.FEATURES, setting("image_status", 5, schemas.OK), "inconsistent"),
     "a null title": (schemas.FEATURES, setting("product_title", 0, None), "inconsistent"),
     "another query text": (schemas.JUDGMENTS, setting("query", 0, "something else"), "inconsistent"),
+    "a blank id": (schemas.URLS, setting("product_id", 1, " "), "blank"),
+    "an empty query": (schemas.QUERIES, setting("query", 1, ""), "blank"),
+    "a negative example_id": (schemas.JUDGMENTS, setting("example_id", 0, -1), "negative-id"),
+    "a script for a URL": (schemas.URLS, setting("image_url", 0, "javascript:alert(1)"), "url"),
+    "a URL without a host": (schemas.SUPP, setting("image_url", 0, "https:///a.jpg"), "url"),
+    "a relative URL": (schemas.FEATURES, setting("image_url", 0, "a.jpg"), "url"),
+    "a text vector of zeros": (schemas.FEATURES, setting("clip_text_features", 1, vector(0)), "zero-vector"),
+    "a query vector of zeros": (schemas.QUERIES, setting("clip_text_features", 1, vector(0)), "zero-vector"),
+    "numbers whose squares overflow": (schemas.QUERIES, setting("clip_text_features", 1, vector(3e38)), "norm"),
+    "an image of such numbers": (schemas.FEATURES, setting("clip_image_features", 0, vector(-3e38)), "norm"),
+    "numbers whose squares vanish": (schemas.QUERIES, setting("clip_text_features", 1, vector(1e-30)), "norm"),
+    "text vectors that are all equal": (schemas.FEATURES, all_equal("clip_text_features"), "equal-vectors"),
+    "image vectors that are all equal": (schemas.FEATURES, all_equal("clip_image_features"), "equal-vectors"),
+    "a locale that is not selected": (schemas.SUPP, setting("product_locale", 0, "jp"), "contradiction"),
     "a vector unlike the classic one": (schemas.QUERIES, setting("clip_text_features", 0, vector(0.25)), "classic"),
     "a URL unlike the classic one": (
         schemas.SUPP,
@@ -192,6 +281,86 @@ def test_a_corruption_of_the_data_is_named(release: Path, name: str) -> None:
     assert code in {problem.code for problem in found}, found
     assert not {"checksum", "unlisted-file", "unreadable"} & {problem.code for problem in found}
     assert any(config in problem.where or config in problem.message for problem in found if problem.code == code)
+
+
+def test_a_bad_url_is_kept_under_its_status(release: Path) -> None:
+    for config in (schemas.URLS, schemas.FEATURES):
+        edit(release, config, setting("image_url", 4, "javascript:alert(1)"), reseal=False)
+        edit(release, config, setting("image_status", 4, schemas.BAD_URL), reseal=False)
+    rewrite(
+        release / schemas.PRODUCT_URLS,
+        lambda text: text.replace("https://images.example/B000000004.jpg", "javascript:alert(1)"),
+    )
+    seal(release)
+    assert validate(release) == []
+
+
+def test_few_equal_vectors_and_equal_vectors_of_equal_texts_are_no_problem(tmp_path: Path) -> None:
+    few = write_release(tmp_path / "few", products=9, classic=False)
+    for column in schemas.VECTOR_COLUMNS:
+        edit(few, schemas.FEATURES, all_equal(column), reseal=False)
+    seal(few, NO_CLASSIC)
+    assert validate(few) == []
+    many = write_release(tmp_path / "many", classic=False)
+    edit(many, schemas.FEATURES, all_equal("clip_text_features"), reseal=False)
+    for config in (schemas.URLS, schemas.FEATURES):
+        edit(many, config, lambda table: setting_all(table, "product_title", "same"), reseal=False)
+    seal(many, NO_CLASSIC)
+    assert validate(many) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "bad"),
+    [
+        ("tiny", "/own/shop", False),
+        ("sqid", "/own/shop", True),
+        ("tiny", "https://media.githubusercontent.com/media/amazon-science/esci-data/main", True),
+    ],
+)
+def test_sources_are_known_where_the_data_claims_to_be_escis(tmp_path: Path, name: str, path: str, bad: bool) -> None:
+    recipe = recipe_with(name=name, esci=EsciSettings(path=path), release=ReleaseSettings(classic_files=False))
+    release = write_release(tmp_path / "r", classic=False)
+    edit(release, schemas.QUERIES, setting("source", 2, None), reseal=False)
+    seal(release, recipe)
+    assert validate(release) == []
+    edit(release, schemas.QUERIES, setting("source", 1, "newsletter"), reseal=False)
+    seal(release, recipe)
+    assert codes(release) == ({"source"} if bad else set())
+
+
+def partial_setter(value: bool) -> Callable[[dict[str, Any]], object]:
+    return lambda values: values["recipe"]["artifacts"].update(partial=value)
+
+
+def test_text_vectors_are_zeros_only_where_the_recipe_takes_partial_files(tmp_path: Path) -> None:
+    existing = recipe_with(artifacts=ArtifactsSettings(path="/x"), release=ReleaseSettings(classic_files=False))
+    release = write_release(tmp_path / "r", classic=False)
+    edit(release, schemas.QUERIES, setting("clip_text_features", 0, vector(0)), reseal=False)
+    edit(release, schemas.FEATURES, setting("clip_text_features", 0, vector(0)), reseal=False)
+    for recipe, partial, expected in (
+        (NO_CLASSIC, None, {"zero-vector"}),
+        (existing, True, set()),
+        (existing, False, {"zero-vector"}),
+    ):
+        seal(release, recipe)
+        if partial is not None:
+            edit_manifest(release, partial_setter(partial))
+        assert codes(release) == expected
+
+
+def test_nothing_that_is_printed_holds_a_secret_or_a_control_character(release: Path) -> None:
+    secrets = ("geheim", "hf_" + "A" * 30)
+    title = f"https://me:geheim@x.example/?X-Amz-Signature=geheim {secrets[1]}\x1b[31m\n"
+    edit(release, schemas.JUDGMENTS, setting("product_id", 0, title), reseal=False)
+    edit(release, schemas.JUDGMENTS, setting("example_id", 0, -1), reseal=False)
+    seal(release)
+    (release / f"notes\x1b[31m\n{secrets[1]}.txt").write_text("x")
+    card(release, "pretty_name: tiny", f'pretty_name: tiny\n"data_dir {secrets[1]}": 1')
+    found = validate(release)
+    assert {"negative-id", "forbidden-file", "card-key", "integrity"} <= {problem.code for problem in found}
+    for problem in found:
+        assert not any(secret in repr(problem) for secret in secrets)
+        assert str(problem).isprintable() and len(str(problem)) < 1_200
 
 
 # -- corruptions of files, and of what card and manifest state ---------------------------------------------------------
@@ -280,6 +449,55 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "rows of the card": (lambda r: card(r, "num_examples: 40", "num_examples: 41"), "count"),
     "a width of the card": (lambda r: card(r, "length: 8", "length: 768"), "card-features"),
     "a dtype of the card": (lambda r: card(r, "dtype: bool", "dtype: int64"), "card-features"),
+    "another folder for a config": (
+        lambda r: card(r, "- config_name: urls\n", "- config_name: urls\n  data_dir: ../../..\n"),
+        "card-key",
+    ),
+    "an unknown key of the card": (lambda r: card(r, "pretty_name:", "builder_name: text\npretty_name:"), "card-key"),
+    "an unknown key of files": (lambda r: card(r, "  - split: test\n", "  - split: test\n    x: 1\n"), "card-key"),
+    "an unknown key of dataset_info": (
+        lambda r: card(r, "dataset_info:\n- ", "dataset_info:\n- builder: x\n  "),
+        "card-key",
+    ),
+    "an unknown key of a split": (lambda r: card(r, "num_examples: 40", "num_examples: 40\n    x: 1"), "card-key"),
+    "a pattern that leaves the release": (lambda r: card(r, "data/urls/test-*", "../urls/test-*"), "card-configs"),
+    "a pattern that matches more": (lambda r: card(r, "data/urls/test-*", "data/*/test-*"), "card-configs"),
+    "files of another host": (
+        lambda r: card(r, "data/urls/test-*", "https://x.example/data/urls/test-*"),
+        "card-configs",
+    ),
+    "another licence": (lambda r: card(r, "- apache-2.0\n", "- cc0-1.0\n"), "contradiction"),
+    "another language": (lambda r: card(r, "language:\n- en", "language:\n- ja"), "contradiction"),
+    "another size category": (lambda r: card(r, "- n<1K", "- 1K<n<10K"), "contradiction"),
+    "another encoder on the card": (lambda r: card(r, "| encoder | `made-up/", "| encoder | `real/"), "contradiction"),
+    "another name in the manifest": (lambda r: edit_manifest(r, lambda m: m.update(name="sqid")), "contradiction"),
+    "another version in the recipe": (
+        lambda r: edit_manifest(r, lambda m: m["recipe"].update(version="2.0.0")),
+        "contradiction",
+    ),
+    "another model in the recipe": (
+        lambda r: edit_manifest(r, lambda m: m["recipe"]["encoder"].update(model="x/y")),
+        "contradiction",
+    ),
+    "a model of another width": (
+        lambda r: seal(r, recipe_with(encoder=EncoderSettings(model="openai/clip-vit-large-patch14"))),
+        "contradiction",
+    ),
+    "other splits in the recipe": (
+        lambda r: edit_manifest(r, lambda m: m["recipe"]["selection"].update(splits=["train"])),
+        "contradiction",
+    ),
+    "no classic files in the recipe": (lambda r: seal(r, NO_CLASSIC), "contradiction"),
+    "a csv with carriage returns": (
+        lambda r: (r / schemas.PRODUCT_URLS).write_bytes(
+            (r / schemas.PRODUCT_URLS).read_bytes().replace(b"\n", b"\r\n")
+        ),
+        "classic",
+    ),
+    "a line break in a cell of a csv": (
+        lambda r: rewrite(r / schemas.PRODUCT_URLS, lambda t: t.replace("B000000000", '"B000\n000000"', 1)),
+        "classic",
+    ),
     "a size of the card": (lambda r: card(r, "download_size: ", "download_size: 9"), "card-size"),
     "a table of the card": (lambda r: card(r, "| products | 40 |", "| products | 164,900 |"), "card-table"),
     "a classic csv with other columns": (
@@ -387,12 +605,65 @@ def test_a_file_far_larger_than_esci_is_not_read(release: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "manifest.json", "data/urls/test-00001-of-00002.parquet", "more"])
-def test_pipes_devices_and_broken_links_are_not_read(release: Path, name: str) -> None:
-    path = release / name
-    for make in (os.mkfifo, lambda p: p.symlink_to("/dev/zero"), lambda p: p.symlink_to("nowhere")):
+def test_pipes_devices_and_links_are_not_read(release: Path, name: str) -> None:
+    path, inside = release / name, release / schemas.CARD
+    links = ("/dev/zero", "nowhere", "/etc/hostname", release.parent, inside)
+    makers: list[tuple[Callable[[Path], object], str]] = [(os.mkfifo, "not-a-file")]
+    makers += [(lambda p, to=to: p.symlink_to(to), "link") for to in links]  # type: ignore[misc]
+    for make, code in makers:
         path.unlink(missing_ok=True)
         make(path)
-        assert [(problem.code, problem.where) for problem in validate(release)] == [("not-a-file", name)]
+        assert [(problem.code, problem.where) for problem in validate(release)] == [(code, name)]
+
+
+@pytest.mark.parametrize("folder", ["data", "data/urls", "more"])
+def test_a_link_to_a_folder_is_not_followed(release: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = release.parent / "outside"
+    if (release / folder).exists():
+        (release / folder).rename(outside)
+    else:
+        outside.mkdir()
+    (release / folder).symlink_to(outside)
+    assert [(problem.code, problem.where) for problem in validate(release)] == [("link", folder)]
+
+
+def test_the_release_itself_may_be_reached_by_a_link(release: Path) -> None:
+    link = release.parent / "link"
+    link.symlink_to(release)
+    assert validate(link) == []
+
+
+FORBIDDEN = {
+    "model.pkl": "forbidden-file",
+    "setup.sh": "forbidden-file",
+    "evil.PY": "python-file",
+    "code/evil.py": "python-file",
+    "dataset_infos.json": "forbidden-file",
+    ".huggingface.yaml": "forbidden-file",
+    "data/urls/extra.pkl": "shard-name",
+    "data/urls/deep/test-00000-of-00001.parquet": "shard-name",
+    ".cache/x.pkl": "forbidden-file",
+    ".gitattributes": "forbidden-file",
+    ".git/hooks/post-checkout": "forbidden-file",
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_files_of_other_names_are_refused_also_where_they_are_listed(release: Path, name: str) -> None:
+    path = release / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    digest = manifest.sha256(path)
+    edit_manifest(release, lambda m: m["files"].update({name: {"bytes": 1, "sha256": digest, "rows": None}}))
+    with (release / schemas.SHA256SUMS).open("a") as sums:
+        sums.write(f"{digest}  {name}\n")
+    assert (FORBIDDEN[name], name) in {(problem.code, problem.where) for problem in validate(release)}
+
+
+def test_what_a_build_writes_may_be_held(good: Path) -> None:
+    names = [path.relative_to(good).as_posix() for path in good.rglob("*") if path.is_file()]
+    assert all(may_hold(name) for name in names)
+    assert not any(may_hold(f"more/{name}") or may_hold(name.swapcase()) for name in names)
 
 
 def test_a_directory_where_a_file_should_be(release: Path) -> None:
@@ -419,6 +690,10 @@ def test_no_bytes_crash_it(release: Path, data: st.DataObject) -> None:
 
 # -- several splits and locales ---------------------------------------------------------------------------------------
 
+TWO_SPLITS = recipe_with(
+    selection=Selection(splits=("train", "test"), embed_supp=True), release=ReleaseSettings(classic_files=False)
+)
+
 
 def add_train_split(release: Path) -> None:
     """The same products judged for other queries in a split of its own; supplementary products with vectors."""
@@ -441,7 +716,7 @@ def add_train_split(release: Path) -> None:
         column = features.column_names.index(name)
         features = features.set_column(column, features.field(name), tables[schemas.SUPP][name])
     write(schemas.FEATURES, schemas.SUPP_VECTORS_SPLIT, features)
-    seal(release, NO_CLASSIC)
+    seal(release, TWO_SPLITS)
 
 
 def test_a_product_may_be_judged_in_two_splits(tmp_path: Path) -> None:
@@ -457,7 +732,7 @@ def test_each_split_needs_its_own_products(tmp_path: Path) -> None:
     add_train_split(release)
     path = release / shard_name(schemas.URLS, "train", 0, 1)
     pq.write_table(pq.read_table(path).slice(1), path)
-    seal(release, NO_CLASSIC)
+    seal(release, TWO_SPLITS)
     found = [problem for problem in validate(release) if problem.code == "integrity"]
     assert found
     assert all("B000000000" in problem.message for problem in found)
@@ -468,7 +743,7 @@ def test_supplementary_products_with_vectors_are_those_of_supp(tmp_path: Path) -
     add_train_split(release)
     path = release / shard_name(schemas.FEATURES, schemas.SUPP_VECTORS_SPLIT, 0, 1)
     pq.write_table(setting("product_title", 1, "something else")(pq.read_table(path)).slice(1), path)
-    seal(release, NO_CLASSIC)
+    seal(release, TWO_SPLITS)
     assert [(p.code, p.where, p.message) for p in validate(release)] == [
         ("integrity", "data/supp", "1 products are not in product_features, first B100000000 us"),
         ("inconsistent", "data/product_features", "product_title differs from supp in 1 rows, first B100000001 us"),
@@ -494,10 +769,11 @@ def test_locales_in_the_classic_files(release: Path) -> None:
     products = features.select(names).append_column("clip_image_features", pa.array(image, pa.list_(pa.float32())))
     write_urls(release / schemas.PRODUCT_URLS, [urls], located=True)
     write_classic_features(release / schemas.PRODUCT_FEATURES, "product", [products], located=True)
-    seal(release)
+    both = recipe_with(selection=Selection(locales=("us", "jp")))
+    seal(release, both)
     assert validate(release) == []
     write_classic_features(release / schemas.PRODUCT_FEATURES, "product", [products.slice(1)], located=True)
-    seal(release)
+    seal(release, both)
     assert codes(release) == {"classic"}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqid_lib import schemas
-from sqid_lib.joined.image_status import clean_urls, image_status
+from sqid_lib.joined.image_status import clean_urls, image_status, is_http
 
 HOST = "https://m.media-amazon.com/images/I/"
 
@@ -49,6 +49,29 @@ def test_no_image_paths_are_placeholders(part: str) -> None:
 )
 def test_other_images_are_ok(url: str) -> None:
     assert status(url) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("url", "http"),
+    [
+        ("https://x.example/a.jpg", True),
+        (" HTTP://x.example/a.jpg", True),
+        ("javascript:alert(1)//https://x.example/", False),
+        ("data:image/png;base64,AAAA", False),
+        ("//x.example/a.jpg", False),
+        ("a.jpg", False),
+        ("ftp://x.example/a", False),
+        ("https:///a", False),
+        (None, None),
+    ],
+)
+def test_which_urls_are_http(url: str | None, http: bool | None) -> None:
+    assert is_http(pa.array([url], pa.string())).to_pylist() == [http]
+
+
+def test_only_a_url_of_http_is_a_placeholder_or_generic() -> None:
+    assert status("javascript:alert(1)//no-img-sm.gif") == "ok"  # fetch ends it as bad_url
+    assert status(schemas.GENERIC_IMAGE_URL.replace("https", "ftp")) == "ok"
 
 
 def test_the_default_video_image_is_generic_whatever_its_modifiers() -> None:

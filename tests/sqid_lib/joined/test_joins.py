@@ -87,3 +87,14 @@ def test_a_release_states_how_a_download_failed_if_the_url_is_the_same(tmp_path:
     )
     table = joins.read_image_urls([File(str(csv))], statuses=[File(str(release))])
     assert table.column("image_status").to_pylist() == ["timeout", "ok", "missing"]
+
+
+def test_a_url_that_nothing_fetches_and_that_is_not_http_is_a_bad_url(tmp_path: Path) -> None:
+    path = tmp_path / "urls.csv"
+    path.write_text("product_id,image_url\na,javascript:alert(1)\nb,https://x.example/b.jpg\nc,\nd,a/no-img-sm.gif\n")
+    assert joins.read_image_urls([File(str(path))])["image_status"].to_pylist() == [
+        "bad_url",
+        "ok",
+        "missing",
+        "bad_url",
+    ]
