@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -22,26 +21,14 @@ from sqid_lib.encoders.batching import (
     token_batches,
 )
 from sqid_lib.encoders.pixels import Inputs, Pixels, from_table
-from sqid_lib.errors import EncoderError, UsageError
+from sqid_lib.encoders.texts import Row, TextRule, Tokens, as_texts
+from sqid_lib.errors import EncoderError
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TextRule:
-    """How texts become tokens.
-
-    Attributes:
-        limit: most tokens of a text, special tokens included; longer texts are truncated.
-        fixed: always pad to the limit (SigLIP pools the last position), or only to the longest of a batch.
-    """
-
-    limit: int
-    fixed: bool
 
 
 class Encoder:
@@ -77,23 +64,23 @@ class Encoder:
         self.text_limit = rule.limit
         self.linear = linear
         self.image_batch = 128 if self.on_gpu else _images_at_once(network.config)
-        self._network, self._tokenizer, self._pixels, self._rule = network, tokenizer, Pixels(processor), rule
+        self._network, self._tokens, self._pixels = network, Tokens(tokenizer, rule), Pixels(processor)
         self._table = None if self._pixels.table is None else torch.from_numpy(self._pixels.table).to(device)
-        self.width = int(self._forward_text(self._tokenize([""])).shape[1])
+        self.width = int(self._forward_text(self._tokens.rows([""])).shape[1])
 
-    def encode_text(self, texts: Sequence[str], *, batch_size: int | None = None) -> Floats:
+    def encode_text(self, texts: str | Iterable[str], *, batch_size: int | None = None) -> Floats:
         """Vectors of texts, projected and not normalised; float32 [N, D]. Equal texts are encoded once.
 
         Args:
-            texts: those longer than `text_limit` tokens are truncated.
+            texts: a list, generator, array or column of strings; one string is one text, [1, D]. Those longer than
+                `text_limit` tokens are truncated.
             batch_size: as for `text_batches`.
 
         Raises:
-            UsageError: one string instead of a list of them, or an item that is not text.
+            UsageError: an item that is not text (None, NaN, a number) or not valid Unicode, by its number.
             EncoderError: the model fails, or not even one text fits into memory.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise UsageError("texts must be a list of strings", where="encode_text")
+        texts = as_texts(texts)
         distinct = list(dict.fromkeys(texts))
         vectors = np.empty((len(distinct), self.width), np.float32)
         batches = self.text_batches(distinct, batch_size=batch_size)
@@ -102,14 +89,15 @@ class Encoder:
         place = {text: row for row, text in enumerate(distinct)}
         return vectors[[place[text] for text in texts]] if len(distinct) < len(texts) else vectors
 
-    def text_batches(self, texts: Sequence[str], *, batch_size: int | None = None) -> VectorBatches:
+    def text_batches(self, texts: str | Iterable[str], *, batch_size: int | None = None) -> VectorBatches:
         """The batches of `encode_text`, to be taken one by one: texts of similar length together, longest first.
 
         Args:
+            texts: as for `encode_text`.
             batch_size: a batch has as many tokens as so many texts of 8 tokens; by default what suits the device: on a
                 CPU 512 tokens (256 to 512 were fastest, 1,024 a fifth slower; benchmarks/RESULTS.md).
         """
-        tokens = self._tokenize(list(texts))
+        tokens = self._tokens.rows(as_texts(texts))
         budget = 8 * (batch_size or (4096 if self.on_gpu else 64))
         batches = list(token_batches([len(t["input_ids"]) for t in tokens], budget))
         outputs = (self._halving(self._forward_text, [tokens[row] for row in rows]) for rows in batches)
@@ -189,24 +177,10 @@ class Encoder:
         """Whether it runs on a GPU."""
         return not self.device.startswith("cpu")
 
-    def _tokenize(self, texts: list[str]) -> list[dict[str, list[int]]]:
-        padding = "max_length" if self._rule.fixed else False
-        columns = self._tokenizer(texts, truncation=True, max_length=self._rule.limit, padding=padding) if texts else {}
-        return [{name: column[row] for name, column in columns.items()} for row in range(len(texts))]
-
-    def _forward_text(self, tokens: Sequence[dict[str, list[int]]]) -> torch.Tensor:
+    def _forward_text(self, rows: Sequence[Row]) -> torch.Tensor:
         import torch
 
-        length = max(len(row["input_ids"]) for row in tokens)
-        pads = {"input_ids": self._tokenizer.pad_token_id or 0, "token_type_ids": self._tokenizer.pad_token_type_id}
-        left = self._tokenizer.padding_side == "left"
-        inputs = {}
-        for name in tokens[0]:
-            array = np.full((len(tokens), length), pads.get(name, 0), np.int64)
-            for row, token in enumerate(tokens):
-                ids = token[name]
-                array[row, length - len(ids) if left else 0 :][: len(ids)] = ids
-            inputs[name] = torch.from_numpy(array)
+        inputs = {name: torch.from_numpy(array) for name, array in self._tokens.padded(rows).items()}
         return self._features(self._network.get_text_features, inputs)
 
     def _forward_images(self, images: Sequence[Inputs]) -> torch.Tensor:

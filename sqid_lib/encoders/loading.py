@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqid_lib.encoders.encoder import Encoder, TextRule
+from sqid_lib.encoders.encoder import Encoder
+from sqid_lib.encoders.texts import TextRule
 from sqid_lib.errors import EncoderError, UsageError, first_line, missing_extra
 
 if TYPE_CHECKING:

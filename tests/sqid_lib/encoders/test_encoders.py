@@ -76,11 +76,6 @@ def test_shapes(encoder: Encoder) -> None:
     assert encoder.text_limit == 77
 
 
-def test_one_string_is_not_a_list(encoder: Encoder) -> None:
-    with pytest.raises(UsageError, match="list of strings"):
-        encoder.encode_text("red shoes")
-
-
 def test_an_image_that_does_not_decode_is_nan(encoder: Encoder) -> None:
     images = list(ODD_IMAGES.items())
     vectors = encoder.encode_images(images, decode=lambda item: None if item[0] == "wide" else item[1])
