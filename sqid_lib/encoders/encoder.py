@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from sqid_lib.encoders.batching import (
     Floats,
@@ -20,15 +21,13 @@ from sqid_lib.encoders.batching import (
     read_ahead,
     token_batches,
 )
+from sqid_lib.encoders.image_inputs import ImageLike, as_image, as_items
 from sqid_lib.encoders.pixels import Inputs, Pixels, from_table
 from sqid_lib.encoders.texts import Row, TextRule, Tokens, as_texts
 from sqid_lib.errors import EncoderError
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
-
-T = TypeVar("T")
 
 
 class Encoder:
@@ -105,22 +104,40 @@ class Encoder:
 
     def encode_images(
         self,
-        images: Iterable[T],
+        images: ImageLike | Iterable[Any],
         *,
         batch_size: int | None = None,
-        decode: Callable[[T], Image.Image | None] | None = None,
+        decode: Callable[[Any], ImageLike | None] | None = None,
         threads: int | None = None,
+        progress: bool | None = None,
     ) -> Floats:
-        """Vectors of images, projected and not normalised; float32 [N, D]. Arguments and errors: `image_batches`."""
-        parts = self.image_batches(images, batch_size=batch_size, decode=decode, threads=threads)
-        return np.concatenate([np.empty((0, self.width), np.float32), *parts])
+        """Vectors of images, projected and not normalised; float32 [N, D].
+
+        Args:
+            images: a list, generator or array [N, H, W, C] of images, or one image, [1, D]. An image is an image of
+                Pillow, a path, the bytes of a JPEG, PNG, GIF or WEBP, or a uint8 array or tensor [H, W, C] or [H, W].
+            batch_size, decode, threads: as for `image_batches`.
+            progress: whether to show a progress bar; by default on a terminal, when it takes more than two seconds.
+
+        Raises:
+            UsageError, SourceError, EncoderError: as `image_batches`.
+        """
+        items = as_items(images)
+        total = len(items) if isinstance(items, Sized) else None
+        parts = [np.empty((0, self.width), np.float32)]
+        shown: dict[str, Any] = {"disable": None, "delay": 2} if progress is None else {"disable": not progress}
+        with tqdm(total=total, desc="images", unit="image", **shown) as bar:
+            for part in self.image_batches(items, batch_size=batch_size, decode=decode, threads=threads):
+                parts.append(part)
+                bar.update(len(part))
+        return np.concatenate(parts)
 
     def image_batches(
         self,
-        images: Iterable[T],
+        images: ImageLike | Iterable[Any],
         *,
         batch_size: int | None = None,
-        decode: Callable[[T], Image.Image | None] | None = None,
+        decode: Callable[[Any], ImageLike | None] | None = None,
         threads: int | None = None,
     ) -> Iterator[Floats]:
         """Vectors of images, `batch_size` after `batch_size`, the last batch with what is left; float32 [B, D] each.
@@ -131,29 +148,34 @@ class Encoder:
         generator of any length.
 
         Args:
-            images: PIL images of any mode, or what `decode` makes images of.
+            images: as for `encode_images`, or what `decode` makes images of.
             batch_size: images per forward pass, by default `image_batch`; halved while they do not fit into memory.
             decode: called in the threads; an image for which it returns None gets a row of NaN.
             threads: how many; by default one per core.
 
         Raises:
+            UsageError: None, a URL, or anything else that is no image, by its number.
+            SourceError: a file is not there, or bytes hold no usable image.
             EncoderError: the model fails, or not even one image fits into memory.
         """
         size = batch_size or self.image_batch
         threads = threads or os.cpu_count() or 1
+        numbered = enumerate(as_items(images))
         masks: deque[NDArray[np.bool_]] = deque()  # which images of a batch have a vector
 
-        def prepare(item: T) -> Inputs | None:
-            image: Any = item if decode is None else decode(item)
-            return None if image is None else self._pixels.prepare(image)
+        def prepare(entry: tuple[int, Any]) -> Inputs | None:
+            row, item = entry
+            if decode is not None and (item := decode(item)) is None:
+                return None
+            return self._pixels.prepare(as_image(item, row))
 
         def outputs() -> Iterator[torch.Tensor]:
             import torch
 
             if self.on_gpu:
-                batches = in_batches(read_ahead(prepare, images, threads, 3 * size), size)
+                batches = in_batches(read_ahead(prepare, numbered, threads, 3 * size), size)
             else:
-                batches = in_turns(prepare, images, threads, size)
+                batches = in_turns(prepare, numbered, threads, size)
             for batch in batches:
                 good = [inputs for inputs in batch if inputs is not None]
                 masks.append(np.array([inputs is not None for inputs in batch]))
