@@ -27,7 +27,7 @@ pytest.importorskip("transformers")
 from encoder_fixtures import ODD_TEXTS, encoded, make_image, write_clip
 
 from builder.embed import embed, encode
-from builder.recipe import EncoderSettings, EsciSettings, Recipe
+from builder.recipe import EncoderSettings, EsciSettings, FetchSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders import load_encoder
 from sqid_lib.errors import CorruptFileError, DiskError, EncoderError, IntegrityError, UsageError
@@ -48,7 +48,7 @@ STORED: list[tuple[str, bytes | None]] = [
     ("ok", encoded(make_image(5, mode="P"), "GIF")),
     ("ok", encoded(make_image(6, (200, 20)), "WEBP")),
 ]
-FINAL = ["ok", "missing", "ok", "generic", "generic", "corrupt", "placeholder", "timeout", "ok", "ok", "ok"]
+FINAL = ["ok", "missing", "ok", "generic", "generic", "truncated", "placeholder", "timeout", "ok", "ok", "ok"]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,20 @@ def read(work: Path, part: str) -> pa.Table:
 def contents(work: Path) -> dict[str, bytes]:
     folder = work / "embed"
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(("truncated", "status"), [("keep", "ok"), ("refuse", "truncated")])
+def test_a_truncated_image_that_fetch_kept_is_embedded(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncated: Any, status: str
+) -> None:
+    whole = encoded(make_image(2), "JPEG")
+    monkeypatch.setitem(globals(), "STORED", [("ok", whole), ("ok", whole[:-2]), *STORED[2:]])
+    work = make_work(tmp_path)
+    embed(recipe.model_copy(update={"fetch": FetchSettings(truncated=truncated)}), work)
+    products = read(work, "products")
+    assert products["image_status"][1].as_py() == status
+    vectors = products["clip_image_features"].to_pylist()
+    assert vectors[1] is None if status == "truncated" else np.allclose(vectors[1], vectors[0], rtol=1e-5, atol=1e-6)
 
 
 def test_rows_are_clip(recipe: Recipe, clip: Path, tmp_path: Path) -> None:
