@@ -69,9 +69,12 @@ def load_encoder(
     network = network.eval().requires_grad_(False).to(place)
     from sqid_lib.encoders.activation import replace_quick_gelu  # imported here because they need torch
     from sqid_lib.encoders.linear import choose
+    from sqid_lib.encoders.pooled import pool_last_layers
 
     replace_quick_gelu(network)
-
+    chosen = choose(network, linear)
+    if tokenizer.padding_side == "right":
+        pool_last_layers(network)
     return Encoder(
         model_id=model,
         revision=commit,
@@ -81,7 +84,7 @@ def load_encoder(
         rule=_text_rule(config, tokenizer, network.config),
         device=place,
         dtype=dtype,
-        linear=choose(network, linear),
+        linear=chosen,
     )
 
 

@@ -82,7 +82,7 @@ def test_an_array_of_four_dimensions_is_a_list(encoder: Encoder) -> None:
 
 def test_a_list_may_mix_kinds(encoder: Encoder, png: Path) -> None:
     vectors = encoder.encode_images([png, PHOTO, png.read_bytes(), np.asarray(PHOTO), str(png)])
-    assert np.allclose(vectors, vectors[0], rtol=1e-5)
+    assert np.allclose(vectors, vectors[0], rtol=1e-4, atol=1e-5)
     assert vectors.shape == (5, 32)
 
 
@@ -94,7 +94,7 @@ def test_a_path_below_the_home_directory(encoder: Encoder, png: Path, monkeypatc
 def test_what_decode_returns_may_be_of_any_kind(encoder: Encoder, png: Path) -> None:
     kept: dict[str, Any] = {"path": png, "bytes": png.read_bytes(), "none": None}
     vectors = encoder.encode_images(kept.keys(), decode=lambda name: kept[name])
-    assert np.allclose(vectors[0], vectors[1], rtol=1e-5)
+    assert np.allclose(vectors[0], vectors[1], rtol=1e-4, atol=1e-5)
     assert np.isnan(vectors[2]).all()
 
 
@@ -157,7 +157,7 @@ def test_files_that_cannot_be_used(encoder: Encoder, png: Path, tmp_path: Path) 
         ".": (MissingFileError, "not a file"),
         "empty.jpg": (EmptyFileError, r"images\[0\], '.*empty\.jpg': no bytes"),
         "page.jpg": (CorruptFileError, r"page\.jpg': no JPEG, PNG, GIF or WEBP.*got not_image"),
-        "half.png": (CorruptFileError, r"half\.png': .*got corrupt"),
+        "half.png": (CorruptFileError, r"half\.png': .*got truncated"),
         "bitmap.bmp": (CorruptFileError, "got not_image"),
     }
     for name, (error, message) in cases.items():

@@ -102,9 +102,7 @@ def test_json_of_another_kind_is_refused(folder: Path, name: str, text: str) -> 
     if name != "config.json":
         split(folder)
     (folder / name).write_text(text)
-    with pytest.raises(
-        EncoderError, match=r"cannot be read|no JSON object|no model_type|more modules than there are weights"
-    ):
+    with pytest.raises(EncoderError, match=r"cannot be read|no JSON object|no model_type|more modules than"):
         load_encoder(str(folder), device="cpu")
 
 
