@@ -123,7 +123,7 @@ class Naive:
 
 def compare_texts(naive: Naive, encoder: Encoder, every: list[str], args: argparse.Namespace) -> float:
     """Print ratios to the naive map; returns texts per second of ours."""
-    lengths = [len(tokens["input_ids"]) for tokens in encoder._tokenize(every)]
+    lengths = [len(tokens["input_ids"]) for tokens in encoder._tokens.rows(every)]
     print(f"{len(every)} titles, {statistics.mean(lengths):.1f} tokens on average, {max(lengths)} at most")
     runs: dict[str, Callable[[list[str]], np.ndarray]] = {
         "naive map": naive.texts,

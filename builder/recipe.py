@@ -152,6 +152,8 @@ class FetchSettings(_Section):
     """Largest body, in bytes."""
     max_pixels: PositiveInt = 50_000_000
     """Largest image, in pixels (width times height)."""
+    truncated: Literal["refuse", "keep"] = "refuse"
+    """JPEGs that end early: "refuse", or "keep" those whose missing end changes pixels by at most 0.5 of 255 levels."""
     max_redirects: NonNegativeInt = 3
     """Most redirects of one request."""
     retries: NonNegativeInt = 2

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP")
 MAX_PIXELS = 50_000_000
+MAX_MISSING = 0.5  # of 255 levels: how much the missing end of a kept JPEG can change its pixels, on average
 _WHITE = (255, 255, 255, 255)
+_JPEG_END = b"\xff\xd9"
+_JPEG_RESTARTS = b"\xff\xdd\x00\x04"
+_JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc2]\x00.{6}([\x01-\x04])", re.DOTALL)  # up to the number of components
+_JPEG_SCAN = re.compile(rb"\xff\xda\x00.([\x01-\x04])", re.DOTALL)
+_OTHER_END = bytes(range(1, 255))  # repeated: bytes after the end that give other pixels than none
+_SIDE = 512  # pixels, at least, of the smaller copies that are compared
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in a message: differs from run to run
 
 
@@ -23,7 +30,7 @@ class ImageError(ValueError):
     """Bytes that are not a usable image.
 
     Attributes:
-        status: "empty", "not_image", "corrupt" or "too_many_pixels", as in `schemas.IMAGE_STATUS`.
+        status: "empty", "not_image", "truncated", "corrupt" or "too_many_pixels", as in `schemas.IMAGE_STATUS`.
         detail: one line that explains it.
     """
 
@@ -48,7 +55,7 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, *, keep_truncated: bool = False) -> Image.Image:
     """Decode an image wholly to the RGB that transformers' CLIPProcessor makes of it.
 
     Gray, palette, CMYK and 16-bit images are converted as `Image.convert("RGB")` does; alpha is composited onto white,
@@ -58,6 +65,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Args:
         data: the file's bytes; only they determine the format.
         max_pixels: width × height allowed; larger images are refused before they are decoded.
+        keep_truncated: decode a JPEG that ends early as browsers do, if what is missing can change its pixels by at
+            most `MAX_MISSING` on average: some hundredths of its bytes if they are the last pixels, more if it is
+            progressive.
 
     Returns:
         A loaded image of mode RGB.
@@ -67,10 +77,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         MissingExtraError: Pillow is not installed.
     """
     with _reporting_damage(data):
-        return _to_rgb(_open(data, max_pixels))
+        try:
+            return _to_rgb(_open(data, max_pixels))
+        except Exception as error:
+            if not (keep_truncated and sniff(data) == "JPEG" and _ends_early(data, error)):
+                raise
+        return _to_rgb(_open(_completed(data, max_pixels), max_pixels))
 
 
-def check(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def check(data: bytes, max_pixels: int = MAX_PIXELS, *, keep_truncated: bool = False) -> tuple[int, int]:
     """Whether `decode` would succeed, in half its time and memory: reads the whole image, keeps none of it.
 
     Of a JPEG every coefficient is read, which is where damage shows, but only an eighth of the pixels is computed.
@@ -85,8 +100,69 @@ def check(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         image = _open(data, max_pixels)
         size = image.size
         image.draft(None, (1, 1))  # does nothing for other formats than JPEG
-        _to_rgb(image)
+        try:
+            _to_rgb(image)
+        except Exception as error:
+            if not (keep_truncated and sniff(data) == "JPEG" and _ends_early(data, error)):
+                raise
+            _completed(data, max_pixels)
         return size
+
+
+def _completed(data: bytes, max_pixels: int) -> bytes:
+    """A JPEG that ends early, with an end; Pillow's own switch for such files is global, also for other threads.
+
+    How much is missing shows where other bytes after the last one give other pixels.
+    """
+    from PIL import ImageChops, ImageStat
+
+    data = data.rstrip(b"\xff")  # the first half of a marker or of an escaped byte
+    if _JPEG_RESTARTS in data:
+        raise ImageError("truncated", "JPEG: the file ends early; with restart markers, what is missing is not known")
+    if not _has_every_scan(data):
+        raise ImageError("truncated", "JPEG: the file ends early, whole scans are missing")
+
+    def small(end: bytes) -> Image.Image:
+        image = _open(data + end, max_pixels)
+        image.draft(None, (_SIDE, _SIDE))
+        return _to_rgb(image)
+
+    width, height = _open(data, max_pixels).size
+    other = _OTHER_END * (width * height // 4 // len(_OTHER_END) + 1)  # enough for an eighth of the pixels, or more
+    try:
+        difference = ImageChops.difference(small(_JPEG_END), small(other + _JPEG_END))
+    except Exception as error:
+        raise ImageError("truncated", f"JPEG: the file ends early, in a header: {_message(error)}") from None
+    missing = sum(ImageStat.Stat(difference).mean) / 3
+    if missing > MAX_MISSING:
+        raise ImageError(
+            "truncated", f"JPEG: the file ends early; what is missing changes pixels by {missing:.1f} of 255 levels"
+        )
+    return data + _JPEG_END
+
+
+def _has_every_scan(data: bytes) -> bool:
+    """Whether the last scan of each component of a JPEG has begun; a progressive one has several."""
+    frames = list(_JPEG_FRAME.finditer(data))
+    if not frames:
+        return False
+    frame = frames[-1]  # a thumbnail in the metadata has a frame of its own, before
+    wanted = set(data[frame.end() :: 3][: frame[1][0]])
+    first, last = set[int](), set[int]()  # components whose first and last coefficient have their last bit
+    for scan in _JPEG_SCAN.finditer(data, frame.end()):
+        parameters = scan.end() + 2 * scan[1][0]
+        components = set(data[scan.end() : parameters : 2])
+        start, stop, bits = data[parameters : parameters + 3].ljust(3, b"\xff")
+        if bits & 15 == 0:
+            first |= components if start == 0 else set()
+            last |= components if stop == 63 else set()
+    return wanted <= first & last
+
+
+def _ends_early(data: bytes, error: Exception) -> bool:
+    if sniff(data) == "WEBP":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return "truncated" in str(error).lower()  # Pillow raises OSError both for damaged and for truncated files
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
@@ -118,7 +194,8 @@ def _reporting_damage(data: bytes) -> Iterator[None]:
     except (ImageError, MissingExtraError):
         raise
     except Exception as error:
-        raise ImageError("corrupt", f"{sniff(data)}: {_message(error)}") from None
+        status = "truncated" if _ends_early(data, error) else "corrupt"
+        raise ImageError(status, f"{sniff(data)}: {_message(error)}") from None
 
 
 def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:

@@ -25,7 +25,7 @@ class Local:
     """Encodes texts, and images that fetch stored, on one device.
 
     Args:
-        recipe: [encoder] and fetch.max_pixels.
+        recipe: [encoder], fetch.max_pixels and fetch.truncated.
         work: the build's work directory.
         device: as torch names it, or "auto".
         record: revision and linear to use: of an earlier run's `record`, to encode exactly as that run did.
@@ -46,6 +46,7 @@ class Local:
             linear=record["linear"],
         )
         self._settings, self._max_pixels = settings, recipe.fetch.max_pixels
+        self._keep_truncated = recipe.fetch.truncated == "keep"
         self._folder = work / "fetch"
 
     @property
@@ -78,7 +79,7 @@ class Local:
 
         def open_image(item: tuple[str, bytes]) -> Image.Image | None:
             try:
-                image = decode(item[1], self._max_pixels)
+                image = decode(item[1], self._max_pixels, keep_truncated=self._keep_truncated)
                 if max(image.size) > _MAX_ASPECT * min(image.size):
                     raise ImageError(
                         "too_many_pixels", "one side is much longer than the other: too large when resized"

@@ -77,12 +77,12 @@ def of_other_versions(folder: Path, record: dict[str, Any]) -> list[str]:
 
 
 def settings(recipe: Recipe, record: dict[str, Any], places: Sequence[str], kind: str) -> dict[str, Any]:
-    """What vectors may depend on in their last bits, and the limit of images."""
+    """What vectors may depend on in their last bits, and the limits of images."""
     chosen = recipe.encoder
     made: dict[str, Any] = {"shard_rows": chosen.shard_rows}
     made |= {"text_batch": chosen.text_batch} if kind == TEXTS else {"image_batch": chosen.image_batch}
     if kind == IMAGES:
-        made["max_pixels"] = recipe.fetch.max_pixels
+        made |= limits(recipe)
     if places[0] == REMOTE:
         return made
     made |= {"device": places[0].partition(":")[0], "linear": record["linear"]}
@@ -90,6 +90,11 @@ def settings(recipe: Recipe, record: dict[str, Any], places: Sequence[str], kind
     if made["device"] == "cpu":
         made["threads"] = _threads(places)
     return made
+
+
+def limits(recipe: Recipe) -> dict[str, Any]:
+    """The settings of [fetch] that decide whether an image is decoded; they change no vector."""
+    return {"max_pixels": recipe.fetch.max_pixels, "truncated": recipe.fetch.truncated}
 
 
 def write(path: Path, record: dict[str, Any]) -> None:

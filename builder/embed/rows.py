@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ _STAMP = "sqid.stamp"
 
 
 def shard_schema(part: str, width: int) -> pa.Schema:
-    """Columns of WORK/embed/<part>-*.parquet: ids, final image_status, vectors float32[width] (image: null if none)."""
+    """Columns of WORK/embed/<part>-*.parquet: ids, final image_status, vectors float32[width] (image: null if none).
+
+    Null is in a list of variable length: pyarrow before 26 cannot read it back from one of fixed length.
+    """
     vector = pa.list_(pa.float32(), width)
     if part == QUERIES:
         return pa.schema([("query_id", pa.int64()), ("clip_text_features", vector)])
@@ -31,7 +34,7 @@ def shard_schema(part: str, width: int) -> pa.Schema:
         [
             *((name, pa.string()) for name in (*schemas.PRODUCT_KEY, "image_status")),
             ("clip_text_features", vector),
-            ("clip_image_features", vector),
+            ("clip_image_features", pa.list_(pa.float32())),
         ]
     )
 
@@ -56,20 +59,20 @@ class Shard:
         return slice(self.start, self.stop)
 
 
-def plan(folder: Path, inputs: Inputs, size: int, encoder: str, max_pixels: int) -> list[Shard]:
+def plan(folder: Path, inputs: Inputs, size: int, encoder: str, limits: Mapping[str, Any]) -> list[Shard]:
     """All shards of rows.
 
     Args:
         size: rows of each but the last one of a part.
         encoder: the key of the encoder's folder.
-        max_pixels: which images count as too large.
+        limits: which images are decoded, as of `record.limits`.
     """
     planned = []
     for part in inputs.parts:
         for number, start in enumerate(range(0, part.ids.num_rows, size)):
             span = slice(start, min(start + size, part.ids.num_rows))
             ids = part.ids.slice(span.start, span.stop - span.start)
-            stamp = _stamp(f"{encoder} {max_pixels}", ids, *_contents(part, span, inputs.items))
+            stamp = _stamp(f"{encoder} {sorted(limits.items())}", ids, *_contents(part, span, inputs.items))
             planned.append(Shard(folder / numbered_name(part.name, number), part, span.start, span.stop, stamp))
     return planned
 
@@ -118,7 +121,9 @@ def write(shard: Shard, vectors: Vectors, found: dict[str, Found], width: int) -
         statuses, images = take(IMAGES, part.image[span])
         failed = statuses != schemas.OK
         columns["image_status"] = pc.if_else(pa.array(failed), pa.array(statuses, pa.string()), ids["image_status"])
-        columns["clip_image_features"] = fixed_lists(images, null=(part.image[span] < 0) | failed)
+        missing = pa.array((part.image[span] < 0) | failed)
+        lists = fixed_lists(images).cast(pa.list_(pa.float32()))
+        columns["clip_image_features"] = pc.if_else(missing, pa.scalar(None, lists.type), lists)
     schema = shard_schema(part.name, width)
     table = pa.table([columns[name] for name in schema.names], schema=schema)
     shards.write(shard.path, table, {_STAMP: shard.stamp})

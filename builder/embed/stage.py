@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _VECTORS = "vectors"
 _EARLIER = "items"  # vectors of an earlier layout, by their place in a shard
-_EXACT = ("max_pixels",)  # settings that change no vector
+_EXACT = ("max_pixels", "truncated")  # settings that change no vector
 
 
 def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
@@ -69,7 +69,7 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
         unfinished = planned
     if unfinished:
         home = folder / _VECTORS / records.key(record)
-        vectors = Vectors(home, recipe.fetch.max_pixels)
+        vectors = Vectors(home, records.limits(recipe))
         _report_damaged([path.name for path in damaged] + vectors.remove_damaged(), folder)
         found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
         _report_reuse(recipe, record, places, vectors, found)
@@ -96,7 +96,7 @@ def pending(recipe: Recipe, work: Path) -> str | None:
         return _counts({kind: len(items.values) for kind, items in inputs.items.items()}, 0)
     if not rows.unfinished(_plan(folder, inputs, recipe, record))[0]:
         return None
-    vectors = Vectors(folder / _VECTORS / records.key(record), recipe.fetch.max_pixels)
+    vectors = Vectors(folder / _VECTORS / records.key(record), records.limits(recipe))
     found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
     missing, reused = _count(found)
     return _counts(missing, reused)
@@ -136,8 +136,7 @@ def _select(items: Items, chosen: np.ndarray) -> Items:
 
 
 def _plan(folder: Path, inputs: Inputs, recipe: Recipe, record: dict[str, Any]) -> list[rows.Shard]:
-    size, limit = recipe.encoder.shard_rows, recipe.fetch.max_pixels
-    return rows.plan(folder, inputs, size, records.key(record), limit)
+    return rows.plan(folder, inputs, recipe.encoder.shard_rows, records.key(record), records.limits(recipe))
 
 
 def _inputs(recipe: Recipe, work: Path) -> Inputs:

@@ -28,6 +28,7 @@ from sqid_lib.tables.vector_columns import fixed_lists
 
 _KEPT = 64  # files whose vectors are in memory at once: 64 × 2,000 vectors of 768 floats are 0.4 GB
 _SETTINGS = "sqid.settings"
+_CAUSES = {"too_many_pixels": "max_pixels", "truncated": "truncated"}  # status → the setting that caused it
 
 
 def write(path: Path, digests: pa.Array, statuses: list[str], matrix: Floats, settings: Mapping[str, Any]) -> None:
@@ -35,7 +36,7 @@ def write(path: Path, digests: pa.Array, statuses: list[str], matrix: Floats, se
 
     Args:
         statuses: "ok", or why there is no vector.
-        matrix: float32 [n, D]; rows whose status is not "ok" are written as null.
+        matrix: float32 [n, D]; rows whose status is not "ok" are written as zeros.
         settings: JSON values.
 
     Raises: as `shards.write`.
@@ -44,7 +45,7 @@ def write(path: Path, digests: pa.Array, statuses: list[str], matrix: Floats, se
     columns = {
         "digest": digests,
         "status": pa.array(statuses, pa.string()),
-        "vector": fixed_lists(np.where(failed[:, None], np.float32(0), matrix), null=failed),
+        "vector": fixed_lists(np.where(failed[:, None], np.float32(0), matrix)),
     }
     shards.write(path, pa.table(columns), {_SETTINGS: json.dumps(settings, sort_keys=True)})
 
@@ -93,14 +94,14 @@ class Vectors:
 
     Args:
         folder: may not exist yet.
-        max_pixels: the limit of today; an image that was too large for another limit counts as not encoded.
+        limits: the settings of today; an image that other settings kept from being decoded counts as not encoded.
 
     Attributes:
         damaged: files that do not match their checksum; nothing of them is used.
     """
 
-    def __init__(self, folder: Path, max_pixels: int) -> None:
-        self.folder, self._max_pixels = folder, max_pixels
+    def __init__(self, folder: Path, limits: Mapping[str, Any]) -> None:
+        self.folder, self._limits = folder, limits
         self.damaged: list[Path] = []
         self._seen: set[Path] = set()
         self._indices = {TEXTS: _Index(), IMAGES: _Index()}
@@ -125,10 +126,11 @@ class Vectors:
                 self.damaged.append(path)
                 continue
             settings = json.loads(shards.metadata(table, _SETTINGS))
+            statuses = table["status"].to_numpy()
             usable = np.full(table.num_rows, True)
-            if settings.get("max_pixels") != self._max_pixels:
-                too_large = pc.equal(table["status"], "too_many_pixels")
-                usable = ~too_large.to_numpy()
+            for status, setting in _CAUSES.items():
+                if settings.get(setting) != self._limits[setting]:
+                    usable &= statuses != status
             index.paths.append(path)
             index.settings.append(settings)
             index.digests.append(table["digest"].combine_chunks().filter(pa.array(usable)))
@@ -187,5 +189,5 @@ class Vectors:
 
     def _read(self, kind: str, number: int) -> tuple[np.ndarray, Floats]:
         table = shards.read(self._indices[kind].paths[number], ["status", "vector"])
-        flat = pc.fill_null(table["vector"].combine_chunks().values, 0.0)
+        flat = table["vector"].combine_chunks().values
         return np.array(table["status"].to_pylist(), object), np.asarray(flat, np.float32).reshape(table.num_rows, -1)

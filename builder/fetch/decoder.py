@@ -20,9 +20,10 @@ from sqid_lib.images import ImageError, check
 SECONDS = 20  # for one image; the slowest valid ones take under one
 REQUEST = struct.Struct("<QQQ")  # bytes that follow, pixels allowed, offset in the spool
 READY = b"+"
+KEPT = "truncated, kept: "  # begins the detail of such an image
 
 
-def serve(requests: BinaryIO, replies: BinaryIO, spool: int) -> None:
+def serve(requests: BinaryIO, replies: BinaryIO, spool: int, *, keep_truncated: bool = False) -> None:
     """Answer requests until their end; a request is a REQUEST and the bytes, a reply a line of JSON.
 
     The reply is what `decoders.Checked` has, and comes when the bytes are in the file of the descriptor `spool`; where
@@ -33,14 +34,14 @@ def serve(requests: BinaryIO, replies: BinaryIO, spool: int) -> None:
         data = requests.read(length)
         if len(data) < length:
             return  # the parent died while it sent them
-        replies.write(json.dumps(_answer(data, max_pixels, spool, offset)).encode() + b"\n")
+        replies.write(json.dumps(_answer(data, max_pixels, spool, offset, keep_truncated)).encode() + b"\n")
         replies.flush()
 
 
-def _answer(data: bytes, max_pixels: int, spool: int, offset: int) -> dict[str, Any]:
+def _answer(data: bytes, max_pixels: int, spool: int, offset: int, keep_truncated: bool) -> dict[str, Any]:
     signal.alarm(SECONDS)  # its default action ends the process, even inside a decoder written in C
     try:
-        width, height = check(data, max_pixels)
+        (width, height), detail = _check(data, max_pixels, keep_truncated)
     except ImageError as error:
         return {"status": error.status, "detail": error.detail}
     finally:
@@ -50,7 +51,24 @@ def _answer(data: bytes, max_pixels: int, spool: int, offset: int) -> dict[str, 
     except OSError as error:
         return {"errno": error.errno}
     sha256 = hashlib.sha256(data).hexdigest()
-    return {"status": "ok", "sha256": sha256, "offset": offset, "width": width, "height": height}
+    return {
+        "status": "ok",
+        "sha256": sha256,
+        "offset": offset,
+        "width": width,
+        "height": height,
+        "detail": detail,
+    }
+
+
+def _check(data: bytes, max_pixels: int, keep_truncated: bool) -> tuple[tuple[int, int], str | None]:
+    """Size in pixels, and what should be known of an image that is kept."""
+    try:
+        return check(data, max_pixels), None
+    except ImageError as error:
+        if not keep_truncated or error.status != "truncated":
+            raise
+        return check(data, max_pixels, keep_truncated=True), f"{KEPT}{error.detail}"
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:
@@ -60,7 +78,7 @@ def _write(descriptor: int, data: bytes, offset: int) -> None:
         left, offset = left[written:], offset + written
 
 
-def _main(spool: int) -> None:
+def _main(spool: int, keep_truncated: bool) -> None:
     import PIL.Image  # noqa: F401 - a missing package must fail here and not be reported as a damaged image
 
     warnings.simplefilter("ignore")  # Pillow warns about unusual metadata
@@ -71,10 +89,10 @@ def _main(spool: int) -> None:
     replies.write(READY)
     replies.flush()
     try:
-        serve(sys.stdin.buffer, replies, spool)
+        serve(sys.stdin.buffer, replies, spool, keep_truncated=keep_truncated)
     except BrokenPipeError:
         os._exit(1)  # the parent ended: nobody reads replies
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]))
+    _main(int(sys.argv[1]), sys.argv[2] == "keep")

@@ -27,7 +27,10 @@ _LIBRARY_PATHS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK
 
 @dataclass(frozen=True)
 class Checked:
-    """An image that was decoded: hash, offset in the spool, size in pixels; or status and detail of its refusal."""
+    """An image that was decoded: hash, offset in the spool, size in pixels; or status and detail of its refusal.
+
+    Only a truncated image that was kept has all of them.
+    """
 
     status: str
     sha256: str | None = None
@@ -42,13 +45,15 @@ class Decoders:
 
     Args:
         ledger: its spool takes the images; the processes share the spool's lock.
-        max_pixels: as for `sqid_lib.images.decode`.
+        max_pixels, keep_truncated: as for `sqid_lib.images.decode`.
         processes: how many; default one per CPU this process may use.
     """
 
-    def __init__(self, ledger: Ledger, *, max_pixels: int, processes: int | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, *, max_pixels: int, keep_truncated: bool = False, processes: int | None = None
+    ) -> None:
         self.processes = processes or cpus()
-        self._ledger, self._max_pixels = ledger, max_pixels
+        self._ledger, self._max_pixels, self._keep_truncated = ledger, max_pixels, keep_truncated
         self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
         self.running: set[asyncio.subprocess.Process] = set()
         self._starting: set[asyncio.Task[asyncio.subprocess.Process]] = set()
@@ -118,7 +123,7 @@ class Decoders:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-P", decoder.__file__, str(self._ledger.spool)),
+                *("-P", decoder.__file__, str(self._ledger.spool), "keep" if self._keep_truncated else "refuse"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 pass_fds=(self._ledger.spool,),

@@ -58,7 +58,7 @@ async def download(urls: Iterable[str], limits: FetchSettings, ledger: Ledger, t
     try:
         async with (
             Client(limits, accept=ACCEPT_IMAGES, spill=ledger.spool_path.parent) as client,
-            Decoders(ledger, max_pixels=limits.max_pixels) as decoders,
+            Decoders(ledger, max_pixels=limits.max_pixels, keep_truncated=limits.truncated == "keep") as decoders,
         ):
             await _Downloads(limits, ledger, client, decoders, tick).run(urls)
     except BaseExceptionGroup as group:  # of the task group: the first failure ended the others

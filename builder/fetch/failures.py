@@ -22,8 +22,10 @@ _RULES = {  # settings of [fetch] that cause a status; every status also depends
     "redirects": ("max_redirects",),
     "too_large": ("max_bytes",),
     "too_many_pixels": ("max_pixels",),
+    "truncated": ("truncated",),
 }
 _LOST_SHARE = 0.1  # of all URLs; a stage that lost more to hosts that do not answer is not finished
+_MANY = 20  # failures of one host with which it counts as one that does not answer, where most of its URLs failed
 _FEW = 5  # failures of one host with which it counts as one that does not answer, where no URL of it succeeded
 
 
@@ -114,8 +116,10 @@ class Host:
 
     @property
     def down(self) -> bool:
-        """Whether it does not answer any more, or never did."""
-        return self.given_up is not None or (self.lost == self.urls and self.lost >= _FEW)
+        """Whether it does not answer any more, or never did; also if all its URLs were on their way when it stopped."""
+        if self.given_up is not None or (self.lost == self.urls and self.lost >= _FEW):
+            return True
+        return self.lost >= _MANY and self.lost > self.urls / 2
 
     def __str__(self) -> str:
         reasons = [reason for reason, _ in self.reasons.most_common(1)] + [self.given_up]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from sqid_lib.encoders.batching import (
     Floats,
@@ -21,27 +21,13 @@ from sqid_lib.encoders.batching import (
     read_ahead,
     token_batches,
 )
+from sqid_lib.encoders.image_inputs import ImageLike, as_image, as_items
 from sqid_lib.encoders.pixels import Inputs, Pixels, from_table
-from sqid_lib.errors import EncoderError, UsageError
+from sqid_lib.encoders.texts import Row, TextRule, Tokens, as_texts
+from sqid_lib.errors import EncoderError
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TextRule:
-    """How texts become tokens.
-
-    Attributes:
-        limit: most tokens of a text, special tokens included; longer texts are truncated.
-        fixed: always pad to the limit (SigLIP pools the last position), or only to the longest of a batch.
-    """
-
-    limit: int
-    fixed: bool
 
 
 class Encoder:
@@ -77,23 +63,33 @@ class Encoder:
         self.text_limit = rule.limit
         self.linear = linear
         self.image_batch = 128 if self.on_gpu else _images_at_once(network.config)
-        self._network, self._tokenizer, self._pixels, self._rule = network, tokenizer, Pixels(processor), rule
+        self._network, self._tokens, self._pixels = network, Tokens(tokenizer, rule), Pixels(processor)
         self._table = None if self._pixels.table is None else torch.from_numpy(self._pixels.table).to(device)
-        self.width = int(self._forward_text(self._tokenize([""])).shape[1])
+        self.width = int(self._forward_text(self._tokens.rows([""])).shape[1])
 
-    def encode_text(self, texts: Sequence[str], *, batch_size: int | None = None) -> Floats:
+    def __repr__(self) -> str:
+        short = self.revision[: 13 if self.revision.startswith("local-") else 7]
+        return (
+            f"Encoder({self.model_id!r}, revision={short!r}, device={self.device!r}, dtype={self.dtype!r}, "
+            f"width={self.width})"
+        )
+
+    def encode_text(self, texts: str | Iterable[str], *, batch_size: int | None = None) -> Floats:
         """Vectors of texts, projected and not normalised; float32 [N, D]. Equal texts are encoded once.
 
+        Tokens are those of transformers, as for the published vectors; open_clip repairs quotes and HTML entities
+        first, which changes about 2 % of real titles (docs/encoders.md).
+
         Args:
-            texts: those longer than `text_limit` tokens are truncated.
+            texts: a list, generator, array or column of strings; one string is one text, [1, D]. Those longer than
+                `text_limit` tokens are truncated.
             batch_size: as for `text_batches`.
 
         Raises:
-            UsageError: one string instead of a list of them, or an item that is not text.
+            UsageError: an item that is not text (None, NaN, a number) or not valid Unicode, by its number.
             EncoderError: the model fails, or not even one text fits into memory.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise UsageError("texts must be a list of strings", where="encode_text")
+        texts = as_texts(texts)
         distinct = list(dict.fromkeys(texts))
         vectors = np.empty((len(distinct), self.width), np.float32)
         batches = self.text_batches(distinct, batch_size=batch_size)
@@ -102,14 +98,15 @@ class Encoder:
         place = {text: row for row, text in enumerate(distinct)}
         return vectors[[place[text] for text in texts]] if len(distinct) < len(texts) else vectors
 
-    def text_batches(self, texts: Sequence[str], *, batch_size: int | None = None) -> VectorBatches:
+    def text_batches(self, texts: str | Iterable[str], *, batch_size: int | None = None) -> VectorBatches:
         """The batches of `encode_text`, to be taken one by one: texts of similar length together, longest first.
 
         Args:
+            texts: as for `encode_text`.
             batch_size: a batch has as many tokens as so many texts of 8 tokens; by default what suits the device: on a
                 CPU 512 tokens (256 to 512 were fastest, 1,024 a fifth slower; benchmarks/RESULTS.md).
         """
-        tokens = self._tokenize(list(texts))
+        tokens = self._tokens.rows(as_texts(texts))
         budget = 8 * (batch_size or (4096 if self.on_gpu else 64))
         batches = list(token_batches([len(t["input_ids"]) for t in tokens], budget))
         outputs = (self._halving(self._forward_text, [tokens[row] for row in rows]) for rows in batches)
@@ -117,22 +114,40 @@ class Encoder:
 
     def encode_images(
         self,
-        images: Iterable[T],
+        images: ImageLike | Iterable[Any],
         *,
         batch_size: int | None = None,
-        decode: Callable[[T], Image.Image | None] | None = None,
+        decode: Callable[[Any], ImageLike | None] | None = None,
         threads: int | None = None,
+        progress: bool | None = None,
     ) -> Floats:
-        """Vectors of images, projected and not normalised; float32 [N, D]. Arguments and errors: `image_batches`."""
-        parts = self.image_batches(images, batch_size=batch_size, decode=decode, threads=threads)
-        return np.concatenate([np.empty((0, self.width), np.float32), *parts])
+        """Vectors of images, projected and not normalised; float32 [N, D].
+
+        Args:
+            images: a list, generator or array [N, H, W, C] of images, or one image, [1, D]. An image is an image of
+                Pillow, a path, the bytes of a JPEG, PNG, GIF or WEBP, or a uint8 array or tensor [H, W, C] or [H, W].
+            batch_size, decode, threads: as for `image_batches`.
+            progress: whether to show a progress bar; by default on a terminal, when it takes more than two seconds.
+
+        Raises:
+            UsageError, SourceError, EncoderError: as `image_batches`.
+        """
+        items = as_items(images)
+        total = len(items) if isinstance(items, Sized) else None
+        parts = [np.empty((0, self.width), np.float32)]
+        shown: dict[str, Any] = {"disable": None, "delay": 2} if progress is None else {"disable": not progress}
+        with tqdm(total=total, desc="images", unit="image", **shown) as bar:
+            for part in self.image_batches(items, batch_size=batch_size, decode=decode, threads=threads):
+                parts.append(part)
+                bar.update(len(part))
+        return np.concatenate(parts)
 
     def image_batches(
         self,
-        images: Iterable[T],
+        images: ImageLike | Iterable[Any],
         *,
         batch_size: int | None = None,
-        decode: Callable[[T], Image.Image | None] | None = None,
+        decode: Callable[[Any], ImageLike | None] | None = None,
         threads: int | None = None,
     ) -> Iterator[Floats]:
         """Vectors of images, `batch_size` after `batch_size`, the last batch with what is left; float32 [B, D] each.
@@ -143,29 +158,34 @@ class Encoder:
         generator of any length.
 
         Args:
-            images: PIL images of any mode, or what `decode` makes images of.
+            images: as for `encode_images`, or what `decode` makes images of.
             batch_size: images per forward pass, by default `image_batch`; halved while they do not fit into memory.
             decode: called in the threads; an image for which it returns None gets a row of NaN.
             threads: how many; by default one per core.
 
         Raises:
+            UsageError: None, a URL, or anything else that is no image, by its number.
+            SourceError: a file is not there, or bytes hold no usable image.
             EncoderError: the model fails, or not even one image fits into memory.
         """
         size = batch_size or self.image_batch
         threads = threads or os.cpu_count() or 1
+        numbered = enumerate(as_items(images))
         masks: deque[NDArray[np.bool_]] = deque()  # which images of a batch have a vector
 
-        def prepare(item: T) -> Inputs | None:
-            image: Any = item if decode is None else decode(item)
-            return None if image is None else self._pixels.prepare(image)
+        def prepare(entry: tuple[int, Any]) -> Inputs | None:
+            row, item = entry
+            if decode is not None and (item := decode(item)) is None:
+                return None
+            return self._pixels.prepare(as_image(item, row))
 
         def outputs() -> Iterator[torch.Tensor]:
             import torch
 
             if self.on_gpu:
-                batches = in_batches(read_ahead(prepare, images, threads, 3 * size), size)
+                batches = in_batches(read_ahead(prepare, numbered, threads, 3 * size), size)
             else:
-                batches = in_turns(prepare, images, threads, size)
+                batches = in_turns(prepare, numbered, threads, size)
             for batch in batches:
                 good = [inputs for inputs in batch if inputs is not None]
                 masks.append(np.array([inputs is not None for inputs in batch]))
@@ -189,24 +209,10 @@ class Encoder:
         """Whether it runs on a GPU."""
         return not self.device.startswith("cpu")
 
-    def _tokenize(self, texts: list[str]) -> list[dict[str, list[int]]]:
-        padding = "max_length" if self._rule.fixed else False
-        columns = self._tokenizer(texts, truncation=True, max_length=self._rule.limit, padding=padding) if texts else {}
-        return [{name: column[row] for name, column in columns.items()} for row in range(len(texts))]
-
-    def _forward_text(self, tokens: Sequence[dict[str, list[int]]]) -> torch.Tensor:
+    def _forward_text(self, rows: Sequence[Row]) -> torch.Tensor:
         import torch
 
-        length = max(len(row["input_ids"]) for row in tokens)
-        pads = {"input_ids": self._tokenizer.pad_token_id or 0, "token_type_ids": self._tokenizer.pad_token_type_id}
-        left = self._tokenizer.padding_side == "left"
-        inputs = {}
-        for name in tokens[0]:
-            array = np.full((len(tokens), length), pads.get(name, 0), np.int64)
-            for row, token in enumerate(tokens):
-                ids = token[name]
-                array[row, length - len(ids) if left else 0 :][: len(ids)] = ids
-            inputs[name] = torch.from_numpy(array)
+        inputs = {name: torch.from_numpy(array) for name, array in self._tokens.padded(rows).items()}
         return self._features(self._network.get_text_features, inputs)
 
     def _forward_images(self, images: Sequence[Inputs]) -> torch.Tensor:

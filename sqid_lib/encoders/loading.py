@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqid_lib.encoders.encoder import Encoder, TextRule
+from sqid_lib.encoders.encoder import Encoder
+from sqid_lib.encoders.model_files import check_weights, read_config
+from sqid_lib.encoders.texts import TextRule
 from sqid_lib.errors import EncoderError, UsageError, first_line, missing_extra
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def load_encoder(
 
     place = _device(device)
     directory, commit = locate(model, revision)
-    config = _config(directory, model)
+    config = read_config(directory, model)
     with _reporting_bad_models(model, directory):
         import transformers
 
+        check_weights(directory, config, model)
         network, info = transformers.AutoModel.from_pretrained(
             directory,
             **{"dtype" if _transformers_5() else "torch_dtype": getattr(torch, dtype)},
@@ -67,9 +69,12 @@ def load_encoder(
     network = network.eval().requires_grad_(False).to(place)
     from sqid_lib.encoders.activation import replace_quick_gelu  # imported here because they need torch
     from sqid_lib.encoders.linear import choose
+    from sqid_lib.encoders.pooled import pool_last_layers
 
     replace_quick_gelu(network)
-
+    chosen = choose(network, linear)
+    if tokenizer.padding_side == "right":
+        pool_last_layers(network)
     return Encoder(
         model_id=model,
         revision=commit,
@@ -79,7 +84,7 @@ def load_encoder(
         rule=_text_rule(config, tokenizer, network.config),
         device=place,
         dtype=dtype,
-        linear=choose(network, linear),
+        linear=chosen,
     )
 
 
@@ -155,27 +160,6 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def _config(directory: Path, model: str) -> dict[str, Any]:
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EncoderError("config.json is missing", where=model, fix="Is this a transformers model?") from error
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"config.json cannot be read: {first_line(error)}", where=model) from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise EncoderError("config.json names no model_type", where=model, fix="Is this a transformers model?")
-    if not any(directory.glob("model*.safetensors")):
-        raise EncoderError(
-            "no safetensors weights",
-            where=model,
-            expected="model.safetensors",
-            got=", ".join(sorted(p.name for p in directory.glob("*.bin"))) or "none",
-            fix="Pickled weights are never loaded: convert them with save_pretrained(…, safe_serialization=True).",
-        )
-    return config
-
-
 @contextmanager
 def _reporting_bad_models(model: str, directory: Path) -> Iterator[None]:
     """Raise EncoderError in place of what transformers raises on untrusted files; hide its progress bars."""
@@ -185,6 +169,8 @@ def _reporting_bad_models(model: str, directory: Path) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
+    except EncoderError:
+        raise
     except Exception as error:
         raise EncoderError(
             f"the model cannot be loaded: {type(error).__name__}: {first_line(error)}",

@@ -177,11 +177,10 @@ def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def fixed_lists(matrix: npt.NDArray[Any], null: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
-    """A float32 matrix [n, width] as n fixed-size lists; null where `null` [n] is true."""
+def fixed_lists(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """A float32 matrix [n, width] as n fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(matrix, np.float32).reshape(-1))
-    mask = None if null is None else pa.array(null)
-    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1], mask=mask)
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 
 
 def present(matrix: np.ndarray) -> np.ndarray:

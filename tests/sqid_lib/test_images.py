@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -115,10 +116,10 @@ def test_no_bytes_are_empty() -> None:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "WEBP"])
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
-def test_truncated_images_are_corrupt(image_format: str, part: float) -> None:
+def test_images_that_end_early_are_truncated(image_format: str, part: float) -> None:
     data = encoded(noise("RGB", (200, 200)), image_format)
     assert sniff(data) == image_format
-    assert refusal(data[: int(len(data) * part)]) == "corrupt"
+    assert refusal(data[: int(len(data) * part)]) == "truncated"
 
 
 def test_damage_in_the_pixels_is_found_though_the_header_is_whole() -> None:
@@ -158,7 +159,7 @@ def verdict(judge: Callable[[bytes, int], tuple[int, int]], data: bytes) -> tupl
     try:
         return judge(data, 100_000)
     except ImageError as error:
-        assert error.status in {"not_image", "corrupt", "too_many_pixels"}
+        assert error.status in {"empty", "not_image", "truncated", "corrupt", "too_many_pixels"}
         return error.status
 
 
@@ -172,5 +173,115 @@ def test_check_gives_the_size_that_decode_gives(name: str) -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_check_finds_truncated_jpegs(part: float, progressive: bool) -> None:
     data = encoded(noise("RGB", (300, 200)), "JPEG", progressive=progressive)
-    with pytest.raises(ImageError, match="corrupt"):
+    with pytest.raises(ImageError, match="truncated"):
         check(data[: int(len(data) * part)])
+
+
+# -- truncated JPEGs that are kept ----------------------------------------------------------------------------------
+
+
+def photo(size: tuple[int, int] = (300, 200), **options: Any) -> bytes:
+    """A JPEG with large plain areas, as product images have."""
+    image = Image.new("RGB", size, "white")
+    image.paste(Image.radial_gradient("L").convert("RGB").resize((size[0] // 2, size[1] // 2)), (20, 60))
+    return encoded(image, "JPEG", **options)
+
+
+JPEGS: dict[str, Callable[[], bytes]] = {
+    "noise": lambda: encoded(noise("RGB", (300, 200)), "JPEG"),
+    "photo": photo,
+    "progressive": lambda: photo(progressive=True),
+    "gray": lambda: encoded(noise("L", (300, 200)), "JPEG"),
+    "CMYK": lambda: encoded(noise("CMYK", (300, 200)), "JPEG"),
+    "4:4:4": lambda: encoded(noise("RGB", (300, 200)), "JPEG", subsampling=0),
+}
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("missing", [1, 2, 3, 4, 6])
+def test_a_jpeg_that_lacks_a_few_bytes_is_kept_where_it_is_asked_for(name: str, missing: int) -> None:
+    whole = JPEGS[name]()
+    data = whole[:-missing]
+    assert refusal(data) == "truncated"
+    rgb = decode(data, keep_truncated=True)
+    assert check(data, keep_truncated=True) == rgb.size == (300, 200)
+    changed = np.abs(np.asarray(rgb).astype(int) - np.asarray(decode(whole)))
+    assert changed.mean() <= 0.5
+    assert (changed > 0).any(axis=2).mean() <= 0.02
+    if missing <= 2:  # the end marker alone
+        assert not changed.any()
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7])
+def test_a_jpeg_that_lacks_much_is_never_kept(name: str, part: float) -> None:
+    whole = JPEGS[name]()
+    data = whole[: int(len(whole) * part)]
+    for judge in (check, decode):
+        with pytest.raises(ImageError) as refused:
+            judge(data, keep_truncated=True)
+        assert refused.value.status in {"truncated", "corrupt"}  # corrupt: not even the size is there
+
+
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_never_kept() -> None:
+    whole = photo(progressive=True)
+    scans = [at for at in range(len(whole)) if whole.startswith(b"\xff\xda", at)]
+    assert len(scans) > 5
+    for at in scans[1:]:
+        with pytest.raises(ImageError, match="truncated: JPEG: the file ends early"):
+            decode(whole[:at], keep_truncated=True)
+
+
+def test_a_jpeg_with_a_thumbnail_is_judged_by_its_own_scans() -> None:
+    exif = Image.Exif()
+    exif[0x9286] = photo((64, 64))  # a comment that is a JPEG
+    whole = photo(progressive=True, exif=exif)
+    assert decode(whole[:-3], keep_truncated=True).size == (300, 200)
+    at = [at for at in range(len(whole)) if whole.startswith(b"\xff\xda", at)][-1]
+    with pytest.raises(ImageError, match="whole scans are missing"):
+        decode(whole[:at], keep_truncated=True)
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_no_place_of_the_cut_lets_a_jpeg_through_that_differs_much(name: str) -> None:
+    whole = JPEGS[name]()
+    pixels = np.asarray(decode(whole)).astype(int)
+    kept = 0
+    for end in range(len(whole) - 2, 300, -max(1, len(whole) // 300)):
+        with contextlib.suppress(ImageError):
+            rgb = decode(whole[:end], keep_truncated=True)
+            assert np.abs(np.asarray(rgb) - pixels).mean() < 1.5
+            kept += 1
+    assert 1 <= kept < 100
+
+
+def test_a_jpeg_with_nothing_but_its_header_is_never_kept() -> None:
+    whole = photo((1000, 1000))
+    data = whole[: whole.index(b"\xff\xda") + 20]
+    with pytest.raises(ImageError, match=r"ends early; what is missing changes pixels by \d\d\.\d of 255 levels"):
+        decode(data, keep_truncated=True)
+
+
+def test_a_jpeg_with_restart_markers_is_never_kept() -> None:
+    data = encoded(noise("RGB", (300, 200)), "JPEG", restart_marker_rows=1)[:-100]
+    with pytest.raises(ImageError, match="restart markers"):
+        decode(data, keep_truncated=True)
+
+
+@pytest.mark.parametrize("name", ["png", "gif", "webp"])
+def test_only_jpegs_are_kept(name: str) -> None:
+    data = IMAGES[name]()
+    with pytest.raises(ImageError, match="truncated"):
+        decode(data[: len(data) // 2], keep_truncated=True)
+
+
+def test_keeping_changes_nothing_for_whole_images_and_for_damage() -> None:
+    for make in IMAGES.values():
+        np.testing.assert_array_equal(np.asarray(decode(make(), keep_truncated=True)), np.asarray(decode(make())))
+    for data in (b"", b"<html>", b"\xff\xd8\xff", bomb(60_000, 60_000)):
+        assert verdict(lambda d, n: check(d, n, keep_truncated=True), data) == verdict(check, data)
+
+
+def test_a_truncated_jpeg_with_too_many_pixels_is_refused_as_such() -> None:
+    with pytest.raises(ImageError, match="too_many_pixels"):
+        decode(photo()[:-2], max_pixels=1000, keep_truncated=True)

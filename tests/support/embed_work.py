@@ -28,7 +28,7 @@ STORED: Stored = [
     ("ok", encoded(make_image(5, mode="P"), "GIF")),
     ("ok", encoded(make_image(6, (200, 20)), "WEBP")),
 ]
-FINAL = ["ok", "missing", "ok", "generic", "generic", "corrupt", "placeholder", "timeout", "ok", "ok", "ok"]
+FINAL = ["ok", "missing", "ok", "generic", "generic", "truncated", "placeholder", "timeout", "ok", "ok", "ok"]
 
 
 def title(row: int) -> str | None:

@@ -183,7 +183,7 @@ def test_images_fail_and_are_replaced_in_every_known_way(ran: tuple[Path, str]) 
     release = ran[0] / schemas.RELEASE_DIR
     table = datasets.load_dataset(str(release), schemas.FEATURES, split="test", cache_dir=str(ran[0] / "cache"))
     statuses = set(table["image_status"])
-    assert {"ok", "missing", "placeholder", "generic", "not_found", "not_image", "corrupt"} == statuses
+    assert {"ok", "missing", "placeholder", "generic", "not_found", "not_image", "truncated"} == statuses
     with_image = np.asarray(table["has_image"])
     assert 0.8 < with_image.mean() < 0.95
     norms = np.linalg.norm(np.asarray(table.with_format("numpy")["clip_image_features"]), axis=1)

@@ -27,7 +27,7 @@ from embed_work import FINAL, PRODUCTS, STORED, contents, encoders, flip_a_bit, 
 from encoder_fixtures import encoded, make_image, write_clip
 
 from builder.embed import embed, encode
-from builder.recipe import EncoderSettings, EsciSettings, Recipe
+from builder.recipe import EncoderSettings, EsciSettings, FetchSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders import load_encoder
 from sqid_lib.errors import CorruptFileError, DiskError, EncoderError, IntegrityError, UsageError
@@ -43,6 +43,19 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(clip: Path) -> Recipe:
     encoder = EncoderSettings(model=str(clip), device="cpu", shard_rows=4, image_batch=2, text_batch=2)
     return Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder)
+
+
+@pytest.mark.parametrize(("truncated", "status"), [("keep", "ok"), ("refuse", "truncated")])
+def test_a_truncated_image_that_fetch_kept_is_embedded(
+    recipe: Recipe, tmp_path: Path, truncated: Any, status: str
+) -> None:
+    whole = encoded(make_image(2), "JPEG")
+    work = make_work(tmp_path, stored=[("ok", whole), ("ok", whole[:-2]), *STORED[2:]])
+    embed(recipe.model_copy(update={"fetch": FetchSettings(truncated=truncated)}), work)
+    products = read(work, "products")
+    assert products["image_status"][1].as_py() == status
+    vectors = products["clip_image_features"].to_pylist()
+    assert vectors[1] is None if status == "truncated" else np.allclose(vectors[1], vectors[0], rtol=1e-5, atol=1e-6)
 
 
 def test_rows_are_clip(recipe: Recipe, clip: Path, tmp_path: Path) -> None:

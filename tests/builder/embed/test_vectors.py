@@ -15,6 +15,7 @@ from builder.embed.inputs import IMAGES, TEXTS, as_digests
 from builder.embed.vectors import Vectors
 
 LIMIT = 100
+LIMITS = {"max_pixels": LIMIT, "truncated": "refuse"}
 
 
 def digests(*names: str) -> pa.Array:
@@ -25,7 +26,7 @@ def write(folder: Path, kind: str, number: int, names: str, *, status: str = "ok
     """A vector for each letter: its code, and the number of the file."""
     matrix = np.array([[ord(name), number] for name in names], np.float32)
     path = folder / f"{kind}-{number:05d}.parquet"
-    vectors.write(path, digests(*names), [status] * len(names), matrix, {"max_pixels": limit, "batch": number})
+    vectors.write(path, digests(*names), [status] * len(names), matrix, LIMITS | {"max_pixels": limit, "batch": number})
     return path
 
 
@@ -33,7 +34,7 @@ def test_vectors_are_found_over_all_files(tmp_path: Path) -> None:
     write(tmp_path, TEXTS, 0, "abc")
     write(tmp_path, TEXTS, 2, "de")
     write(tmp_path, IMAGES, 0, "z")
-    store = Vectors(tmp_path, LIMIT)
+    store = Vectors(tmp_path, LIMITS)
     found = store.find(TEXTS, digests("e", "x", "a", "z", "c"))
     assert found.missing.tolist() == [False, True, False, True, False]
     statuses, matrix = store.take(TEXTS, found, 2)
@@ -42,20 +43,20 @@ def test_vectors_are_found_over_all_files(tmp_path: Path) -> None:
     _, chosen = store.take(TEXTS, found.of(np.array([4, -1, 0])), 2)
     assert chosen.tolist() == [[99, 0], [0, 0], [101, 2]]
     assert list(store.settings(TEXTS, found)) == [
-        ({"max_pixels": LIMIT, "batch": 0}, 2),
-        ({"max_pixels": LIMIT, "batch": 2}, 1),
+        (LIMITS | {"batch": 0}, 2),
+        (LIMITS | {"batch": 2}, 1),
     ]
 
 
 def test_free_names_fill_the_gaps(tmp_path: Path) -> None:
     for number in (0, 2):
         write(tmp_path, TEXTS, number, "ab")
-    names = [path.name for path in islice(Vectors(tmp_path, LIMIT).free_names(TEXTS), 2)]
+    names = [path.name for path in islice(Vectors(tmp_path, LIMITS).free_names(TEXTS), 2)]
     assert names == ["texts-00001.parquet", "texts-00003.parquet"]
 
 
 def test_nothing_is_there_at_first(tmp_path: Path) -> None:
-    store = Vectors(tmp_path / "absent", LIMIT)
+    store = Vectors(tmp_path / "absent", LIMITS)
     assert store.find(TEXTS, digests("a")).missing.all()
     assert not len(store.find(IMAGES, digests()).of(np.array([], np.int64)).file)
     write(tmp_path / "absent", TEXTS, 0, "a")
@@ -66,7 +67,7 @@ def test_nothing_is_there_at_first(tmp_path: Path) -> None:
 def test_a_damaged_file_is_not_used_and_is_made_again(tmp_path: Path) -> None:
     write(tmp_path, TEXTS, 0, "a")
     flip_a_bit(damaged := write(tmp_path, TEXTS, 1, "b"))
-    store = Vectors(tmp_path, LIMIT)
+    store = Vectors(tmp_path, LIMITS)
     assert store.damaged == [damaged]
     assert damaged.exists()
     assert store.remove_damaged() == ["texts-00001.parquet"]
@@ -81,7 +82,7 @@ def test_a_failure_is_kept_but_not_that_of_another_limit(tmp_path: Path) -> None
     write(tmp_path, IMAGES, 0, "a", status="corrupt", limit=5)
     write(tmp_path, IMAGES, 1, "b", status="too_many_pixels", limit=5)
     for limit, missing in ((5, [False, False]), (6, [False, True])):
-        store = Vectors(tmp_path, limit)
+        store = Vectors(tmp_path, LIMITS | {"max_pixels": limit})
         found = store.find(IMAGES, digests("a", "b"))
         assert found.missing.tolist() == missing
         statuses, matrix = store.take(IMAGES, found, 2)
@@ -96,3 +97,9 @@ def test_which_digests_a_file_holds(tmp_path: Path) -> None:
     assert not vectors.holds(tmp_path / "absent", digests("a"))
     flip_a_bit(path)
     assert not vectors.holds(path, digests("a", "b"))
+
+
+def test_a_truncated_image_is_tried_again_when_truncated_ones_are_kept(tmp_path: Path) -> None:
+    write(tmp_path, IMAGES, 0, "a", status="truncated")
+    assert not Vectors(tmp_path, LIMITS).find(IMAGES, digests("a")).missing.any()
+    assert Vectors(tmp_path, LIMITS | {"truncated": "keep"}).find(IMAGES, digests("a")).missing.all()

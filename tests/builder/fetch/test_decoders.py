@@ -32,7 +32,7 @@ from sqid_lib import images
 
 real_check, real_alarm = images.check, signal.alarm
 
-def check(data, max_pixels):
+def check(data, max_pixels, **options):
     if data == b"abort":
         os.abort()
     if data == b"exit":
@@ -44,7 +44,7 @@ def check(data, max_pixels):
         raise images.ImageError("corrupt", "as it says")
     if data == b"environment":
         raise images.ImageError("corrupt", " ".join(f"{name}={value}" for name, value in os.environ.items()))
-    return real_check(data, max_pixels)
+    return real_check(data, max_pixels, **options)
 
 images.check = check
 signal.alarm = lambda seconds: real_alarm(min(seconds, 1))
@@ -64,9 +64,9 @@ def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def checked(ledger: Ledger, *datas: bytes, processes: int = 1) -> list[Checked]:
+def checked(ledger: Ledger, *datas: bytes, processes: int = 1, keep_truncated: bool = False) -> list[Checked]:
     async def run() -> list[Checked]:
-        async with Decoders(ledger, max_pixels=10_000, processes=processes) as decoders:
+        async with Decoders(ledger, max_pixels=10_000, keep_truncated=keep_truncated, processes=processes) as decoders:
             return list(await asyncio.gather(*(decoders.check(data) for data in datas)))
 
     return asyncio.run(run())
@@ -84,6 +84,20 @@ def test_sizes_and_statuses(ledger: Ledger) -> None:
     assert (html.status, large.status) == ("not_image", "too_many_pixels")
     assert "101 × 100" in str(large.detail)
     assert (html.sha256, html.offset) == (None, None)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_truncated_image_is_kept_where_it_is_asked_for(ledger: Ledger, keep: bool) -> None:
+    grainy = encoded(Image.effect_noise((90, 60), 80), "JPEG")
+    little, much = GOOD[:-2], grainy[: -len(grainy) // 2]
+    kept, refused, whole = checked(ledger, little, much, GOOD, keep_truncated=keep)
+    assert (refused.status, refused.sha256) == ("truncated", None)
+    assert (whole.status, whole.detail) == ("ok", None)
+    assert kept.status == ("ok" if keep else "truncated")
+    if keep:
+        assert is_stored(ledger, little, kept)
+        assert (kept.width, kept.height) == (8, 6)
+        assert str(kept.detail).startswith("truncated, kept: JPEG: image file is truncated")
 
 
 def test_images_are_stored_each_at_its_own_place(ledger: Ledger) -> None:

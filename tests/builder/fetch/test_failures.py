@@ -141,7 +141,8 @@ def test_a_ledger_of_an_earlier_version_keeps_its_outcomes(strange: LoopbackServ
     resolved(tmp_path, f"{HOST}/ok", f"{HOST}/404")
     fetch(built, tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "fetch" / "ledger.sqlite")) as ledger, ledger:
-        ledger.execute("ALTER TABLE outcomes DROP COLUMN rules")
+        for column in ("checksum", "rules"):
+            ledger.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
     assert pending(built, tmp_path) is None
     assert fetch(built, tmp_path) == 0
     assert fetch(built, tmp_path, retry=["not_found"]) == 1
@@ -171,7 +172,7 @@ def test_a_small_shop_whose_host_dies_ends_the_stage_and_the_next_run_makes_it_w
         built = recipe({HOST: server.origin}, per_host=4)
         message = (
             rf"fetch: 127\.0\.0\.1:{server.port} stopped giving images: 40 of its 50 URLs failed "
-            r"\(connection: .*; 2\d URLs of the host failed in a row\)\. Run the build again when images come"
+            r"\(connection: .*\)\. Run the build again when images come"
         )
         with pytest.raises(FetchError, match=message) as raised:
             fetch(built, tmp_path)

@@ -154,7 +154,7 @@ STATUSES = {
     "/ok-said-to-be-html": "ok",
     "/html": "not_image",
     "/svg": "not_image",
-    "/truncated-image": "corrupt",
+    "/truncated-image": "truncated",
     "/pixel-bomb": "too_many_pixels",
     "/gzip-bomb": "too_large",
     "/endless-body": "too_large",

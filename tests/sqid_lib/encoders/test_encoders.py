@@ -76,9 +76,12 @@ def test_shapes(encoder: Encoder) -> None:
     assert encoder.text_limit == 77
 
 
-def test_one_string_is_not_a_list(encoder: Encoder) -> None:
-    with pytest.raises(UsageError, match="list of strings"):
-        encoder.encode_text("red shoes")
+def test_repr_is_one_short_line(clip: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = encoder.revision[:13]
+    assert repr(encoder) == f"Encoder({str(clip)!r}, revision={short!r}, device='cpu', dtype='float32', width=32)"
+    monkeypatch.setattr(encoder, "model_id", "ORG/clip")
+    monkeypatch.setattr(encoder, "revision", COMMIT)
+    assert repr(encoder) == "Encoder('ORG/clip', revision='0123456', device='cpu', dtype='float32', width=32)"
 
 
 def test_an_image_that_does_not_decode_is_nan(encoder: Encoder) -> None:
