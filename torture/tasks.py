@@ -61,7 +61,7 @@ def read_with_killed_worker(release: str, method: str, after: int) -> int:
             rows += len(batch.gain)
             if number == after:
                 os.kill(batches._workers[0].pid, signal.SIGKILL)
-    except (RuntimeError, SqidError) as error:
+    except (RuntimeError, OSError, EOFError, SqidError) as error:  # whatever it is, not a short epoch
         sys.stdout.write(f"\n{_ANSWER}raised {type(error).__name__}\n")
         return 1
     sys.stdout.write(f"\n{_ANSWER}{rows} rows\n")
