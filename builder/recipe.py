@@ -356,7 +356,7 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
 
     model, artifacts = recipe.encoder.model, recipe.artifacts
     tables = tuple(absolute(table, file=True) for table in recipe.resolve.tables)
-    if (base / Path(model).expanduser()).is_dir():
+    if _exists(base / Path(model).expanduser(), folder=True):
         model = absolute(model)
     return recipe.model_copy(
         update={
@@ -368,12 +368,19 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
     )
 
 
+def _exists(path: Path, *, folder: bool = False) -> bool:
+    try:
+        return path.is_dir() if folder else path.exists()
+    except OSError:  # its name is too long, or a folder above it must not be read
+        return False
+
+
 def _check_inputs(recipe: Recipe, where: str) -> None:
     inputs = {"esci.path": recipe.esci.path}
     if recipe.artifacts:
         inputs["artifacts.path"] = recipe.artifacts.path
     inputs |= {f"resolve.tables[{i}]": table for i, table in enumerate(recipe.resolve.tables)}
-    missing = {key: path for key, path in inputs.items() if Path(path).is_absolute() and not Path(path).exists()}
+    missing = {key: path for key, path in inputs.items() if Path(path).is_absolute() and not _exists(Path(path))}
     if missing:
         raise MissingFileError(
             f"{', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist",

@@ -29,6 +29,7 @@ from sqid_lib.sources.retry import safe_cause
 
 Source = File | Path | str
 PARQUET, CSV, JSON = "parquet", "csv", "json"
+_UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, pa.ArrowKeyError)
 _PARQUET_MAGIC = b"PAR1"
 _LFS_MAGIC = b"version https://git-lfs"
 _CODECS = ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\x28\xb5\x2f\xfd", "zstd"))  # how a compressed file begins
@@ -202,7 +203,7 @@ def reporting(where: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise MissingFileError("no such file", where=where, fix="Check the path.") from error
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, pa.ArrowKeyError, EOFError) as error:
+    except (*_UNREADABLE, UnicodeDecodeError, EOFError) as error:
         if "Empty CSV file" in str(error):
             raise EmptyFileError("the file has no rows", where=where, fix="Fetch it again.") from error
         raise CorruptFileError(

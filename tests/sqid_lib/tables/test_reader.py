@@ -84,6 +84,14 @@ def test_a_parquet_damaged_in_the_middle(tmp_path: Path) -> None:
         reader.read_parquet(str(path), URLS)
 
 
+def test_a_parquet_whose_writer_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    data = parquet(path)
+    path.write_bytes(data.replace(b"parquet-cpp-arrow", b"\x80arquet-cpp-arrow"))
+    with pytest.raises(CorruptFileError, match=r"a\.parquet.*damaged"):
+        reader.read_parquet(str(path), URLS)
+
+
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
