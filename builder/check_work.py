@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import filelock
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from builder import database
+from builder.embed import shards as vectors
 from builder.fetch import ledger, shards
 from builder.resolve import visited_pages
 from builder.stamps import STAMPED, Stamps
-from sqid_lib.errors import MissingFileError, StageError
+from sqid_lib.errors import CorruptFileError, MissingFileError, StageError
 
 
 @dataclass
@@ -57,7 +56,7 @@ def check_work(work: Path) -> WorkFiles:
             if stamp is None and stamps.path(stage).exists():
                 found.add(stage, str(stamps.path(stage).relative_to(work)), "is damaged")
         _check_records(work, found)
-        _check_shards(work, found, stamps)
+        _check_shards(work, found)
     return found
 
 
@@ -81,23 +80,18 @@ def _check_records(work: Path, found: WorkFiles) -> None:
             found.add(stage, f"{stage}/{name}", "is damaged" if database.is_damaged(path, tables) else None)
 
 
-def _check_shards(work: Path, found: WorkFiles, stamps: Stamps) -> None:
+def _check_shards(work: Path, found: WorkFiles) -> None:
     """Images, by the sha256 of each, and what embed keeps for later runs."""
     damaged = shards.damaged_images(work / "fetch")
     for path in sorted((work / "fetch").glob("images-*.parquet")):
         found.add("fetch", str(path.relative_to(work)), damaged.get(path))
-    stamp = stamps.read("embed")
-    for path in sorted((work / "embed").rglob("*.parquet")):
-        name = str(path.relative_to(work))
-        if stamp is None or name not in stamp.files:
-            found.add("embed", name, None if _is_readable(path) else "is damaged")
+    for path in sorted((work / "embed" / "vectors").rglob("*.parquet")):
+        found.add("embed", str(path.relative_to(work)), None if _is_whole(path) else "is damaged")
 
 
-def _is_readable(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for _ in file.iter_batches():
-                pass
-    except (pa.ArrowException, OSError):
+        vectors.read(path, [])
+    except CorruptFileError:
         return False
     return True

@@ -272,6 +272,7 @@ def test_a_check_finds_damage_in_every_stage_and_changes_nothing(
     assert status == 0 and len(lines) == 1 and "files are as they were written: sample 4, resolve 1, fetch" in lines[0]
     names = ["sample/products.parquet", "resolve/urls.parquet", "fetch/outcomes.parquet", "fetch/images-00000.parquet"]
     names += ["fetch/ledger.sqlite", "embed/products-00000.parquet", "sqid/README.md", "sqid/SHA256SUMS"]
+    names.append(str(next((work / "embed" / "vectors").rglob("texts-*.parquet")).relative_to(work)))
     for name in names:
         data = (work / name).read_bytes()
         at = data.index(b"https://") + 3 if name.endswith(".sqlite") else len(data) // 2
