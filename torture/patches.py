@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ def apply(patch: Patch) -> None:
         nonlocal calls
         target = str(arguments[0]) if arguments else ""
         if patch.function == "open" and "/work" not in target:
+            return genuine(*arguments, **options)
+        if isinstance(arguments[0], int) and not stat.S_ISREG(os.fstat(arguments[0]).st_mode):  # a pipe is no disk
             return genuine(*arguments, **options)
         calls += 1
         if calls == patch.nth or (patch.lasting and calls > patch.nth):

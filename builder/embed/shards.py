@@ -58,6 +58,18 @@ def _is_whole(data: bytes) -> bool:
     return digest.hexdigest().encode() == data[at : at + len(_BLANK)]
 
 
+def remove_damaged(paths: Iterable[Path]) -> list[str]:
+    """Delete the files among some that do not match their checksum; returns their names."""
+    damaged = []
+    for path in paths:
+        try:
+            read(path, [])
+        except CorruptFileError:
+            path.unlink()
+            damaged.append(path.name)
+    return damaged
+
+
 def metadata(table: pa.Table, name: str) -> str:
     """One value of the metadata of `write`; "" where there is none."""
     return str((table.schema.metadata or {}).get(name.encode(), b"").decode())

@@ -67,8 +67,11 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     unfinished, damaged = rows.unfinished(planned)
     if backend is not None:  # no vectors of this encoder: the rows, if there are any, are not kept without them
         unfinished = planned
+    home = folder / _VECTORS / records.key(record)
+    idle = (path for path in (folder / _VECTORS).glob("*/*.parquet") if not unfinished or path.parent != home)
+    if removed := shards.remove_damaged(idle):  # nothing that is made now needs them
+        note(f"embed: damaged, and made again when they are needed: {', '.join(removed[:3])} in {folder}")
     if unfinished:
-        home = folder / _VECTORS / records.key(record)
         vectors = Vectors(home, records.limits(recipe))
         _report_damaged([path.name for path in damaged] + vectors.remove_damaged(), folder)
         found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
