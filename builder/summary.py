@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from builder.http.mirrors import authority, mirrored
 from sqid_lib import schemas
 from sqid_lib.errors import CountError
 from sqid_lib.files import write_text
+from sqid_lib.tables.reader import reporting
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
@@ -111,7 +112,7 @@ def summarize(recipe: Recipe, work: Path, command: str) -> Summary | None:
     path = work / "fetch" / "outcomes.parquet"
     if not path.exists():
         return None
-    rows = pq.read_table(path, columns=["image_url", "image_status", "http_status", "detail"])
+    rows = _read(path, ["image_url", "image_status", "http_status", "detail"])
     statuses = _statuses(rows["image_status"])
     images = sum(statuses.get(status, 0) for status in schemas.EMBEDDED_STATUSES)
     with_url = rows.filter(pc.and_(pc.is_valid(rows["image_url"]), pc.invert(_is_in(rows, _WITHOUT_URL))))
@@ -148,10 +149,10 @@ def made(stage: str, work: Path) -> str:
             counts = [f"{_rows([work / 'sample' / f'{name}.parquet']):,} {word}" for name, word in names.items()]
             return ", ".join([*counts, f"{_rows([work / 'sample' / 'supp.parquet']):,} supplementary products"])
         case "resolve":
-            urls = pq.read_table(work / "resolve" / "urls.parquet", columns=["image_url"])["image_url"]
+            urls = _read(work / "resolve" / "urls.parquet", ["image_url"])["image_url"]
             return f"{len(urls) - urls.null_count:,} of {len(urls):,} products have a URL"
         case "fetch":
-            rows = pq.read_table(work / "fetch" / "outcomes.parquet", columns=["image_url", "image_status", "sha256"])
+            rows = _read(work / "fetch" / "outcomes.parquet", ["image_url", "image_status", "sha256"])
             stored = pc.count_distinct(rows["image_url"].filter(pc.is_valid(rows["sha256"])))
             wanted = pc.and_(pc.is_valid(rows["image_url"]), pc.invert(_is_in(rows, _WITHOUT_URL)))
             return f"{stored.as_py():,} of {pc.count_distinct(rows['image_url'].filter(wanted)).as_py():,} images"
@@ -171,7 +172,7 @@ def _of_release(work: Path) -> Summary | None:
     files = sorted((work / schemas.RELEASE_DIR / "data" / schemas.FEATURES).glob("*.parquet"))
     if not files:
         return None
-    rows = pa.concat_tables(pq.read_table(file, columns=["image_url", "image_status", "has_image"]) for file in files)
+    rows = pa.concat_tables(_read(file, ["image_url", "image_status", "has_image"]) for file in files)
     with_url = pc.and_(pc.is_valid(rows["image_url"]), pc.invert(_is_in(rows, _WITHOUT_URL)))
     images = pc.sum(rows["has_image"]).as_py() or 0
     return Summary(len(rows), pc.sum(with_url).as_py() or 0, images, _statuses(rows["image_status"]))
@@ -245,8 +246,18 @@ def _counts(statuses: Mapping[str, int]) -> str:
     return ", ".join(f"{status} {count:,}" for status, count in statuses.items()) or "none"
 
 
-def _rows(paths: Any) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in paths)
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    """Some columns of a file of WORK, which may have been damaged since it was checked."""
+    with reporting(str(path)):
+        return pq.read_table(path, columns=columns)
+
+
+def _rows(paths: Iterable[Path]) -> int:
+    count = 0
+    for path in paths:
+        with reporting(str(path)):
+            count += pq.read_metadata(path).num_rows
+    return count
 
 
 def _size(count: int) -> str:

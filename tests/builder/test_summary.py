@@ -15,7 +15,7 @@ from builds import FROM_ARTIFACTS, write_recipe
 from builder import pipeline, summary
 from builder.recipe import EsciSettings, ExpectSettings, FetchSettings, Recipe, load
 from sqid_lib import schemas
-from sqid_lib.errors import CountError, RecipeError
+from sqid_lib.errors import CorruptFileError, CountError, RecipeError
 
 COMMAND = "sqid build r.toml --work w"
 URL = "https://images.example"
@@ -116,6 +116,16 @@ def test_min_images_names_statuses_hosts_and_what_to_run(tmp_path: Path) -> None
     assert message.endswith(
         "failures by host: 127.0.0.1:8123 5 (connection), 10.0.0.1 1 (refused). Mend the cause and run: " + COMMAND
     )
+
+
+def test_damage_that_came_meanwhile_is_named(tmp_path: Path) -> None:
+    write_outcomes(tmp_path, ("https://a.example/1.jpg", "ok", 200, None))
+    path = tmp_path / "fetch" / "outcomes.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CorruptFileError, match=r"outcomes\.parquet.*damaged"):
+        summary.summarize(recipe(), tmp_path, "sqid build")
+    with pytest.raises(CorruptFileError, match=r"outcomes\.parquet.*damaged"):
+        summary.made("fetch", tmp_path)
 
 
 def test_nothing_to_count_is_no_summary(tmp_path: Path) -> None:
