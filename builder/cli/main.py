@@ -45,7 +45,15 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 for success, 1 for a failure reported in one line on stderr, 2 for wrong usage."""
+    """Run a command; 0: success, 1: a failure reported in one line on stderr, 2: wrong usage, 130: Ctrl-C."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; finished work is kept, run it again to continue\n")
+        return 130
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     prepare_output()
     parser = _parser()
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -66,9 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SqidError as error:
         _report(args.command, error)
         return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; finished work is kept, run it again to continue\n")
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -124,6 +124,14 @@ def test_a_directory_that_cannot_be_written_is_reported(
     assert status == 1 and err.count("\n") == 1 and str(tmp_path / "file") in err
 
 
+def test_ctrl_c_at_any_time_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builder.cli.main._parser", interrupted)  # before a command has begun
+    assert run(capsys, "build", "demo") == (130, "", "stopped; finished work is kept, run it again to continue\n")
+
+
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = run(capsys, command, "--help")
