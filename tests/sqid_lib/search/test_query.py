@@ -104,7 +104,7 @@ def test_an_unusable_image_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     cut.write_bytes(encoded(make_image(1))[:200])
     empty = tmp_path / "empty.png"
     empty.touch()
-    for path, status in ((text, "not_image"), (cut, "corrupt"), (empty, "empty")):
+    for path, status in ((text, "not_image"), (cut, "truncated"), (empty, "empty")):
         with pytest.raises(CorruptFileError, match=status) as caught:
             query_vectors(None, path, WIDTH, Recorder)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)

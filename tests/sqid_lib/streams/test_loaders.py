@@ -143,9 +143,13 @@ def test_a_killed_worker_is_an_error_and_never_a_short_epoch(
 ) -> None:
     loader = DataLoader(long_streams[kind], batch_size=None, num_workers=2, multiprocessing_context=method)
     iterator: Any = iter(loader)
+    workers = iterator._workers
     for _ in range(3):
         next(iterator)
-    os.kill(iterator._workers[victim].pid, signal.SIGKILL)
+    os.kill(workers[victim].pid, signal.SIGKILL)
     with pytest.raises((RuntimeError, ConnectionError, EOFError, FileNotFoundError)):
         for _ in iterator:
             pass
+    for worker in workers:  # the other one may wait for ever to send, with memory that later tests would find
+        worker.kill()
+        worker.join()
