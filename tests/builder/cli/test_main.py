@@ -128,7 +128,7 @@ def test_ctrl_c_at_any_time_is_one_line(capsys: pytest.CaptureFixture[str], monk
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("builder.cli.main._parser", interrupted)  # before a command has begun
+    monkeypatch.setattr(sys.modules["builder.cli.main"], "_parser", interrupted)  # before a command has begun
     assert run(capsys, "build", "demo") == (130, "", "stopped; finished work is kept, run it again to continue\n")
 
 
