@@ -90,7 +90,7 @@ def _check(ran: Ran, what: str) -> None:
 
 
 FAULTS = [
-    Fault("a call of the operating system fails", failing_call, 3),
+    Fault("a call of the operating system fails", failing_call, 2),
     Fault("full disk (ulimit -f)", small_files, 2),
     Fault("too many open files (ulimit -n)", few_files, 1),
     Fault("read-only folders", read_only, 1),

@@ -99,7 +99,7 @@ FAULTS = [
             ("resolve", "pages", 1),
         )
     ),
-    Fault("kill -9 five times in a whole build", kill_repeatedly, 1),
-    Fault("Ctrl-C in any stage", interrupt, 3),
+    Fault("kill -9 five times in a whole build", kill_repeatedly, 0),
+    Fault("Ctrl-C in any stage", interrupt, 2),
     Fault("two builds at once", two_at_once, 1),
 ]

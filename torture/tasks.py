@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import inspect
 import os
@@ -53,6 +54,7 @@ def read_with_killed_worker(release: str, method: str, after: int) -> int:
 
     from sqid_lib.streams.open import stream_pairs
 
+    faulthandler.dump_traceback_later(90)  # shows where it hangs before the harness ends it
     stream = stream_pairs(release, batch_size=4, shuffle=True, seed=1)
     loader: Any = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context=method)  # type: ignore[arg-type]
     rows, batches = 0, iter(loader)

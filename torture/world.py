@@ -175,7 +175,7 @@ class World:
 def check_plain(ran: Ran) -> None:
     """Raise Lost for a child that hung, crashed or printed a traceback."""
     if ran.code == -15:
-        raise Lost(f"hung for {ran.seconds:.0f} s: {ran.text[-300:]}")
+        raise Lost(f"hung for {ran.seconds:.0f} s: {ran.text[-3000:]}")
     if ran.rude:
         raise Lost(f"ended with {ran.code}: {ran.text[-900:]}")
 
