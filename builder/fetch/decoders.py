@@ -75,7 +75,7 @@ class Decoders:
 
         Raises:
             DiskError: the bytes could not be written. Nothing is raised because of what the bytes are.
-            StageError: the processes do not start.
+            StageError: the processes do not start, or lose their pipe.
         """
         checked = await self._try(data)
         if checked.status == _ENDED:  # the process may have been killed from outside, so try once in another one
@@ -93,7 +93,14 @@ class Decoders:
                 reply = await self._ask(process, data)
             answered = True
         except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError, TimeoutError) as error:
-            return Checked(_ENDED, detail=_reason(await self._end(process) if process else None, error))
+            code = await self._end(process) if process else None
+            if code == 0 and not isinstance(
+                error, TimeoutError
+            ):  # it read the end of its requests: our pipe broke, and the image has no part in it
+                raise StageError(
+                    "a decoder process lost its pipe", got=str(error), fix="Run the build again; finished work is kept."
+                ) from error
+            return Checked(_ENDED, detail=_reason(code, error))
         finally:
             if not answered and process in self.running:
                 process.kill()  # cancelled before its reply; it is waited for when the pool ends

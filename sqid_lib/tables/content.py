@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -20,8 +21,10 @@ from sqid_lib.errors import (
     HtmlPageError,
     LfsPointerError,
     MissingFileError,
+    SchemaError,
     SourceError,
     first_line,
+    write_error,
 )
 from sqid_lib.files import File
 from sqid_lib.sources import open_ranges
@@ -30,6 +33,7 @@ from sqid_lib.sources.retry import safe_cause
 Source = File | Path | str
 PARQUET, CSV, JSON = "parquet", "csv", "json"
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, pa.ArrowKeyError)
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)  # not the file's fault
 _PARQUET_MAGIC = b"PAR1"
 _LFS_MAGIC = b"version https://git-lfs"
 _CODECS = ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\x28\xb5\x2f\xfd", "zstd"))  # how a compressed file begins
@@ -206,10 +210,18 @@ def reporting(where: str) -> Iterator[None]:
     except (*_UNREADABLE, UnicodeDecodeError, EOFError) as error:
         if "Empty CSV file" in str(error):
             raise EmptyFileError("the file has no rows", where=where, fix="Fetch it again.") from error
+        if "Expected all lists to be of size" in str(error):  # pyarrow before 26
+            raise SchemaError(
+                "this pyarrow cannot read null in lists of fixed length",
+                where=where,
+                fix="Install pyarrow 26 or later.",
+            ) from error
         raise CorruptFileError(
             f"the file is damaged: {first_line(error)}", where=where, fix="Fetch it again or mend it."
         ) from error
     except OSError as error:
+        if error.errno in _OF_THE_MACHINE and "://" not in where:
+            raise write_error(error, where, doing="read", again="it") from error
         damaged = "://" not in where
         cls = CorruptFileError if damaged else DownloadError
         raise cls(

@@ -37,6 +37,8 @@ def check(data, max_pixels, **options):
         os.abort()
     if data == b"exit":
         os._exit(3)
+    if data == b"leave":
+        os._exit(0)
     if data == b"stall":
         time.sleep(60)
     if data == b"print":
@@ -118,6 +120,12 @@ def test_an_image_that_ends_its_decoder_costs_one_image(ledger: Ledger, data: by
     assert is_stored(ledger, GOOD, after)
     assert bad.status == "corrupt"
     assert detail in str(bad.detail)
+
+
+@pytest.mark.usefixtures("patched")
+def test_a_lost_pipe_is_no_damaged_image(ledger: Ledger) -> None:
+    with pytest.raises(StageError, match="a decoder process lost its pipe"):
+        checked(ledger, GOOD, b"leave", GOOD)
 
 
 @pytest.mark.usefixtures("patched")

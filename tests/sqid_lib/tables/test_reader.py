@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from sqid_lib import schemas
 from sqid_lib.errors import (
     CorruptFileError,
+    DiskError,
     EmptyFileError,
     HtmlPageError,
     LfsPointerError,
@@ -20,6 +22,7 @@ from sqid_lib.errors import (
 )
 from sqid_lib.files import File
 from sqid_lib.tables import reader
+from sqid_lib.tables.content import reporting
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 URLS = schemas.URLS_FILE_SCHEMA
@@ -162,3 +165,17 @@ def test_latin1_is_reported_not_guessed(tmp_path: Path) -> None:
     path.write_bytes(b"product_id,image_url\nB\xe9,http://x\n")
     with pytest.raises(CorruptFileError, match=r"(?i)utf"):
         reader.read_csv(str(path), URLS)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), DiskError, "cannot be read.*Too many open files.*ulimit -n"),
+        (OSError(errno.EACCES, "Permission denied"), DiskError, "cannot be read.*permissions"),
+        (OSError(errno.EIO, "Input/output error"), CorruptFileError, "damaged"),
+        (pa.ArrowInvalid("Expected all lists to be of size=8 but"), SchemaError, "Install pyarrow 26"),
+    ],
+)
+def test_a_fault_of_the_machine_is_not_damage(error: Exception, raised: type[Exception], words: str) -> None:
+    with pytest.raises(raised, match=words), reporting("table.parquet"):
+        raise error
