@@ -47,7 +47,7 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "http": ("recipe", "progress", "database"),
     **dict.fromkeys(_STAGES, _SHARED),
     "release": ("recipe", "progress", "database"),
-    "validate": ("release", "engines"),  # it checks what release defines
+    "validate": ("release",),  # it checks what release defines
     "hub": ("release", "validate"),
     "diff": ("release",),
     "stages": _PIPELINE,

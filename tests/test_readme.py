@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from builder import demo, pipeline, recipe
-from builder.cli.main import _parser
+from builder.cli.main import COMMANDS, _parser
 from sqid_lib import schemas
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def test_each_python_block_runs(block: str) -> None:
 def test_each_command_is_understood(folder: Path) -> None:
     lines = [re.split("[#>]", line)[0].strip() for block in blocks("bash") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sqid ")]
-    assert {command[0] for command in commands} == {"build", "validate", "push", "evaluate", "recipe"}
+    assert {command[0] for command in commands} == set(COMMANDS)
     for command in commands:
         _parser().parse_args(command)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)

@@ -19,12 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from release_fixtures import RECIPE, recipe_with, seal, write_release
 
-from builder.engines import import_path
 from builder.recipe import ArtifactsSettings, EncoderSettings, EsciSettings, ExpectSettings, ReleaseSettings
 from builder.release import manifest
 from builder.release.files import may_hold, write_classic_features, write_shards, write_urls
 from builder.release.statistics import Statistics, gather_statistics
-from builder.validate import loading, validate
+from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.files import shard_name
 from sqid_lib.joined.selection import Selection
@@ -101,25 +100,55 @@ def test_only_what_nothing_refers_to_may_be_left_out(release: Path, config: str)
     assert "integrity" in codes(release)
 
 
+def test_what_datasets_cannot_load_is_named(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = datasets.load_dataset_builder
+
+    def failing(path: str, config: str, **options: Any) -> Any:
+        if config == schemas.QUERIES:
+            raise ValueError("some reason\nmore")
+        return load(path, config, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", failing)
+    (problem,) = validate(release)
+    assert (problem.code, problem.where) == ("load", "data/query_features")
+    assert "ValueError: some reason" in problem.message and "more" not in problem.message
+
+
+def test_every_config_is_loaded(release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load, seen = datasets.load_dataset_builder, []
+
+    def counting(path: str, config: str, **options: Any) -> Any:
+        seen.append(config)
+        assert Path(options["cache_dir"]).is_dir() and tmp_path not in Path(options["cache_dir"]).parents
+        return load(path, config, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", counting)
+    assert validate(release) == []
+    assert seen == list(schemas.CONFIGS)
+
+
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("change", "message"),
     [
-        ('raise ValueError("some reason\\nmore")', "(ValueError: some reason)"),
-        ("import os; os.abort()", "(the process that loaded it ended with -6)"),
+        (lambda builder: builder.config.data_files.update(test=builder.config.data_files["test"][:-1]), "its files"),
+        (lambda builder: builder.config.data_files.pop("test"), "its splits"),
+        (lambda builder: builder.info.features.pop("query"), "its features"),
     ],
 )
-def test_what_datasets_cannot_load_is_named(
-    release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, message: str
+def test_what_datasets_would_load_is_held_against_the_data(
+    release: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any], message: str
 ) -> None:
-    """Another `datasets` stands in for one that fails, in the process that loads."""
-    (tmp_path / "path" / "datasets").mkdir(parents=True)
-    (tmp_path / "path" / "datasets" / "__init__.py").write_text(
-        f"def load_dataset_builder(path, config, cache_dir):\n    {body}\n"
-    )
-    monkeypatch.setattr(loading, "import_path", lambda: f"{tmp_path / 'path'}{os.pathsep}{import_path()}")
-    problems = validate(release)
-    assert [(problem.code, problem.where) for problem in problems] == [("load", f"data/{c}") for c in schemas.CONFIGS]
-    assert all(message in problem.message and "more" not in problem.message for problem in problems)
+    load = datasets.load_dataset_builder
+
+    def changed(path: str, config: str, **options: Any) -> Any:
+        builder = load(path, config, **options)
+        if config == schemas.JUDGMENTS:
+            change(builder)
+        return builder
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", changed)
+    (problem,) = validate(release)
+    assert (problem.code, problem.where) == ("load", "data/judgments") and message in problem.message
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
