@@ -32,6 +32,7 @@ def test_beats_zero_shot_where_there_is_something_to_learn(name: str, tmp_path: 
     assert 0.5 < zero_shot < trained - 0.03  # half of the dimensions are noise that training can turn off
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release", products=100, queries=12, per_query=10, width=8)
     first, second = (run("train_two_tower", release, tmp_path / "cache", "--epochs", "1") for _ in range(2))

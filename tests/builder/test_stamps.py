@@ -61,7 +61,10 @@ def test_a_sampled_file_is_made_again(built: tuple[recipe.Recipe, Path], name: s
     assert contents(built[1]) == before
 
 
-@pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
+@pytest.mark.parametrize(
+    "harm",
+    ["flip", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("truncate", "delete"))],
+)
 def test_every_file_of_a_release_is_made_again(built: tuple[recipe.Recipe, Path], harm: str) -> None:
     before = contents(built[1])
     for name in sorted(contents(built[1] / "sqid")):

@@ -403,7 +403,9 @@ print(download(file, sys.argv[3]).path)
 """
 
 
-@pytest.mark.parametrize("name", [schemas.ESCI_SOURCES, schemas.ESCI_EXAMPLES])  # the second is in Git LFS
+@pytest.mark.parametrize(
+    "name", [pytest.param(schemas.ESCI_SOURCES, marks=pytest.mark.slow), schemas.ESCI_EXAMPLES]
+)  # the second is in Git LFS
 def test_a_damaged_file_in_the_hubs_cache_is_downloaded_again(hub: LoopbackHub, tmp_path: Path, name: str) -> None:
     data = b"query_id,source\n1,other\n"
     hub.put("ORG/d", {name: data})
@@ -577,7 +579,7 @@ for call in (
 """
 
 
-@pytest.mark.parametrize("kind", [503, 429, "offline"])
+@pytest.mark.parametrize("kind", [503, pytest.param(429, marks=pytest.mark.slow), "offline"])
 def test_trouble_of_the_hub_at_every_door(hub: LoopbackHub, tmp_path: Path, esci: Path, kind: int | str) -> None:
     hub.add_repo("ORG/d", write_release(tmp_path / "release", classic=True))
     code, expected = DOORS, f"cannot be reached (HTTP {kind})"
