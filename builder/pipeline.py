@@ -186,7 +186,11 @@ def _build_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool:
         return False
     run.say(f"{stage} …")
     stamps.remove(stage)
-    worked = _run_stage(run, stage, retry)
+    try:
+        worked = _run_stage(run, stage, retry)
+    except BaseException:
+        stamps.restore(stage, before)
+        raise
     _check_inputs(run, stage, again=True)
     if stage in STAMPED:
         stamps.write(stage, key or "")

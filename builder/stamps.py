@@ -66,7 +66,15 @@ class Stamps:
         """Record the files of a stage that has just finished."""
         found = {path for pattern in _OUTPUTS[stage] for path in self._work.glob(pattern) if path.is_file()}
         names = sorted(str(path.relative_to(self._work)) for path in found if not is_part(path))
-        body = json.dumps({"key": key, "files": {name: self._checksum(name) for name in names}}, indent=1)
+        self._write(stage, Stamp(key, {name: self._checksum(name) for name in names}))
+
+    def restore(self, stage: str, stamp: Stamp | None) -> None:
+        """Put back the stamp that a failed run removed, if the run left its files as they were."""
+        if stamp is not None and not self._changed(stamp, again=False):
+            self._write(stage, stamp)
+
+    def _write(self, stage: str, stamp: Stamp) -> None:
+        body = json.dumps({"key": stamp.key, "files": stamp.files}, indent=1)
         write_text(self.path(stage), f"{body}\n{_check(body)}\n")
 
     def remove(self, stage: str) -> None:
@@ -82,8 +90,12 @@ class Stamps:
         Raises:
             OSError: a file must not be read, for example.
         """
-        stamp, found = self.read(stage), {}
-        for name, written in stamp.files.items() if stamp else ():
+        stamp = self.read(stage)
+        return self._changed(stamp, again=again) if stamp else {}
+
+    def _changed(self, stamp: Stamp, *, again: bool) -> dict[str, str]:
+        found = {}
+        for name, written in stamp.files.items():
             try:
                 if self._checksum(name, again=again) != written:
                     found[name] = "is damaged"

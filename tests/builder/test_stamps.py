@@ -14,7 +14,8 @@ from builder import pipeline, recipe
 from builder.release import manifest
 from builder.stamps import Stamps, describe
 from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, MissingFileError
+from sqid_lib.errors import CorruptFileError, FetchError, MissingFileError
+from sqid_lib.joined.selection import Selection
 
 SAMPLED = ("products", "supp", "queries", "judgments")
 
@@ -161,3 +162,21 @@ def test_left_overs_of_a_killed_build_are_removed_and_no_other_file(built: tuple
     build(built)
     assert not list(work.rglob(f"*{dead}*"))
     assert all(path.exists() for path in kept)
+
+
+def test_a_stage_that_fails_before_it_writes_stays_finished(
+    built: tuple[recipe.Recipe, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, work = built
+    before = contents(work)
+    with monkeypatch.context() as patch:
+        patch.setattr("builder.pipeline.sample", fail)
+        changed = loaded.model_copy(update={"selection": Selection(supp_min_judgments=1)})
+        with pytest.raises(FetchError, match="no network"):
+            pipeline.build(changed, work)
+    assert contents(work) == before
+    assert build(built, "release") == ["release: done before"]
+
+
+def fail(*_: Any) -> None:
+    raise FetchError("no network")
