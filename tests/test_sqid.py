@@ -174,7 +174,7 @@ def test_damaged_rows_in_the_cache_are_prepared_again(
         caplog.clear()
         again = sqid.load("urls", "test", esci=esci, artifacts=artifacts, cache_dir=cache)
         assert again.to_list() == rows.to_list()
-        (message,) = (record.getMessage() for record in caplog.records)
+        (message,) = (record.getMessage() for record in caplog.records if record.name.startswith("sqid"))
         assert message.startswith(f"{path}: ") and message.endswith(" again")
         assert path.exists()
 
