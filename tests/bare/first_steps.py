@@ -105,7 +105,8 @@ def urls_are_resolved_from_tables(esci: str, tables: Path) -> None:
 
 
 def a_release_is_built_from_existing_files(esci: str, artifacts: str, work: Path) -> None:
-    text = f'name = "tiny"\nversion = "1.0.0"\n[esci]\npath = "{esci}"\n[artifacts]\npath = "{artifacts}"\npartial = true\n'
+    head = f'name = "tiny"\nversion = "1.0.0"\n[esci]\npath = "{esci}"\n'
+    text = f'{head}[artifacts]\npath = "{artifacts}"\npartial = true\n'
     Path("artifacts.toml").write_text(text, encoding="utf-8")
     assert command("build", "artifacts.toml", "--work", work).strip() == str(work / "sqid")
 
