@@ -44,8 +44,8 @@ bare:
 	$(BARE)/base/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w $(BARE)/dist .
 	wheel=$$(ls $(CURDIR)/$(BARE)/dist/*.whl) && $(BARE)/build/bin/python $(PINNED) "$$wheel[build]"
 	$(BARE)/base/bin/python $(PINNED) $(BARE)/dist/*.whl
-	$(BARE)/build/bin/python tests/bare/first_steps.py build $(BARE)/work
-	$(BARE)/base/bin/python tests/bare/first_steps.py load $(BARE)/work/sqid
+	$(BARE)/build/bin/python tests/bare/first_steps.py build $(BARE)/made
+	$(BARE)/base/bin/python tests/bare/first_steps.py load $(BARE)/made/sqid
 
 # every extra of pyproject.toml, alone and all together, without installing it
 dry-run-extras: $(VENV)/.dev

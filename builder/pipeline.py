@@ -15,7 +15,7 @@ import filelock
 from builder import engines, packages, summary
 from builder.plan import pending, plan
 from builder.sample import sample
-from builder.stages import STAGES, inputs_of, key_of, stages_of
+from builder.stages import STAGES, check_stage, inputs_of, key_of, stages_of
 from builder.stamps import STAMPED, Stamps, describe
 from sqid_lib import schemas
 from sqid_lib.errors import (
@@ -114,8 +114,7 @@ def build(
 
 def check_names(*, only: str | None = None, engine: str = "local", retry: Sequence[str] = ()) -> None:
     """Raise UsageError, with the nearest name that there is, for an unknown stage, engine or status."""
-    if only is not None and only not in STAGES:
-        raise unknown_name("stage", only, STAGES, "--only")
+    check_stage(only)
     engines.find(engine)
     if retry and only not in (None, "fetch", "resolve"):
         raise UsageError(

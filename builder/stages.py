@@ -25,14 +25,19 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {  # the stages whose files a stage rea
 }
 
 
+def check_stage(only: str | None) -> None:
+    """Raise UsageError, with the nearest name that there is, for an unknown stage."""
+    if only is not None and only not in STAGES:
+        raise unknown_name("stage", only, STAGES, "--only")
+
+
 def stages_of(recipe: Recipe, only: str | None = None) -> Sequence[str]:
     """The stages that a recipe needs, or the one that is asked for.
 
     Raises:
         UsageError: no such stage, or one that a recipe with [artifacts] has not.
     """
-    if only is not None and only not in STAGES:
-        raise unknown_name("stage", only, STAGES, "--only")
+    check_stage(only)
     stages = STAGES if recipe.artifacts is None else _FROM_ARTIFACTS
     if only is not None and only not in stages:
         raise UsageError(f"stage {only!r} is not part of a recipe with [artifacts]", expected=" or ".join(stages))

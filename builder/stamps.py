@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import xxhash
-
 from sqid_lib import schemas
-from sqid_lib.files import checksum, is_part, write_text
+from sqid_lib.files import checksum, is_part, text_checksum, write_text
 
 FOLDER = ".stamps"
 # the files of a stage, as patterns; images and SQLite records of fetch and resolve carry checksums of their own
@@ -58,7 +56,7 @@ class Stamps:
             text = self.path(stage).read_text(encoding="utf-8")
             body, _, check = text.rstrip("\n").rpartition("\n")
             content = json.loads(body)
-            return Stamp(content["key"], content["files"]) if check == _check(body) else None
+            return Stamp(content["key"], content["files"]) if check == text_checksum(body) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -75,7 +73,7 @@ class Stamps:
 
     def _write(self, stage: str, stamp: Stamp) -> None:
         body = json.dumps({"key": stamp.key, "files": stamp.files}, indent=1)
-        write_text(self.path(stage), f"{body}\n{_check(body)}\n")
+        write_text(self.path(stage), f"{body}\n{text_checksum(body)}\n")
 
     def remove(self, stage: str) -> None:
         """Before a stage writes: from now on its files are not those of the stamp."""
@@ -136,7 +134,3 @@ def describe(changed: Mapping[str, str]) -> str:
     first, *others = changed
     more = f" (and {len(others)} more {'file' if len(others) == 1 else 'files'} of this stage)" if others else ""
     return f"{first} {changed[first]}{more}"
-
-
-def _check(text: str) -> str:
-    return xxhash.xxh3_128_hexdigest(text.encode())

@@ -11,14 +11,10 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import xxhash
-
 from sqid_lib.errors import DiskError, UsageError
-from sqid_lib.files import write_text
+from sqid_lib.files import checksum, text_checksum, write_text
 
 MOVE_IT = "Set SQID_CACHE or HF_HOME to a folder that can be written, or pass cache_dir."
-
-_BLOCK = 1 << 20  # bytes read at once: they stay in the processor's cache while they are hashed
 
 _log = logging.getLogger(__name__)
 
@@ -142,20 +138,6 @@ def damaged_files(note: Path) -> list[Path]:
         except OSError:
             damaged.append(path)
     return damaged
-
-
-def checksum(path: Path) -> str:
-    """XXH3 of a file, in hex: quick, and not for files that somebody could forge."""
-    found, block = xxhash.xxh3_128(), bytearray(_BLOCK)
-    with path.open("rb", buffering=0) as file:  # not mapped: pages that are mapped count as memory of the process
-        while count := file.readinto(block):
-            found.update(memoryview(block)[:count])
-    return found.hexdigest()
-
-
-def text_checksum(text: str) -> str:
-    """XXH3 of a text, in hex."""
-    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _state(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ from sqid_lib.errors import without_secrets
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet")
 _NUMBERED = re.compile(r"(?P<kind>[a-z]+)-(?P<number>\d{5})\.parquet")
 _PART = re.compile(r"\..+\.(?P<process>\d+)-\d+\.part")
-_BLOCK = 1 << 20  # bytes read at once
+_BLOCK = 1 << 20  # bytes read at once: they stay in the processor's cache while they are hashed
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,25 @@ def checksum(path: Path) -> str:
         OSError: it cannot be read.
     """
     digest, block = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file:  # not mapped: pages that are mapped count as memory of the process
         while count := file.readinto(block):
             digest.update(block[:count])
     return digest.hexdigest()
+
+
+def text_checksum(text: str) -> str:
+    """xxh3_128 of a text in hex, for small files that carry their own checksum."""
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file's bytes in hex.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -289,6 +289,7 @@ RELEASE_DIR = "sqid"  # within a build's work directory
 CARD = "README.md"
 MANIFEST = "manifest.json"
 SHA256SUMS = "SHA256SUMS"
+LOCAL_REVISION = "local-"  # begins the revision of a model in a directory, a hash of its files
 
 # -- a build's work directory: WORK/<stage>/… ---------------------------------------------------------------------
 

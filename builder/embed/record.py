@@ -16,7 +16,7 @@ from typing import Any
 from builder.embed.inputs import IMAGES, TEXTS
 from builder.embed.local import versions
 from builder.recipe import Recipe
-from sqid_lib import files
+from sqid_lib import files, schemas
 
 NAME = "encoder.json"
 REMOTE = "remote"  # in place of a device, where the model is hosted
@@ -40,7 +40,7 @@ def key(record: dict[str, Any]) -> str:
     """Name of the encoder's folder, from what decides its vectors: not from devices, kernels or sizes of batches."""
     decisive = {name: record[name] for name in ("backend", "revision", "dtype", "width")}
     decisive["versions"] = {name: v for name, v in record["versions"].items() if name in _DECISIVE}
-    if not record["revision"].startswith("local-"):  # a local model is identified by its content, not its path
+    if not record["revision"].startswith(schemas.LOCAL_REVISION):
         decisive["model"] = record["model"]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -17,6 +17,7 @@ from builder.release.files import may_hold
 from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.errors import AuthError, HubError, RefusedError, ReleaseError, SourceError, TagError, UsageError
+from sqid_lib.files import sha256
 
 _log = logging.getLogger(__name__)
 _STALE = 412  # Precondition Failed: main is no longer the parent of our commit
@@ -147,7 +148,7 @@ def _files(release: Path) -> dict[str, str]:
     Raises:
         ReleaseError: SHA256SUMS lists something else.
     """
-    files = {**manifest.read_sums(release), schemas.SHA256SUMS: manifest.sha256(release / schemas.SHA256SUMS)}
+    files = {**manifest.read_sums(release), schemas.SHA256SUMS: sha256(release / schemas.SHA256SUMS)}
     root = release.resolve()
     wrong = [name for name in files if not may_hold(name) or (root / name).resolve() != root / name]
     wrong += [name for name in files if name not in wrong and not (root / name).is_file()]
@@ -289,7 +290,7 @@ def _verify(calls: Calls, release: Path, repo: str, commit: str, local: Mapping[
     wrong = differences(release, local, there)
     with tempfile.TemporaryDirectory() as scratch:
         for path in sorted(set(local) - set(wrong)):
-            if not there[path].lfs and manifest.sha256(download(calls, repo, path, commit, scratch)) != local[path]:
+            if not there[path].lfs and sha256(download(calls, repo, path, commit, scratch)) != local[path]:
                 wrong.append(path)
     if wrong:
         raise HubError(

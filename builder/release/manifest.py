@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from builder.release.statistics import Statistics
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
-from sqid_lib.files import write_text
+from sqid_lib.files import sha256, write_text
 
 if TYPE_CHECKING:
     from builder.recipe import Recipe
@@ -181,11 +180,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def public(value: Any) -> Any:

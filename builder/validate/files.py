@@ -13,7 +13,7 @@ from builder.release.files import may_hold
 from builder.validate.problem import Problem
 from sqid_lib import schemas
 from sqid_lib.errors import SourceError
-from sqid_lib.files import parse_shard_name
+from sqid_lib.files import parse_shard_name, sha256
 
 _FROM_TOOLS = re.compile(r"\.gitattributes|\.(cache|git)/.*")  # what downloads and clones add
 _ALWAYS = (schemas.CARD, schemas.MANIFEST, schemas.SHA256SUMS)
@@ -115,7 +115,7 @@ def _sums(release: Path, present: list[str], digests: dict[str, str]) -> Iterato
     for name in sorted(set(present) - set(sums) - {schemas.SHA256SUMS}):
         yield Problem("unlisted-file", name, f"not listed in {schemas.SHA256SUMS}")
     for name in sorted(set(present) & set(sums)):
-        digests[name] = manifest.sha256(release / name)
+        digests[name] = sha256(release / name)
         if digests[name] != sums[name]:
             yield Problem("checksum", name, f"sha256 is {digests[name]}, {schemas.SHA256SUMS} states {sums[name]}")
 
@@ -133,7 +133,7 @@ def _listed(release: Path, present: list[str], digests: dict[str, str]) -> Itera
     for name in sorted(set(present) - set(files) - {schemas.MANIFEST, schemas.SHA256SUMS}):
         yield Problem("unlisted-file", name, f"not listed in {schemas.MANIFEST}")
     for name in sorted(set(present) & set(files)):
-        size, digest = (release / name).stat().st_size, digests.get(name) or manifest.sha256(release / name)
+        size, digest = (release / name).stat().st_size, digests.get(name) or sha256(release / name)
         if size != files[name].bytes:
             yield Problem("checksum", name, f"{size:,} bytes, {schemas.MANIFEST} states {files[name].bytes:,}")
         elif digest != files[name].sha256:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sqid_lib import schemas
 from sqid_lib.encoders.batching import (
     Floats,
     VectorBatches,
@@ -68,7 +69,7 @@ class Encoder:
         self.width = int(self._forward_text(self._tokens.rows([""])).shape[1])
 
     def __repr__(self) -> str:
-        short = self.revision[: 13 if self.revision.startswith("local-") else 7]
+        short = self.revision[: 13 if self.revision.startswith(schemas.LOCAL_REVISION) else 7]
         return (
             f"Encoder({self.model_id!r}, revision={short!r}, device={self.device!r}, dtype={self.dtype!r}, "
             f"width={self.width})"

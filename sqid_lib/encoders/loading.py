@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqid_lib import schemas
 from sqid_lib.encoders.encoder import Encoder
 from sqid_lib.encoders.model_files import check_weights, read_config
 from sqid_lib.encoders.texts import TextRule
@@ -134,7 +135,7 @@ def content_revision(directory: Path) -> str:
         if path.is_file() and any(path.match(pattern) for pattern in _WANTED):
             with path.open("rb") as file:
                 digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"local-{digest.hexdigest()[:40]}"
+    return f"{schemas.LOCAL_REVISION}{digest.hexdigest()[:40]}"
 
 
 def _require() -> None:

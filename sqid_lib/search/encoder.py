@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sqid_lib import schemas
 from sqid_lib.errors import EncoderError
 from sqid_lib.evaluation.arrays import Matrix
 from sqid_lib.evaluation.cosine import unit
 
-LOCAL_REVISION = "local-"  # begins the revision of a model in a directory, a hash of its files
 HOW = "Give the model that made the vectors: --encoder DIR on the command line, encoder=DIR in Python."
 _SAME = 0.99  # cosine from which a vector is that of the same model, in another dtype or on another device
 
@@ -91,7 +91,7 @@ def _loadable(model: Model | None) -> str:
     """The name under which the release's model can be looked for."""
     if model is None:
         raise EncoderError("the release does not name its encoder: no model in manifest.json", fix=HOW)
-    local = model.revision is not None and model.revision.startswith(LOCAL_REVISION)
+    local = model.revision is not None and model.revision.startswith(schemas.LOCAL_REVISION)
     if local and not Path(model.name).is_dir():
         raise EncoderError("the encoder of the release was a local directory", where=model, fix=HOW)
     return model.name

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from sqid_lib.cache import damaged_files, note_files
 from sqid_lib.errors import CorruptFileError, DownloadError, MissingFileError
-from sqid_lib.files import File, write_text
+from sqid_lib.files import File, sha256, write_text
 from sqid_lib.sources import http, hub, local
 from sqid_lib.sources.address import HTTP, LOCAL, Address
 from sqid_lib.sources.retry import GO_ONLINE
@@ -94,7 +94,7 @@ def _is_whole(path: Path, version: str, cache_dir: str | os.PathLike[str] | None
     if checked.exists():
         return True
     if version.startswith(http.SHA256):
-        whole = _sha256(path) == version.removeprefix(http.SHA256)
+        whole = sha256(path) == version.removeprefix(http.SHA256)
     else:
         whole = hub.is_whole(path, version)
     if whole:
@@ -103,15 +103,10 @@ def _is_whole(path: Path, version: str, cache_dir: str | os.PathLike[str] | None
     return whole
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _check(file: File, target: Path) -> None:
     """Remove what was downloaded and raise unless it is the version of `file`."""
     if file.version.startswith(http.SHA256):
-        same = _sha256(target) == file.version.removeprefix(http.SHA256)
+        same = sha256(target) == file.version.removeprefix(http.SHA256)
         reason = "the file is not the one that the manifest lists"
     else:
         same = file.version.startswith(http.UNKNOWN) or http.look(file.url) == file

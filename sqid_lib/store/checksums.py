@@ -13,9 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sqid_lib.cache import checksum, text_checksum
 from sqid_lib.errors import StoreError
-from sqid_lib.files import write_text
+from sqid_lib.files import checksum, text_checksum, write_text
 
 STORE = "store.json"
 FORMAT = 3  # of a converted directory; a change makes every older conversion stale

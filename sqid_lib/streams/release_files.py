@@ -13,7 +13,7 @@ from pathlib import Path
 from sqid_lib import schemas
 from sqid_lib.cache import read_note, writable, write_note
 from sqid_lib.errors import ContractError, CorruptFileError, MissingFileError
-from sqid_lib.files import parse_shard_name
+from sqid_lib.files import parse_shard_name, sha256
 
 CONFIGS = (schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS)  # what a store and a stream are made of
 _DAY_S = 24 * 3600.0
@@ -128,8 +128,7 @@ def digest(path: Path, places: Sequence[Path], stated: str | None = None) -> str
     """
     note = next((_note(place, path) for place in places if writable(place)), None)
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256(path)
     except OSError as error:
         raise CorruptFileError("the file cannot be read", where=path, got=error) from error
     if note is not None:

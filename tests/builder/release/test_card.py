@@ -23,16 +23,6 @@ from sqid_lib.files import shard_name
 from sqid_lib.joined.selection import Selection
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_release(tmp_path_factory.mktemp("good") / "tiny")
-
-
-@pytest.fixture
-def release(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "tiny"))
-
-
 def text(release: Path) -> str:
     return (release / schemas.CARD).read_text(encoding="utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,12 @@ import yaml
 from huggingface_hub import DatasetCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from release_fixtures import write_release
 
 from builder.release import card_yaml
 from builder.release.card_yaml import read_metadata
 from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError, SqidError
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_release(tmp_path_factory.mktemp("good") / "tiny")
-
-
-@pytest.fixture
-def release(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "tiny"))
 
 
 def test_it_reads_what_huggingface_hub_reads(good: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from release_fixtures import RECIPE, recipe_with, seal, write_release
+from release_fixtures import RECIPE, recipe_with, seal
 
 from builder.recipe import EncoderSettings, EsciSettings, FetchSettings, PagesSettings, ResolveSettings
 from builder.release import manifest
@@ -21,16 +21,6 @@ from builder.release.statistics import gather_statistics
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.joined.selection import Selection
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_release(tmp_path_factory.mktemp("good") / "tiny")
-
-
-@pytest.fixture
-def release(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "tiny"))
 
 
 def test_every_file_with_its_sha256_bytes_and_rows(good: Path) -> None:

@@ -25,7 +25,7 @@ from builder.release.files import may_hold, write_classic_features, write_shards
 from builder.release.statistics import Statistics, gather_statistics
 from builder.validate import validate
 from sqid_lib import schemas
-from sqid_lib.files import shard_name
+from sqid_lib.files import sha256, shard_name
 from sqid_lib.joined.selection import Selection
 
 WIDTH = 8
@@ -412,7 +412,7 @@ def edit_manifest(release: Path, change: Callable[[dict[str, Any]], object]) -> 
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
-    sums = manifest.read_sums(release) | {schemas.MANIFEST: manifest.sha256(path)}
+    sums = manifest.read_sums(release) | {schemas.MANIFEST: sha256(path)}
     (release / schemas.SHA256SUMS).write_text("".join(f"{d}  {n}\n" for n, d in sorted(sums.items())))
 
 
@@ -677,7 +677,7 @@ def test_files_of_other_names_are_refused_also_where_they_are_listed(release: Pa
     path = release / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
-    digest = manifest.sha256(path)
+    digest = sha256(path)
     edit_manifest(release, lambda m: m["files"].update({name: {"bytes": 1, "sha256": digest, "rows": None}}))
     with (release / schemas.SHA256SUMS).open("a") as sums:
         sums.write(f"{digest}  {name}\n")
