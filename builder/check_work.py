@@ -15,6 +15,7 @@ from builder.fetch import ledger, shards
 from builder.resolve import visited_pages
 from builder.stamps import STAMPED, Stamps
 from sqid_lib.errors import CorruptFileError, MissingFileError, StageError
+from sqid_lib.files import part_folders
 
 
 @dataclass
@@ -71,20 +72,20 @@ def _locked(work: Path) -> Iterator[None]:
 
 def _check_records(work: Path, found: WorkFiles) -> None:
     """The SQLite files of resolve and fetch, whose rows have checksums."""
-    for stage, name, tables in (
-        ("resolve", visited_pages.NAME, visited_pages.TABLES),
-        ("fetch", ledger.NAME, ledger.TABLES),
-    ):
-        path = work / stage / name
+    records = [(work / "resolve" / visited_pages.NAME, visited_pages.TABLES)]
+    records += [(folder / ledger.NAME, ledger.TABLES) for folder in part_folders(work / "fetch")]
+    for path, tables in records:
         if path.exists():
-            found.add(stage, f"{stage}/{name}", "is damaged" if database.is_damaged(path, tables) else None)
+            name = path.relative_to(work)
+            found.add(name.parts[0], str(name), "is damaged" if database.is_damaged(path, tables) else None)
 
 
 def _check_shards(work: Path, found: WorkFiles) -> None:
     """Images, by the sha256 of each, and what embed keeps for later runs."""
-    damaged = shards.damaged_images(work / "fetch")
-    for path in sorted((work / "fetch").glob("images-*.parquet")):
-        found.add("fetch", str(path.relative_to(work)), damaged.get(path))
+    for folder in part_folders(work / "fetch"):
+        damaged = shards.damaged_images(folder)
+        for path in sorted(folder.glob("images-*.parquet")):
+            found.add("fetch", str(path.relative_to(work)), damaged.get(path))
     for path in sorted((work / "embed" / "vectors").rglob("*.parquet")):
         found.add("embed", str(path.relative_to(work)), None if _is_whole(path) else "is damaged")
 

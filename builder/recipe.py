@@ -191,6 +191,29 @@ class EncoderSettings(_Section):
     """Vectors in one file of WORK/embed: what an interrupted run loses at most, on each device."""
 
 
+class EngineSettings(_Section):
+    """[engine]: the Ray cluster of `--engine ray`. It changes nothing of a release."""
+
+    address: str = ""
+    """Address of the cluster, such as "auto" or HOST:6379; "": the environment's RAY_ADDRESS, or one on this machine
+    that ends with the stage."""
+    num_cpus: PositiveFloat = 1.0
+    """CPUs of one worker; with a whole number also the threads that its model uses."""
+    num_gpus: NonNegativeFloat = 0.0
+    """GPUs of one worker that encodes; 0.5 puts two workers on each GPU."""
+    min_workers: PositiveInt = 1
+    """Workers that are waited for: on a cluster that grows by itself, how far it grows at once."""
+    max_workers: PositiveInt | None = None
+    """Most workers; by default as many as the cluster has room for."""
+
+    @field_validator("max_workers")
+    @classmethod
+    def _most(cls, most: int | None, info: ValidationInfo) -> int | None:
+        if most is not None and most < info.data.get("min_workers", 1):
+            raise ValueError("at least engine.min_workers")
+        return most
+
+
 class ReleaseSettings(_Section):
     """[release]: what the release holds."""
 
@@ -236,6 +259,7 @@ class Recipe(_Section):
     resolve: ResolveSettings = Field(default_factory=ResolveSettings)
     fetch: FetchSettings = Field(default_factory=FetchSettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
     expect: ExpectSettings = Field(default_factory=ExpectSettings)
 

@@ -57,7 +57,7 @@ def key_of(stage: str, recipe: Recipe, stamps: Stamps) -> str | None:
         expected = {name: count for name, count in settings["expect"].items() if name != "min_images"}  # fetch's
         return _hash(files, settings["selection"], expected, schemas.fingerprint())
     if stage == "release":
-        settings = {key: value for key, value in settings.items() if key not in ("resolve", "fetch")}
+        settings = {key: value for key, value in settings.items() if key not in ("resolve", "fetch", "engine")}
         made = {name: stamp.files for name in inputs_of(stage, recipe) if (stamp := stamps.read(name))}
         return _hash(settings, made, _artifacts(recipe), schemas.fingerprint())
     return None

@@ -18,6 +18,7 @@ from sqid_lib.errors import without_secrets
 
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.parquet")
 _NUMBERED = re.compile(r"(?P<kind>[a-z]+)-(?P<number>\d{5})\.parquet")
+_FOLDER = re.compile(r"part-\d{5}")
 _PART = re.compile(r"\..+\.(?P<process>\d+)-\d+\.part")
 _BLOCK = 1 << 20  # bytes read at once: they stay in the processor's cache while they are hashed
 
@@ -77,6 +78,16 @@ def parse_numbered_name(path: str | Path) -> tuple[str, int] | None:
     """The reverse of `numbered_name`; None for any other name."""
     match = _NUMBERED.fullmatch(Path(path).name)
     return (match["kind"], int(match["number"])) if match else None
+
+
+def part_folder(folder: Path, number: int) -> Path:
+    """Where a stage keeps what one of several machines made."""
+    return folder / f"part-{number:05d}"
+
+
+def part_folders(folder: Path) -> list[Path]:
+    """The folder of a stage, which holds what was made on one machine, and those of `part_folder` in it."""
+    return [folder, *sorted(path for path in folder.glob("part-*") if _FOLDER.fullmatch(path.name) and path.is_dir())]
 
 
 def is_part(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import shlex
 import sys
@@ -24,6 +25,7 @@ EXAMPLE = """examples:
   sqid build recipe.toml --work WORK --dry-run
   sqid build recipe.toml --print-recipe
   sqid build recipe.toml --work WORK --set encoder.model=openai/clip-vit-base-patch32
+  sqid build recipe.toml --work /shared/WORK --engine ray --ray-address auto
   sqid build recipe.toml --work WORK --only fetch --retry not_found,blocked
 """
 
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--work", type=Path, metavar="WORK", help="directory for everything that is made (required)")
     add("--only", metavar="STAGE", help=f"run one stage: {', '.join(pipeline.STAGES)}")
     engines = "{" + ",".join(ENGINES) + "}"
-    add("--engine", default="local", metavar=engines, help="what runs the tasks of a stage (default local)")
+    add("--engine", default="local", metavar=engines, help="what runs the tasks of fetch and embed (default local)")
+    add("--ray-address", metavar="ADDRESS", help="the Ray cluster of --engine ray (default: one on this machine)")
     add("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override section.key=value")
     add(
         "--retry",
@@ -61,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--work is missing", expected="--work WORK, the directory for everything that is made")
     if args.check:
         return _check(args.work)
+    if args.ray_address is not None:
+        if args.engine != "ray":
+            raise UsageError("--ray-address belongs to --engine ray", got=f"--engine {args.engine}")
+        args.overrides.append(f"engine.address={json.dumps(args.ray_address)}")
     args.retry = [status for value in args.retry for status in value.split(",") if status]
     pipeline.check_names(only=args.only, engine=args.engine, retry=args.retry)
     if args.dry_run:
@@ -127,6 +134,8 @@ def _plan(args: argparse.Namespace) -> Mapping[str, str]:
 def _command(args: argparse.Namespace) -> str:
     """What to type to run the whole build again."""
     words = ["sqid", "build", args.recipe, "--work", str(args.work)]
+    if args.engine != "local":
+        words += ["--engine", args.engine]
     for override in args.overrides:
         words += ["--set", override]
     return shlex.join(words)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder.embed import vectors
-from builder.embed.inputs import TEXTS, Items, as_digests
+from builder.embed.inputs import TEXTS, Items, Numbers, as_digests
 from builder.embed.local import Local
 from builder.engines import Tick, Work
 from builder.progress import note
@@ -72,12 +72,14 @@ class EncodeTasks(Sequence[EncodeTask]):
 
     Args:
         paths: names of files that do not exist.
+        blocks: ascending; the items of one block are sorted, so that batches, and the last bits of vectors with them,
+            do not depend on where images are stored.
     """
 
     def __init__(
-        self, kind: str, missing: Items, size: int, paths: Iterator[Path], settings: Mapping[str, Any]
+        self, kind: str, missing: Items, size: int, paths: Iterator[Path], settings: Mapping[str, Any], blocks: Numbers
     ) -> None:
-        self._kind, self._items, self._size, self._settings = kind, missing, size, settings
+        self._kind, self._items, self._size, self._settings, self._blocks = kind, missing, size, settings, blocks
         self._paths = [next(paths) for _ in range(0, len(missing.values), size)]
 
     def __len__(self) -> int:
@@ -92,8 +94,10 @@ class EncodeTasks(Sequence[EncodeTask]):
             return [self[one] for one in range(*number.indices(len(self)))]
         path, start = self._paths[number], range(len(self))[number] * self._size
         values = self._items.values.slice(start, self._size).to_pylist()
-        digests = b"".join(self._items.digests.slice(start, self._size).to_pylist())
-        return EncodeTask(path, self._kind, values, digests, self._settings)
+        digests = self._items.digests.slice(start, self._size).to_pylist()
+        blocks = self._blocks[start : start + self._size].tolist()
+        _, values, digests = zip(*sorted(zip(blocks, values, digests, strict=True)), strict=True)
+        return EncodeTask(path, self._kind, values, b"".join(digests), self._settings)
 
 
 def open_backend(recipe: Recipe, work: Path, record: dict[str, Any], place: str) -> Backend:

@@ -65,7 +65,7 @@ class Local:
         return self._encoder.text_batches(texts, batch_size=size)
 
     def images(self, names: Sequence[str]) -> tuple[VectorBatches, dict[str, str]]:
-        """Images in the order of the files that store them, and the status of those that cannot be decoded.
+        """Images in the order given, and the status of those that cannot be decoded.
 
         Args:
             names: sha256 of each image.
@@ -74,7 +74,6 @@ class Local:
             CorruptFileError, SchemaError, IntegrityError: what fetch stored is damaged or not complete.
         """
         self._stored.check(names)
-        ordered = self._stored.order(names)
         failed: dict[str, str] = {}
 
         def open_image(item: tuple[str, bytes]) -> Image.Image | None:
@@ -91,10 +90,9 @@ class Local:
 
         wanted, suits = self._settings.image_batch, self._encoder.image_batch
         size = max(wanted, suits) if self._encoder.on_gpu else min(wanted, suits)
-        stored = zip(ordered, self._stored.read(ordered), strict=True)
+        stored = zip(names, self._stored.read(names), strict=True)
         vectors = self._encoder.image_batches(stored, decode=open_image, batch_size=size)
-        place = {name: row for row, name in enumerate(names)}
-        return VectorBatches(list(in_batches((place[name] for name in ordered), size)), vectors), failed
+        return VectorBatches(list(in_batches(range(len(names)), size)), vectors), failed
 
     @cached_property
     def _stored(self) -> StoredImages:

@@ -76,8 +76,14 @@ def of_other_versions(folder: Path, record: dict[str, Any]) -> list[str]:
     ]
 
 
-def settings(recipe: Recipe, record: dict[str, Any], places: Sequence[str], kind: str) -> dict[str, Any]:
-    """What vectors may depend on in their last bits, and the limits of images."""
+def settings(
+    recipe: Recipe, record: dict[str, Any], places: Sequence[str], kind: str, threads: int | None = None
+) -> dict[str, Any]:
+    """What vectors may depend on in their last bits, and the limits of images.
+
+    Args:
+        threads: of each worker on a CPU, where they are not those of this process or of one beside it.
+    """
     chosen = recipe.encoder
     made: dict[str, Any] = {"shard_rows": chosen.shard_rows}
     made |= {"text_batch": chosen.text_batch} if kind == TEXTS else {"image_batch": chosen.image_batch}
@@ -88,7 +94,7 @@ def settings(recipe: Recipe, record: dict[str, Any], places: Sequence[str], kind
     made |= {"device": places[0].partition(":")[0], "linear": record["linear"]}
     made |= {name: version for name, version in versions().items() if name not in _DECISIVE}
     if made["device"] == "cpu":
-        made["threads"] = _threads(places)
+        made["threads"] = threads or _threads(places)
     return made
 
 

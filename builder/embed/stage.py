@@ -23,7 +23,7 @@ from builder.embed.encode import Backend, EncodeTasks, OpenEncoder, open_backend
 from builder.embed.inputs import IMAGES, TEXTS, Inputs, Items, read_inputs
 from builder.embed.local import devices
 from builder.embed.vectors import Found, Vectors
-from builder.engines import Engine, Job
+from builder.engines import Job
 from builder.progress import note, progress
 from builder.recipe import Recipe
 
@@ -55,13 +55,14 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
         DiskError: no space left.
         MissingExtraError: the extra "build" is not installed.
     """
-    run = engines.find(engine)
+    engines.find(engine)
+    work = work.absolute()  # workers may have another working directory
     folder = work / "embed"
-    inputs, places = _inputs(recipe, work), _places(recipe)
+    inputs, places = _inputs(recipe, work), _places(recipe, engine)
     shards.remove_unfinished([folder, *(folder / _VECTORS).glob("*")])
     record, backend = records.find(folder / _VECTORS, recipe, places), None
     if record is None:
-        backend = _open_first(recipe, work, places, None)
+        backend = _open_first(recipe, work, places, None, engine)
         record = records.request(recipe, places) | backend.record
     planned = _plan(folder, inputs, recipe, record)
     unfinished, damaged = rows.unfinished(planned)
@@ -75,10 +76,10 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
         vectors = Vectors(home, records.limits(recipe))
         _report_damaged([path.name for path in damaged] + vectors.remove_damaged(), folder)
         found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
-        _report_reuse(recipe, record, places, vectors, found)
+        _report_reuse(recipe, record, places, engines.threads(engine, recipe.engine), vectors, found)
         if backend is not None:
             records.write(home / records.NAME, record)
-        _Encoding(run, recipe, work, places, record, backend).run(vectors, inputs, found)
+        _Encoding(engine, recipe, work, places, record, backend).run(vectors, inputs, found)
         found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
         for shard in unfinished:
             rows.write(shard, vectors, found, record["width"])
@@ -94,7 +95,7 @@ def pending(recipe: Recipe, work: Path) -> str | None:
     """
     folder = work / "embed"
     inputs = _inputs(recipe, work)
-    record = records.find(folder / _VECTORS, recipe, _places(recipe))
+    record = records.find(folder / _VECTORS, recipe, _places(recipe, "local"))
     if record is None:
         return _counts({kind: len(items.values) for kind, items in inputs.items.items()}, 0)
     if not rows.unfinished(_plan(folder, inputs, recipe, record))[0]:
@@ -107,9 +108,9 @@ def pending(recipe: Recipe, work: Path) -> str | None:
 
 @dataclass(frozen=True)
 class _Encoding:
-    """How this run encodes: by which engine, with which encoder; `backend` if one is open."""
+    """How this run encodes: by the engine of that name, with which encoder; `backend` if one is open."""
 
-    engine: Engine
+    engine: str
     recipe: Recipe
     work: Path
     places: list[str]
@@ -119,17 +120,23 @@ class _Encoding:
     def run(self, vectors: Vectors, inputs: Inputs, found: dict[str, Found]) -> None:
         """Encode what was not found, texts first."""
         kinds = [kind for kind in (TEXTS, IMAGES) if found[kind].missing.any()]
-        backend, one = self.backend, len(self.places) == 1
-        if kinds and one and backend is None:
-            backend = _open_first(self.recipe, self.work, self.places, self.record)
-        worker = OpenEncoder(self.recipe, self.work, self.record, backend if one else None)
-        for kind in kinds:
-            wanted = _select(inputs.items[kind], found[kind].missing)
-            settings = records.settings(self.recipe, self.record, self.places, kind)
-            size = self.recipe.encoder.shard_rows
-            tasks = EncodeTasks(kind, wanted, size, vectors.free_names(kind), settings)
-            with progress("embed", len(wanted.values), unit=kind.removesuffix("s")) as bar:
-                self.engine(Job(worker, tasks, self.places), bar.update)
+        if not kinds:
+            return
+        backend, here = self.backend, _in_this_process(self.places, self.engine)
+        if here and backend is None:
+            backend = _open_first(self.recipe, self.work, self.places, self.record, self.engine)
+        worker = OpenEncoder(self.recipe, self.work, self.record, backend if here else None)
+        threads = engines.threads(self.engine, self.recipe.engine)
+        with engines.find(self.engine)(self.recipe.engine) as engine:
+            for kind in kinds:
+                wanted, numbers = _select(inputs.items[kind], missing := found[kind].missing), np.flatnonzero(missing)
+                if kind == IMAGES and self.places[0] != records.REMOTE:
+                    numbers //= self.recipe.fetch.shard_rows  # as fetch stores them on one machine
+                settings = records.settings(self.recipe, self.record, self.places, kind, threads)
+                size = self.recipe.encoder.shard_rows
+                tasks = EncodeTasks(kind, wanted, size, vectors.free_names(kind), settings, numbers)
+                with progress("embed", len(wanted.values), unit=kind.removesuffix("s")) as bar:
+                    engine.run(Job(worker, tasks, self.places), bar.update)
         vectors.refresh()
 
 
@@ -146,19 +153,28 @@ def _inputs(recipe: Recipe, work: Path) -> Inputs:
     return read_inputs(recipe, work, image_name="image_url" if _is_remote(recipe) else "sha256")
 
 
-def _places(recipe: Recipe) -> list[str]:
-    return [records.REMOTE] if _is_remote(recipe) else devices(recipe.encoder.device)
+def _places(recipe: Recipe, engine: str) -> list[str]:
+    if _is_remote(recipe):
+        return [records.REMOTE]
+    if engine == "local":
+        return devices(recipe.encoder.device)
+    return ["cuda:0" if recipe.engine.num_gpus else "cpu"]  # a worker sees its own GPU as the first one
+
+
+def _in_this_process(places: list[str], engine: str) -> bool:
+    return engine == "local" and len(places) == 1
 
 
 def _is_remote(recipe: Recipe) -> bool:
     return recipe.encoder.backend == "replicate"
 
 
-def _open_first(recipe: Recipe, work: Path, places: list[str], record: dict[str, Any] | None) -> Backend:
-    """The backend on the place, or on the CPU if there are several, which are for workers in other processes."""
+def _open_first(recipe: Recipe, work: Path, places: list[str], record: dict[str, Any] | None, engine: str) -> Backend:
+    """The backend in this process: on the place, or on the CPU if the places are for workers in other processes."""
     linear = "auto" if places[0].startswith("cpu") else "plain"
     opening = record or {"revision": recipe.encoder.revision, "linear": linear}
-    return open_backend(recipe, work, opening, places[0] if len(places) == 1 else "cpu")
+    here = _in_this_process(places, engine) or places[0] == records.REMOTE
+    return open_backend(recipe, work, opening, places[0] if here else "cpu")
 
 
 # -- what is reported -----------------------------------------------------------------------------------------------
@@ -184,14 +200,19 @@ def _report_damaged(names: list[str], folder: Path) -> None:
 
 
 def _report_reuse(
-    recipe: Recipe, record: dict[str, Any], places: list[str], vectors: Vectors, found: dict[str, Found]
+    recipe: Recipe,
+    record: dict[str, Any],
+    places: list[str],
+    threads: int | None,
+    vectors: Vectors,
+    found: dict[str, Found],
 ) -> None:
     missing, reused = _count(found)
     note(f"embed: {_counts(missing, reused)}")
     other: Counter[str] = Counter()
     differing = 0
     for kind, of_kind in found.items():
-        now = records.settings(recipe, record, places, kind)
+        now = records.settings(recipe, record, places, kind, threads)
         for made, count in vectors.settings(kind, of_kind):
             names = [name for name in made.keys() | now.keys() if made.get(name) != now.get(name)]
             names = [name for name in names if name not in _EXACT]

@@ -1,9 +1,11 @@
-"""The images that fetch stored, by the sha256 of their bytes, read one file after another."""
+"""The images that fetch stored, by the sha256 of their bytes, read one row group after another."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,17 @@ from numpy.typing import NDArray
 
 from builder.embed.inputs import DIGEST, as_digests
 from sqid_lib import schemas
+from sqid_lib.encoders.batching import in_batches
 from sqid_lib.errors import CorruptFileError, IntegrityError, SchemaError
-from sqid_lib.files import parse_numbered_name
+from sqid_lib.files import parse_numbered_name, part_folders
 
 _KIND = "images"  # in the names of files
+_AT_ONCE = 1_000  # images in memory
 _AGAIN = "Move the file away and run the fetch stage again."
 
 
 class StoredImages:
-    """In which file of `folder` each image is; only digests are kept in memory, 32 bytes an image.
+    """In which row group of the files below `folder` each image is; only digests are kept in memory, 32 bytes an image.
 
     Raises:
         CorruptFileError, SchemaError: a file cannot be read or has other columns.
@@ -30,9 +34,16 @@ class StoredImages:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        names = {path: parse_numbered_name(path) for path in sorted(folder.glob("*"))}
-        self._files = [path for path, name in names.items() if name and name[0] == _KIND]
-        digests = [_digests(_read(path, ["sha256"])["sha256"].to_pylist()) for path in self._files]
+        self._groups: list[tuple[Path, int]] = []  # a file, and the number of a row group in it
+        digests = []
+        for path in (path for part in part_folders(folder) for path in sorted(part.glob("*"))):
+            name = parse_numbered_name(path)
+            if name is None or name[0] != _KIND:
+                continue
+            with _open(path) as file:
+                for group in range(file.num_row_groups):
+                    self._groups.append((path, group))
+                    digests.append(_digests(_read(path, file, group, ["sha256"])["sha256"].to_pylist()))
         self._stored = pa.chunked_array(digests, DIGEST).combine_chunks()
         self._starts = np.cumsum([0, *map(len, digests)])
 
@@ -47,30 +58,23 @@ class StoredImages:
                 fix="Run the fetch stage again.",
             )
 
-    def order(self, sha256s: Sequence[str]) -> list[str]:
-        """The images in the order of files, so that `read` opens each file once."""
-        return [sha256 for _, sha256 in sorted(zip(self._numbers(sha256s).tolist(), sha256s, strict=True))]
-
-    def read(self, ordered: Sequence[str]) -> Iterator[bytes]:
-        """The bytes of each image; at most one file is in memory.
+    def read(self, sha256s: Sequence[str]) -> Iterator[bytes]:
+        """The bytes of each image; a thousand are in memory, for which each row group is read once.
 
         Raises:
             CorruptFileError: the bytes are not those that fetch stored.
         """
-        current = -1
-        stored: dict[str, pa.Scalar] = {}
-        for sha256, number in zip(ordered, self._numbers(ordered).tolist(), strict=True):
-            if number != current:
-                current, stored = number, {}
-                table = _read(self._files[number], schemas.IMAGES_SCHEMA.names)
-                stored = dict(zip(table["sha256"].to_pylist(), table["image"], strict=True))
-            image: bytes = stored[sha256].as_py()
-            if hashlib.sha256(image).hexdigest() != sha256:
-                raise CorruptFileError("an image is not that of its sha256", where=self._files[number], fix=_AGAIN)
-            yield image
+        for names in in_batches(sha256s, _AT_ONCE):
+            images: dict[str, bytes] = {}
+            numbers = self._numbers(names)
+            for number in np.unique(numbers).tolist():
+                path, group = self._groups[number]
+                wanted = {name for name, of in zip(names, numbers.tolist(), strict=True) if of == number}
+                images |= _read_images(path, group, wanted)
+            yield from (images[name] for name in names)
 
     def _numbers(self, sha256s: Sequence[str]) -> NDArray[np.int64]:
-        """The number of the first file that has each image, −1 where none has."""
+        """The number of the first row group that has each image, −1 where none has."""
         at = pc.fill_null(pc.index_in(_digests(sha256s), value_set=self._stored), -1).to_numpy(zero_copy_only=False)
         return np.where(at < 0, -1, np.searchsorted(self._starts, at, side="right") - 1)
 
@@ -79,11 +83,28 @@ def _digests(sha256s: Sequence[str]) -> pa.Array:
     return as_digests(bytes.fromhex("".join(sha256s)))
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        table = pq.read_table(path, columns=columns, memory_map=False)
+        with pq.ParquetFile(path, memory_map=False) as file:
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise CorruptFileError(f"cannot be read: {error}", where=path, fix=_AGAIN) from error
+
+
+def _read_images(path: Path, group: int, wanted: AbstractSet[str]) -> dict[str, bytes]:
+    """Some images of a row group, each checked."""
+    with _open(path) as file:
+        table = _read(path, file, group, schemas.IMAGES_SCHEMA.names)
+    stored = zip(table["sha256"].to_pylist(), table["image"], strict=True)
+    images = {sha256: image.as_py() for sha256, image in stored if sha256 in wanted}
+    if any(hashlib.sha256(image).hexdigest() != sha256 for sha256, image in images.items()):
+        raise CorruptFileError("an image is not that of its sha256", where=path, fix=_AGAIN)
+    return images
+
+
+def _read(path: Path, file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+    table = file.read_row_group(group, columns)
     wanted = pa.schema([schemas.IMAGES_SCHEMA.field(name) for name in columns])
     if table.column_names != columns:
         raise SchemaError("columns are missing", where=path, expected=columns, got=table.column_names)

@@ -76,6 +76,13 @@ class Earlier:
         """URLs that are tried again, for whatever reason."""
         return [*self.may_pass, *self.changed, *self.asked]
 
+    def add(self, other: Earlier) -> None:
+        """Take in what was left in another folder."""
+        self.ok, self.failed = self.ok + other.ok, self.failed + other.failed
+        self.may_pass += other.may_pass
+        self.changed += other.changed
+        self.asked += other.asked
+
 
 def earlier(outcomes: Iterable[Outcome | None], limits: FetchSettings, retry: Sequence[str]) -> Earlier:
     """Sort the outcomes that there are by what happens to them now."""

@@ -1,20 +1,33 @@
-"""One task of fetch: a folder gets an outcome for each of its URLs, and shards of the images."""
+"""One task of fetch: a folder gets an outcome for each of its URLs, and shards of the images.
+
+On several machines the URLs of a host are in one partition, which alone asks it: the limits of a host, its Retry-After
+and its failures hold over the whole cluster. The requests at once are shared out among the partitions.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from builder.database import reporting_disk_errors
 from builder.engines import Tick, Work
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.shards import DamagedError, assemble, recover
+from builder.http.mirrors import authority, mirrored
 from builder.recipe import FetchSettings
 from sqid_lib.errors import DiskError
+from sqid_lib.files import part_folder
 
 _BATCH = 4_096  # URLs looked up at once
 _ROUNDS = 3  # of downloading what was found damaged on disk
@@ -26,6 +39,65 @@ class Partition:
 
     folder: Path
     urls: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.folder.name} with {len(self.urls):,} URLs"
+
+
+class Partitions(Sequence[Partition]):
+    """The partitions, each made when it is asked for.
+
+    Args:
+        folders: of the partitions.
+        urls: of all partitions, in the order that their images have.
+        numbers: of the partition of each URL.
+    """
+
+    def __init__(self, folders: Sequence[Path], urls: Sequence[str], numbers: NDArray[np.int32]) -> None:
+        self._folders, self._urls, self._numbers = folders, pa.array(urls, pa.large_string()), numbers
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    @overload
+    def __getitem__(self, number: int) -> Partition: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Partition]: ...
+    def __getitem__(self, number: int | slice) -> Partition | Sequence[Partition]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        folder, rows = self._folders[number], self._numbers == range(len(self))[number]
+        return Partition(folder, self._urls.filter(pa.array(rows)).to_pylist())
+
+
+def partitions(
+    folders: Sequence[Path], urls: Sequence[str], done: Mapping[str, int], limits: FetchSettings, machines: int
+) -> tuple[Partitions, FetchSettings]:
+    """The partitions of all URLs, and the limits of each of them.
+
+    Args:
+        folders: those there are; the first is that of the stage.
+        done: URL → number of the folder where its outcome is.
+    """
+    parts = share_out((url for url in urls if url not in done), limits, min(machines, limits.concurrency))
+    at_once = len(set(parts.values()))
+    places = [folders[0]] if at_once <= 1 else [part_folder(folders[0], part) for part in range(at_once)]
+    folders = list(dict.fromkeys([*folders, *places]))
+    place = [folders.index(folder) for folder in places]
+    numbers = (done[url] if url in done else place[parts[url]] for url in urls)
+    tasks = Partitions(folders, urls, np.fromiter(numbers, np.int32, len(urls)))
+    return tasks, limits.model_copy(update={"concurrency": limits.concurrency // max(1, at_once)})
+
+
+def share_out(urls: Iterable[str], limits: FetchSettings, parts: int) -> dict[str, int]:
+    """URL → number of its partition, of at most `parts`: a host's URLs are in one, and all have about as many."""
+    hosts = [(url, authority(mirrored(url, limits.mirrors))) for url in urls]
+    loads = [(0, part) for part in range(parts)]
+    part_of = {}
+    for host, count in Counter(host for _, host in hosts).most_common():
+        load, part_of[host] = loads[0]
+        heapq.heapreplace(loads, (load + count, part_of[host]))
+    return {url: part_of[host] for url, host in hosts}
 
 
 @contextmanager
@@ -45,7 +117,7 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
     """
     for _ in range(_ROUNDS):
         with Ledger(partition.folder) as ledger:
-            todo = [url for url, outcome in outcomes(ledger, partition.urls) if outcome is None]
+            todo = [url for url, outcome in outcomes([ledger], partition.urls) if outcome is None]
             if todo:
                 from builder.fetch.download import download  # its packages are not needed where all is done
                 from builder.fetch.open_files import fit_open_files
@@ -56,17 +128,19 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
     raise DiskError("images read back differ from what was written", where=partition.folder, fix="Check the disk.")
 
 
-def outcomes(ledger: Ledger, urls: Sequence[str]) -> Iterator[tuple[str, Outcome | None]]:
-    """Each URL with its outcome, if it has one."""
+def outcomes(ledgers: Sequence[Ledger], urls: Sequence[str]) -> Iterator[tuple[str, Outcome | None]]:
+    """Each URL with its outcome, if one of the ledgers has it."""
     for start in range(0, len(urls), _BATCH):
         batch = urls[start : start + _BATCH]
-        found = ledger.look_up(batch)
+        found: dict[str, Outcome] = {}
+        for ledger in ledgers:
+            found |= ledger.look_up([url for url in batch if url not in found])
         yield from ((url, found.get(url)) for url in batch)
 
 
 def _assemble(limits: FetchSettings, partition: Partition, ledger: Ledger) -> bool:
     """Write the shards; returns whether all images were sound, and forgets those that were not."""
-    sha256s = dict.fromkeys(o.sha256 for _, o in outcomes(ledger, partition.urls) if o and o.sha256)
+    sha256s = dict.fromkeys(o.sha256 for _, o in outcomes([ledger], partition.urls) if o and o.sha256)
     try:
         with reporting_disk_errors(partition.folder):
             assemble(partition.folder, ledger, list(sha256s), limits.shard_rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from builder import engines
 from builder.database import query_copy, reporting_disk_errors
 from builder.engines import Job
 from builder.fetch.failures import Earlier, earlier, losses
-from builder.fetch.ledger import Ledger, Outcome
-from builder.fetch.partition import Partition, open_downloader, outcomes
+from builder.fetch.ledger import NAME, Ledger, Outcome
+from builder.fetch.partition import open_downloader, outcomes, partitions
 from builder.fetch.shards import recover
 from builder.progress import note, progress
-from builder.recipe import Recipe
+from builder.recipe import FetchSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, unknown_name
-from sqid_lib.files import replacing
+from sqid_lib.files import part_folders, replacing
 from sqid_lib.tables.reader import open_parquet, reporting
 
 _FOLDER = "fetch"
@@ -43,7 +44,8 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
     Args:
         recipe: `[fetch]` holds the limits, mirrors and allowed hosts.
         work: reads resolve/urls.parquet; writes fetch/outcomes.parquet (`schemas.OUTCOMES_SCHEMA`, a row per product:
-            main, and supp with `selection.embed_supp`) and fetch/images-*.parquet (`schemas.IMAGES_SCHEMA`).
+            main, and supp with `selection.embed_supp`) and fetch/images-*.parquet (`schemas.IMAGES_SCHEMA`), which are
+            in fetch/part-*/ where several machines fetched from several hosts.
         retry: statuses of earlier failures to try again, of `schemas.RETRIABLE["fetch"]`.
         engine: of `builder.engines.ENGINES`.
 
@@ -59,21 +61,42 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
         StageError: the ledger is in use by another build.
         SourceError: resolve/urls.parquet is missing or damaged.
     """
-    run = engines.find(engine)
+    engines.find(engine)
     _check_retry(retry)
+    work = work.absolute()  # workers may have another working directory
     folder = work / _FOLDER
     urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
-    with Ledger(folder, check=True) as ledger:
-        recover(folder, ledger)
-        before = earlier((outcome for _, outcome in outcomes(ledger, urls)), recipe.fetch, retry)
-        ledger.forget_urls(before.again)
+    folders = part_folders(folder)
+    before, done = _earlier_runs(folders, urls, recipe.fetch, retry)
     _say_again(before)
-    with progress(_FOLDER, len(urls), before.done, failed=before.failed) as bar:
-        run(Job(partial(open_downloader, recipe.fetch), [Partition(folder, urls)]), bar.update)
-    with Ledger(folder) as ledger:
-        _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledger)
-        _check_losses(recipe, (outcome for _, outcome in outcomes(ledger, urls)))
+    with (
+        engines.find(engine if len(done) < len(urls) else "local")(recipe.engine) as running,
+        progress(_FOLDER, len(urls), before.done, failed=before.failed) as bar,
+    ):
+        tasks, limits = partitions(folders, urls, done, recipe.fetch, running.machines)
+        running.run(Job(partial(open_downloader, limits), tasks, whole_machine=True), bar.update)
+    with ExitStack() as stack:
+        ledgers = [stack.enter_context(Ledger(folder)) for folder in part_folders(folder)]
+        _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledgers)
+        _check_losses(recipe, (outcome for _, outcome in outcomes(ledgers, urls)))
     return len(urls) - before.done
+
+
+def _earlier_runs(
+    folders: Sequence[Path], urls: Sequence[str], limits: FetchSettings, retry: Sequence[str]
+) -> tuple[Earlier, dict[str, int]]:
+    """What earlier runs left after their damage was repaired, and URL → number of the folder where it is done."""
+    before, done = Earlier(), dict[str, int]()
+    for number, folder in enumerate(folders):
+        with Ledger(folder, check=True) as ledger:
+            recover(folder, ledger)
+            found = [(url, outcome) for url, outcome in outcomes([ledger], urls) if outcome and url not in done]
+            here = earlier((outcome for _, outcome in found), limits, retry)
+            ledger.forget_urls(here.again)
+        again = set(here.again)
+        done |= {url: number for url, _ in found if url not in again}
+        before.add(here)
+    return before, done
 
 
 def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None:
@@ -83,7 +106,8 @@ def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None
     """
     _check_retry(retry)
     urls = dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch))
-    rows = query_copy(work / _FOLDER / "ledger.sqlite", "SELECT * FROM outcomes")
+    ledgers = [folder / NAME for folder in part_folders(work / _FOLDER)]
+    rows = (row for ledger in ledgers for row in query_copy(ledger, "SELECT * FROM outcomes"))
     outcomes = (Outcome(*row[: len(Outcome._fields)]) for row in rows if row[0] in urls)  # the checksum is left out
     before = earlier(outcomes, recipe.fetch, retry)
     left = len(urls) - before.done
@@ -143,21 +167,22 @@ def _wanted(products: pa.RecordBatch) -> list[str]:
     return urls
 
 
-def _write_outcomes(path: Path, products: Iterable[pa.RecordBatch], ledger: Ledger) -> None:
+def _write_outcomes(path: Path, products: Iterable[pa.RecordBatch], ledgers: Sequence[Ledger]) -> None:
     with (
         reporting_disk_errors(path),
         replacing(path) as part,
         pq.ParquetWriter(part, schemas.OUTCOMES_SCHEMA) as writer,
     ):
         for batch in products:
-            writer.write_batch(_with_outcomes(batch, ledger))
+            writer.write_batch(_with_outcomes(batch, ledgers))
 
 
-def _with_outcomes(products: pa.RecordBatch, ledger: Ledger) -> pa.RecordBatch:
-    found = ledger.look_up(list(set(_wanted(products))))
+def _with_outcomes(products: pa.RecordBatch, ledgers: Sequence[Ledger]) -> pa.RecordBatch:
+    found = dict(outcomes(ledgers, list(set(_wanted(products)))))
     columns: dict[str, list[Any]] = {name: [] for name in schemas.OUTCOMES_SCHEMA.names[3:]}
     for url, resolved in zip(*(products[c].to_pylist() for c in ("image_url", "image_status")), strict=True):
         outcome = found[url] if resolved in schemas.EMBEDDED_STATUSES else _NOT_FETCHED
+        assert outcome is not None, "every partition is complete"
         columns["image_status"].append(resolved if outcome.status == schemas.OK else outcome.status)
         for name in schemas.OUTCOMES_SCHEMA.names[4:]:
             columns[name].append(getattr(outcome, name))

@@ -102,6 +102,7 @@ def write(release: Path, recipe: Recipe, statistics: Statistics, *, revision: st
         CorruptFileError: a parquet file of the release cannot be read.
     """
     settings = public(recipe.to_dict())
+    del settings["engine"]  # it changes nothing of a release
     settings["selection"]["labels"] = recipe.selection.gains  # a table; `public` would drop some names from it
     manifest = Manifest(
         name=recipe.name,

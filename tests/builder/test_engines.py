@@ -15,6 +15,7 @@ import pytest
 
 from builder import engines
 from builder.engines import ENGINES, Job, Tick, Work
+from builder.recipe import EngineSettings
 from sqid_lib.errors import EncoderError, StageError, UsageError
 
 
@@ -44,7 +45,8 @@ def open_writer(folder: Path, place: str) -> Iterator[Work[str]]:
 def run(folder: Path, tasks: list[str], *places: str) -> int:
     ticks: list[tuple[int, int]] = []
     job = Job(partial(open_writer, folder), tasks, places)
-    engines.find("local")(job, lambda units, failed=0: ticks.append((units, failed)))
+    with engines.find("local")(EngineSettings()) as engine:
+        engine.run(job, lambda units, failed=0: ticks.append((units, failed)))
     assert set(ticks) <= {(1, 0), (2, 1)}
     return sum(units for units, _ in ticks)
 
@@ -83,7 +85,8 @@ def test_each_task_is_read_once_when_it_is_its_turn(tmp_path: Path, places: tupl
             assert len(read) <= len(list(tmp_path.glob("task-*"))) + len(places)
             return TASKS[number]
 
-    engines.find("local")(Job(partial(open_writer, tmp_path), Lazy(), places), lambda *_: None)
+    with engines.find("local")(EngineSettings()) as engine:
+        engine.run(Job(partial(open_writer, tmp_path), Lazy(), places), lambda *_: None)
     assert read[: len(TASKS)] == list(range(len(TASKS)))
 
 

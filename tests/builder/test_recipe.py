@@ -158,7 +158,8 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
 def test_plain_values_for_the_manifest(tmp_path: Path) -> None:
     values = recipe.load(write(tmp_path, MINIMAL + "[selection.labels]\nexact = 1\n")).to_dict()
     assert list(values) == [
-        *("name", "version", "esci", "selection", "artifacts", "resolve", "fetch", "encoder", "release", "expect")
+        *("name", "version", "esci", "selection", "artifacts", "resolve", "fetch", "encoder"),
+        *("engine", "release", "expect"),
     ]
     assert values["selection"] == {
         "version": "small",
@@ -326,6 +327,7 @@ def test_the_schema_documents_every_key() -> None:
     assert {name for name, stated in keys() if "default" not in stated} == {
         *("SQID recipe.name", "SQID recipe.version", "Esci.path", "Artifacts.path"),
         *("Expect.products", "Expect.queries", "Expect.judgments", "Expect.supp", "Expect.min_images"),
+        "Engine.max_workers",
     }
     fetch = SCHEMA["$defs"]["FetchSettings"]["properties"]
     assert fetch["timeout"]["default"] == 60.0 and "seconds" in fetch["timeout"]["description"]

@@ -311,7 +311,7 @@ def test_retrying_what_is_not_a_failure_is_wrong_usage(server: LoopbackServer, t
 
 
 def test_an_unknown_engine_is_wrong_usage(server: LoopbackServer, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown engine.*expected local.*got 'steam'"):
+    with pytest.raises(UsageError, match=r"unknown engine.*expected local or ray.*got 'steam'"):
         fetch(recipe(server), resolved(tmp_path, numbered(1)), engine="steam")
     assert not (tmp_path / "fetch").exists()
 
