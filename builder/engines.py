@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -228,6 +229,7 @@ def _received(requests: IO[bytes]) -> Iterator[Any]:
 
 # -- Ray: the tasks are the rows of a Dataset that an actor pool maps; Ray places, restarts and retries ---------------
 
+_ANSWERS = 10.0  # seconds within which a cluster answers
 _ENDS = 3  # workers that may end while they do one task
 _TICKS = 0.5  # seconds between two reports of progress
 _TASK, _ERROR = "task", "error"  # columns of the dataset, before and after
@@ -271,6 +273,12 @@ def _connected_to_ray(settings: EngineSettings) -> Iterator[int]:
 def _start_ray(address: str) -> None:
     import ray
 
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:  # Ray would wait for minutes
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWERS).close()
+        except OSError as error:
+            raise ConnectionError(f"no answer: {error.strerror or error}") from error
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     descriptor = os.dup(2)
     try:
@@ -328,10 +336,10 @@ def _run_on_ray(settings: EngineSettings, job: Job[Any], tick: Tick) -> None:
         initial_size=max(least, min(most, room)),
         max_tasks_in_flight_per_actor=1,  # a task waits for a free worker, not for one that is busy
     )
-    context = ray.data.DataContext.get_current().copy()
+    context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # more workers when all have a task
-    with ray.data.DataContext.current(context), _reporting_board(board, tick):
+    with _reporting_board(board, tick):
         numbers = ray.data.from_items([{_TASK: number} for number in range(tasks)], override_num_blocks=tasks)
         done = numbers.map_batches(
             _RayWorker,

@@ -1,0 +1,64 @@
+"""builder.embed.stored_images: images by their sha256, wherever fetch stored them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from builder.embed import stored_images
+from builder.embed.stored_images import StoredImages
+from sqid_lib import schemas
+from sqid_lib.errors import CorruptFileError, IntegrityError, SchemaError
+
+IMAGES = {hashlib.sha256(data).hexdigest(): data for data in (f"image {n}".encode() for n in range(40))}
+
+
+def store(path: Path, names: list[str], schema: pa.Schema = schemas.IMAGES_SCHEMA) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"sha256": name, "image": IMAGES[name]} for name in names]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=7)
+
+
+def test_images_of_one_machine_and_of_several_are_read_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_images, "_AT_ONCE", 9)
+    names = [*IMAGES]
+    store(tmp_path / "images-00000.parquet", names[:10])
+    store(tmp_path / "images-00001.parquet", names[10:12])
+    store(tmp_path / "part-00000" / "images-00000.parquet", names[12:30])
+    store(tmp_path / "part-00003" / "images-00000.parquet", names[25:])  # some are stored twice
+    (tmp_path / "part-00003" / ".images-00001.parquet.1-1.part").write_bytes(b"unfinished")
+    (tmp_path / "partial").mkdir()
+    stored = StoredImages(tmp_path)
+    stored.check(names)
+    random.Random(1).shuffle(names)
+    assert [*stored.read(names)] == [IMAGES[name] for name in names]
+    with pytest.raises(IntegrityError, match="1 images that outcomes"):
+        stored.check([*names, "0" * 64])
+
+
+def test_without_files_nothing_is_stored(tmp_path: Path) -> None:
+    StoredImages(tmp_path).check([])
+
+
+def test_damage_is_reported(tmp_path: Path) -> None:
+    names = [*IMAGES]
+    path = tmp_path / "part-00000" / "images-00000.parquet"
+    store(path, names)
+    stored = StoredImages(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"image 3", b"image X"))
+    with pytest.raises(CorruptFileError, match="not that of its sha256"):
+        list(stored.read(names))
+    path.write_bytes(b"PAR1")
+    with pytest.raises(CorruptFileError, match="cannot be read"):
+        StoredImages(tmp_path)
+    pq.write_table(pa.table({"sha256": names, "other": names}), path)
+    stored = StoredImages(tmp_path)
+    with pytest.raises(SchemaError, match="columns are missing"):
+        list(stored.read(names[:1]))

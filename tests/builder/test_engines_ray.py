@@ -1,0 +1,324 @@
+"""builder.engines with Ray: a cluster of three machines with one CPU each, which are processes here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("ray")
+
+from embed_work import contents, make_work
+from encoder_fixtures import write_clip
+from fetch_fixtures import resolved
+from hostile_server import STATIC, LoopbackServer, Request, answer, jpeg
+
+from builder import engines
+from builder.check_work import check_work
+from builder.embed import embed
+from builder.engines import Engine, Job, Tick, Work
+from builder.fetch import fetch
+from builder.fetch.stage import pending as fetch_pending
+from builder.recipe import EncoderSettings, EngineSettings, EsciSettings, FetchSettings, Recipe
+from sqid_lib import schemas
+from sqid_lib.errors import EncoderError, MissingExtraError, StageError
+
+MACHINES = 3
+# of Ray's own settings, whenever they are made
+pytestmark = pytest.mark.filterwarnings("ignore:`.*` is deprecated:DeprecationWarning:ray.data.context")
+
+
+def test_a_cluster_that_does_not_answer_is_reported() -> None:
+    with (
+        pytest.raises(StageError, match=r"127\.0\.0\.1:9: the Ray cluster failed"),
+        engines.find("ray")(EngineSettings(address="127.0.0.1:9")),
+    ):
+        pass
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"'ray'.*sqid\[ray\]"), engines.find("ray")(EngineSettings()):
+        pass
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", engines.import_path())
+        running = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        for _ in range(MACHINES):
+            running.add_node(wait=False, num_cpus=1)
+        running.wait_for_nodes()
+        try:
+            yield running
+        finally:
+            running.shutdown()
+
+
+@pytest.fixture
+def settings(cluster: Any) -> EngineSettings:
+    return EngineSettings(address=cluster.address)
+
+
+@pytest.fixture(scope="module")
+def engine(cluster: Any) -> Iterator[Engine]:
+    """One connection for the tests that run jobs; later ones use it too."""
+    with engines.find("ray")(EngineSettings(address=cluster.address)) as engine:
+        assert engine.machines == MACHINES
+        yield engine
+
+
+@contextmanager
+def open_writer(folder: Path, place: str) -> Iterator[Work[str]]:
+    """Does a task by writing a file; notes each try. A few tasks misbehave."""
+
+    def write(task: str, tick: Tick) -> None:
+        with (folder / "tries").open("a") as tries:
+            tries.write(f"{task}\n")
+        if task == "fails":
+            raise EncoderError("it failed", where=task, got=place, fix="Try again.")
+        if task == "breaks":
+            raise RuntimeError("unexpected")
+        if task == "kills" or (task == "kills once" and not (folder / "killed").exists()):
+            (folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdout.write("noise on standard output")
+        time.sleep(0.05)
+        (folder / task).write_text(place)
+        tick(1)
+        tick(2, 1)
+
+    yield write
+
+
+def run(folder: Path, engine: Engine, tasks: list[str]) -> tuple[int, int]:
+    ticks: list[tuple[int, int]] = []
+    engine.run(Job(partial(open_writer, folder), tasks), lambda units, failed=0: ticks.append((units, failed)))
+    return sum(units for units, _ in ticks), sum(failed for _, failed in ticks)
+
+
+def tries(folder: Path) -> Counter[str]:
+    return Counter((folder / "tries").read_text().splitlines())
+
+
+TASKS = [f"task-{n}" for n in range(6)]
+
+
+def test_tasks_are_done_once_and_a_killed_worker_costs_its_task_a_try(
+    tmp_path: Path, engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tasks = ["kills once", *TASKS]
+    assert run(tmp_path, engine, tasks) == (3 * len(tasks), len(tasks))
+    assert tries(tmp_path) == {**dict.fromkeys(TASKS, 1), "kills once": 2}
+    assert {(tmp_path / task).read_text() for task in tasks} == {"cpu"}
+    assert capfd.readouterr() == ("", "ray: a worker ended; kills once is begun again\n")
+
+
+def test_without_tasks_no_worker_starts(tmp_path: Path, engine: Engine) -> None:
+    assert run(tmp_path, engine, []) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message", "times"),
+    [
+        ("fails", EncoderError, r"^fails: it failed; got cpu\. Try again\.$", 1),
+        ("breaks", StageError, "^a worker failed: RuntimeError: unexpected$", 1),
+        pytest.param(
+            *("kills", StageError, "^kills: 3 workers ended while they did this task.*kept", 3), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_an_error_ends_the_run_and_names_the_task(
+    tmp_path: Path, engine: Engine, task: str, error: type[Exception], message: str, times: int
+) -> None:
+    with pytest.raises(error, match=message):
+        run(tmp_path, engine, [task])
+    assert tries(tmp_path) == {task: times}
+
+
+@pytest.mark.slow
+def test_a_killed_machine_costs_its_task_a_try(tmp_path: Path, engine: Engine, cluster: Any) -> None:
+    tasks = [f"{n}" for n in range(60)]
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run, tmp_path, engine, tasks)
+        while not (tmp_path / "tries").exists() and not running.done():
+            time.sleep(0.01)
+        replace_a_machine(cluster)
+        assert running.result()[0] >= 3 * len(tasks)
+    assert all((tmp_path / task).exists() for task in tasks)
+    assert len(tasks) <= sum(tries(tmp_path).values()) <= len(tasks) + MACHINES
+
+
+def replace_a_machine(cluster: Any) -> None:
+    cluster.remove_node(list(cluster.worker_nodes)[-1], allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+
+
+# -- embed ------------------------------------------------------------------------------------------------------------
+
+
+def test_embed_writes_the_bytes_of_one_machine(
+    tmp_path: Path, settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    encoder = EncoderSettings(model=str(write_clip(tmp_path / "clip")), shard_rows=4, image_batch=2, text_batch=2)
+    recipe = Recipe(name="t", version="1", esci=EsciSettings(path="."), encoder=encoder, engine=settings)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker with one CPU
+    try:
+        here, there = (make_work(tmp_path / name) for name in ("here", "there"))
+        embed(recipe, here)
+        embed(recipe, there, engine="ray")
+    finally:
+        torch.set_num_threads(before)
+    assert contents(there) == contents(here)
+
+
+# -- fetch ------------------------------------------------------------------------------------------------------------
+
+HOSTS, IMAGES = 5, 20
+PER_HOST, AT_ONCE = 2, 6
+
+
+class Shop:
+    """Hosts that count the requests that they, and all together, answer at once; every seventh image is missing."""
+
+    def __init__(self) -> None:
+        self.busy: Counter[Any] = Counter()
+        self.most: Counter[Any] = Counter()
+        self.servers = [LoopbackServer(partial(self._answer, host)) for host in range(HOSTS)]
+
+    async def _answer(self, host: int, request: Request, writer: asyncio.StreamWriter) -> None:
+        for key in (host, "all"):  # one thread a server: the sum may be a little off, never too high for long
+            self.busy[key] += 1
+            self.most[key] = max(self.most[key], self.busy[key])
+        await asyncio.sleep(0.02)
+        number = int(request.path.strip("/").removesuffix(".jpg"))
+        for key in (host, "all"):
+            self.busy[key] -= 1
+        writer.write(STATIC["/404"] if number % 7 == 6 else answer(jpeg(HOSTS * number + host)))
+
+    def recipe(self, settings: EngineSettings) -> Recipe:
+        limits = FetchSettings(
+            mirrors={f"https://{host}.example/": f"{server.origin}/" for host, server in enumerate(self.servers)},
+            allow_hosts=tuple(f"127.0.0.1:{server.port}" for server in self.servers),
+            concurrency=AT_ONCE,
+            per_host=PER_HOST,
+            shard_rows=10,
+        )
+        return Recipe(name="t", version="1", esci=EsciSettings(path="."), fetch=limits, engine=settings)
+
+    def hits(self) -> Counter[tuple[int, str]]:
+        return Counter((host, request.path) for host, server in enumerate(self.servers) for request in server.requests)
+
+
+URLS = [f"https://{host}.example/{number}.jpg" for number in range(IMAGES) for host in range(HOSTS)]
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    shop = Shop()
+    with contextlib.ExitStack() as stack:
+        for server in shop.servers:
+            stack.enter_context(server)
+        yield shop
+
+
+def images(work: Path) -> dict[str, bytes]:
+    tables = [pq.read_table(path) for path in (work / "fetch").rglob("images-*.parquet")]
+    rows = pa.concat_tables(tables).to_pylist()
+    assert all(hashlib.sha256(row["image"]).hexdigest() == row["sha256"] for row in rows)
+    return {row["sha256"]: row["image"] for row in rows}
+
+
+def test_fetch_asks_each_host_from_one_machine(tmp_path: Path, settings: EngineSettings, shop: Shop) -> None:
+    here, there = (resolved(tmp_path / name, *URLS) for name in ("here", "there"))
+    assert fetch(shop.recipe(settings), there, engine="ray") == len(URLS)
+    assert shop.hits() == {(host, f"/{number}.jpg"): 1 for host in range(HOSTS) for number in range(IMAGES)}
+    assert max(shop.most[host] for host in range(HOSTS)) <= PER_HOST
+    assert 2 < shop.most["all"] <= AT_ONCE
+    parts = sorted(path.parent.name for path in (there / "fetch").glob("part-*/images-00000.parquet"))
+    assert parts == [f"part-{number:05d}" for number in range(MACHINES)]
+    assert fetch(shop.recipe(settings), there) == 0  # what several machines did is done for one
+    assert sum(shop.hits().values()) == len(URLS)
+    fetch(shop.recipe(settings), here)
+    outcomes = [(work / "fetch" / "outcomes.parquet").read_bytes() for work in (here, there)]
+    assert outcomes[0] == outcomes[1]
+    assert images(here) == images(there)
+    assert not fetch_pending(shop.recipe(settings), there)
+    assert not check_work(there).damaged
+
+
+@pytest.mark.slow
+def test_a_machine_killed_in_fetch_repeats_the_requests_in_flight(
+    tmp_path: Path, settings: EngineSettings, shop: Shop, cluster: Any
+) -> None:
+    work = resolved(tmp_path, *URLS)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(fetch, shop.recipe(settings), work, engine="ray")
+        while sum(shop.hits().values()) < 20 and not running.done():
+            time.sleep(0.01)
+        replace_a_machine(cluster)
+        assert running.result() == len(URLS)
+    assert set(shop.hits()) == {(host, f"/{number}.jpg") for host in range(HOSTS) for number in range(IMAGES)}
+    assert sum(shop.hits().values()) <= len(URLS) + AT_ONCE
+    assert pq.read_table(work / "fetch/outcomes.parquet")["image_status"].to_pylist() == [
+        "not_found" if int(url.rsplit("/", 1)[1].removesuffix(".jpg")) % 7 == 6 else schemas.OK for url in URLS
+    ]
+
+
+# -- a cluster of our own -------------------------------------------------------------------------------------------
+
+
+def descendants(process: int) -> set[int]:
+    children = Path(f"/proc/{process}/task/{process}/children")
+    try:
+        direct = {int(word) for word in children.read_text().split()}
+    except (OSError, ValueError):
+        return set()
+    return direct.union(*(descendants(child) for child in direct))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are listed in /proc")
+def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "builder", "build", "demo", "--work", str(tmp_path), "--engine", "ray"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = engines.import_path()
+    started: set[int] = set()
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, process_group=0) as build:
+        assert build.stderr is not None
+        for line in build.stderr:
+            if line.startswith("fetch:") and "0 of" not in line.partition(",")[0]:  # a worker is at work
+                break
+        started = descendants(build.pid)
+        os.killpg(build.pid, signal.SIGINT)
+        build.stderr.read()
+    assert build.returncode == 130 and len(started) > 3
+    deadline = time.monotonic() + 30
+    while (
+        left := {process for process in started if Path(f"/proc/{process}").exists()}
+    ) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
