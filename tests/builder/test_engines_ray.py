@@ -80,9 +80,8 @@ def settings(cluster: Any) -> EngineSettings:
     return EngineSettings(address=cluster.address)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine(cluster: Any) -> Iterator[Engine]:
-    """One connection for the tests that run jobs; later ones use it too."""
     with engines.find("ray")(EngineSettings(address=cluster.address)) as engine:
         assert engine.machines == MACHINES
         yield engine
@@ -125,10 +124,11 @@ TASKS = [f"task-{n}" for n in range(6)]
 
 
 def test_tasks_are_done_once_and_a_killed_worker_costs_its_task_a_try(
-    tmp_path: Path, engine: Engine, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, settings: EngineSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tasks = ["kills once", *TASKS]
-    assert run(tmp_path, engine, tasks) == (3 * len(tasks), len(tasks))
+    with engines.find("ray")(settings) as engine:
+        assert run(tmp_path, engine, tasks) == (3 * len(tasks), len(tasks))
     assert tries(tmp_path) == {**dict.fromkeys(TASKS, 1), "kills once": 2}
     assert {(tmp_path / task).read_text() for task in tasks} == {"cpu"}
     assert capfd.readouterr() == ("", "ray: a worker ended; kills once is begun again\n")
@@ -183,7 +183,8 @@ def test_embed_writes_the_bytes_of_one_machine(
     import torch
 
     encoder = EncoderSettings(model=str(write_clip(tmp_path / "clip")), shard_rows=4, image_batch=2, text_batch=2)
-    recipe = Recipe(name="t", version="1", esci=EsciSettings(path="."), encoder=encoder, engine=settings)
+    recipe = Recipe(name="t", version="1", esci=EsciSettings(path="."), encoder=encoder)
+    recipe = recipe.model_copy(update={"engine": settings.model_copy(update={"max_workers": 1})})
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker with one CPU
     try:
@@ -258,8 +259,8 @@ def test_fetch_asks_each_host_from_one_machine(tmp_path: Path, settings: EngineS
     assert shop.hits() == {(host, f"/{number}.jpg"): 1 for host in range(HOSTS) for number in range(IMAGES)}
     assert max(shop.most[host] for host in range(HOSTS)) <= PER_HOST
     assert 2 < shop.most["all"] <= AT_ONCE
-    parts = sorted(path.parent.name for path in (there / "fetch").glob("part-*/images-00000.parquet"))
-    assert parts == [f"part-{number:05d}" for number in range(MACHINES)]
+    folders = sorted(path.parent.name for path in (there / "fetch").glob("part-*/images-00000.parquet"))
+    assert folders == [f"part-{number:05d}" for number in range(MACHINES)]
     assert fetch(shop.recipe(settings), there) == 0  # what several machines did is done for one
     assert sum(shop.hits().values()) == len(URLS)
     fetch(shop.recipe(settings), here)
@@ -267,7 +268,11 @@ def test_fetch_asks_each_host_from_one_machine(tmp_path: Path, settings: EngineS
     assert outcomes[0] == outcomes[1]
     assert images(here) == images(there)
     assert not fetch_pending(shop.recipe(settings), there)
-    assert not check_work(there).damaged
+    (there / ".lock").touch()
+    parts = sorted((there / "fetch").glob("part-*/*"))
+    assert check_work(there).sound["fetch"] == 1 + len(parts)  # and the ledger of one machine
+    parts[0].write_bytes(b"damaged")
+    assert [*check_work(there).damaged] == [str(parts[0].relative_to(there))]
 
 
 @pytest.mark.slow
