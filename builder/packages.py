@@ -15,18 +15,20 @@ FETCH = ("PIL", "pycurl", "yarl")  # by the names they are imported by
 EMBED = ("PIL", "safetensors", "torch", "transformers")
 _PAGES = ("protego", "pycurl", "selectolax", "yarl")
 _REPLICATE = ("replicate",)
+_RAY = ("ray",)
 _DISTRIBUTIONS = {"PIL": "pillow"}
 
 
-def needed(stage: str, recipe: Recipe) -> Sequence[str]:
+def needed(stage: str, recipe: Recipe, engine: str = "local") -> Sequence[str]:
     """What a stage imports that no base install has."""
+    engines = _RAY if engine == "ray" else ()
     match stage:
         case "resolve":
             return _PAGES if recipe.resolve.pages.permission else ()
         case "fetch":
-            return FETCH
+            return (*FETCH, *engines)
         case "embed":
-            return _REPLICATE if recipe.encoder.backend == "replicate" else EMBED
+            return (*(_REPLICATE if recipe.encoder.backend == "replicate" else EMBED), *engines)
         case _:
             return ()
 
@@ -47,9 +49,13 @@ def require(needs: Mapping[str, Sequence[str]]) -> None:
     if not missing:
         return
     names = sorted({_DISTRIBUTIONS.get(name, name) for packages in missing.values() for name in packages})
-    extras = sorted({"replicate" if name in _REPLICATE else "build" for names in missing.values() for name in names})
+    extras = sorted({_extra(name) for names in missing.values() for name in names})
     raise MissingExtraError(
         f"{' and '.join(missing)} {'needs' if len(missing) == 1 else 'need'} packages that are not installed: "
         f"{', '.join(names)}",
         fix=f'Install them with: pip install "sqid[{",".join(extras)}]"',
     )
+
+
+def _extra(package: str) -> str:
+    return package if package in (*_REPLICATE, *_RAY) else "build"

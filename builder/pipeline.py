@@ -129,7 +129,7 @@ def check_names(*, only: str | None = None, engine: str = "local", retry: Sequen
 
 def _check_packages(run: _Run, stages: Sequence[str], retry: Sequence[str]) -> None:
     """Raise before anything is run if a stage that would run lacks a package."""
-    needs = {stage: packages.needed(stage, run.recipe) for stage in stages}
+    needs = {stage: packages.needed(stage, run.recipe, run.engine) for stage in stages}
     if all(packages.is_installed(name) for names in needs.values() for name in names):
         return
     packages.require({stage: names for stage, names in needs.items() if names and _would_run(run, stage, retry)})

@@ -20,7 +20,7 @@ RECIPE = Recipe(name="t", version="1", esci=EsciSettings(path="/nowhere"))
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the optional packages were not installed."""
-    names = {*packages.FETCH, *packages.EMBED, "protego", "selectolax", "replicate"}
+    names = {*packages.FETCH, *packages.EMBED, "protego", "selectolax", "replicate", "ray"}
     real = importlib.util.find_spec
 
     def find(name: str, package: str | None = None) -> ModuleSpec | None:
@@ -68,6 +68,14 @@ def test_what_the_settings_choose_is_needed(
 ) -> None:
     with pytest.raises(MissingExtraError, match=message):
         pipeline.build(RECIPE.model_copy(update=changes), tmp_path, only=only)
+
+
+@pytest.mark.usefixtures("bare")
+def test_the_engine_ray_is_needed_by_the_stages_that_use_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match=r"fetch needs .*: pillow, pycurl, ray, yarl\. .*sqid\[build,ray\]"):
+        pipeline.build(RECIPE, tmp_path, only="fetch", engine="ray")
+    with pytest.raises(Exception, match="/nowhere"):
+        pipeline.build(RECIPE, tmp_path, only="sample", engine="ray")
 
 
 @pytest.mark.usefixtures("bare")
