@@ -1,7 +1,6 @@
-"""Execution engines: what runs the independent tasks of a stage, and where.
+"""Ray: the tasks are the rows of a Dataset that an actor pool maps; Ray places its workers, restarts and retries them.
 
-An engine is one context manager and an entry in ENGINES; the stages know nothing else of it. Only this file imports
-Ray.
+Only this file imports Ray.
 """
 
 from __future__ import annotations
@@ -12,222 +11,21 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from builder.engines.job import NAME, Job, Tick, Work, import_path, unexpected
 from builder.progress import note
-from sqid_lib.errors import SqidError, StageError, first_line, missing_extra, unknown_name
+from sqid_lib.errors import SqidError, StageError, first_line, missing_extra
 
 if TYPE_CHECKING:
     from builder.recipe import EngineSettings
-
-Task = TypeVar("Task")
-
-
-class Tick(Protocol):
-    """What a task reports its progress to."""
-
-    def __call__(self, units: int, failed: int = 0, /) -> object:
-        """Count units just finished, of which some failed."""
-
-
-Work = Callable[[Task, Tick], None]
-_NAME = 120  # characters of a task in an error
-
-
-@dataclass(frozen=True)
-class Job(Generic[Task]):
-    """Independent tasks and the worker that does them: all of it picklable, for other processes and machines.
-
-    Attributes:
-        open: place → context manager that opens what a worker needs, such as a model, and gives the function that does
-            one task. A task may be done again, even twice at a time: that function skips what is finished and writes
-            results whole or not at all.
-        tasks: plain values, each read once and not before it is its turn; `str` of one names it in errors.
-        places: devices as torch names them; locally one worker for each, on a cluster the first one for all.
-        whole_machine: whether one worker uses all that a machine has.
-    """
-
-    open: Callable[[str], AbstractContextManager[Work[Task]]]
-    tasks: Sequence[Task]
-    places: Sequence[str] = ("cpu",)
-    whole_machine: bool = False
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What runs jobs, while it is open.
-
-    Attributes:
-        run: does all tasks of a job and raises the first error of one.
-        machines: how many there are, for stages that make a task for each.
-    """
-
-    run: Callable[[Job[Any], Tick], None]
-    machines: int = 1
-
-
-@contextmanager
-def local(_: EngineSettings) -> Iterator[Engine]:
-    """On this machine: in this process for one place, in a process each for several."""
-    yield Engine(_run_here)
-
-
-@contextmanager
-def ray(settings: EngineSettings) -> Iterator[Engine]:
-    """On a Ray cluster, or on one of this machine's cores that lives as long as the engine is open.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        StageError: the cluster does not answer, or has no room for a worker.
-    """
-    with _connected_to_ray(settings) as machines:
-        yield Engine(partial(_run_on_ray, settings), machines)
-
-
-ENGINES: Mapping[str, Callable[[EngineSettings], AbstractContextManager[Engine]]] = MappingProxyType(
-    {"local": local, "ray": ray}
-)
-
-
-def find(name: str) -> Callable[[EngineSettings], AbstractContextManager[Engine]]:
-    """What opens the engine of that name with the settings of a recipe's [engine].
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in ENGINES:
-        raise unknown_name("engine", name, ENGINES, "--engine")
-    return ENGINES[name]
-
-
-def threads(name: str, settings: EngineSettings) -> int | None:
-    """Threads of the network in one worker on a CPU, where the engine decides that."""
-    if name == "local" or "OMP_NUM_THREADS" in os.environ:
-        return None
-    return max(1, int(settings.num_cpus))  # Ray sets OMP_NUM_THREADS to it
-
-
-def import_path() -> str:
-    """PYTHONPATH for a process of our own: it imports what this process would."""
-    root = str(Path(__file__).resolve().parents[1])  # an editable install may not put it on sys.path
-    return os.pathsep.join(path for path in (*sys.path, root) if path)
-
-
-def _run_here(job: Job[Any], tick: Tick) -> None:
-    if len(job.places) > 1:
-        _in_processes(job, tick)
-    elif job.tasks:
-        with job.open(job.places[0]) as work:
-            for task in job.tasks:
-                work(task, tick)
-
-
-# -- a process for each place: a program of its own, since multiprocessing would run the caller's script again ------
-
-
-def _in_processes(job: Job[Any], tick: Tick) -> None:
-    left, lock = iter(job.tasks), threading.Lock()
-
-    def take() -> Any:
-        with lock:
-            return next(left, None)
-
-    def tick_in_turn(units: int, failed: int = 0) -> None:
-        with lock:
-            tick(units, failed)
-
-    with ThreadPoolExecutor(len(job.places)) as threads:
-        processes = [_start() for _ in job.places[: len(job.tasks)]]
-        try:
-            running = [
-                threads.submit(_drive, process, job.open, place, take, tick_in_turn)
-                for process, place in zip(processes, job.places, strict=False)
-            ]
-            for finished in as_completed(running):
-                finished.result()
-        finally:
-            for process in processes:
-                process.kill()  # after an error or Ctrl-C: a task may be interrupted anywhere
-
-
-def _start() -> subprocess.Popen[bytes]:
-    # the processes share the cores, unless the user set it otherwise
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": import_path()}
-    command = [sys.executable, "-m", "builder.engines"]
-    # in a group of its own: Ctrl-C is for the parent, also before the process can ignore it
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0)
-
-
-def _drive(process: subprocess.Popen[bytes], opener: Any, place: str, take: Callable[[], Any], tick: Tick) -> None:
-    """Give a process one task after another until none is left."""
-    with process:  # at the end closes its pipes, which ends it, and waits
-        assert process.stdin is not None
-        assert process.stdout is not None
-        task = None
-        try:
-            _send(process.stdin, (opener, place))
-            while (task := take()) is not None:
-                _send(process.stdin, task)
-                while (reply := pickle.load(process.stdout)) is not None:
-                    if isinstance(reply, SqidError):
-                        raise reply
-                    tick(*reply)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
-            code = process.wait()
-            raise StageError(
-                "a worker process ended",
-                where=place if task is None else f"{str(task)[:_NAME]} on {place}",
-                got=signal.Signals(-code).name if code < 0 else f"exit status {code}",
-                fix="Run the build again; finished work is kept.",
-            ) from error
-
-
-def _send(pipe: IO[bytes], value: object) -> None:
-    pickle.dump(value, pipe)
-    pipe.flush()
-
-
-def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    """The other end of `_drive`: finished units and failures, None after each task, a SqidError where one fails."""
-    try:
-        opener, place = pickle.load(requests)
-        with opener(place) as work:
-            for task in _received(requests):
-                work(task, lambda units, failed=0: _send(replies, (units, failed)))
-                _send(replies, None)
-    except SqidError as error:
-        _send(replies, error)
-    except BrokenPipeError:
-        os._exit(1)  # the parent ended: nobody reads replies
-    except Exception as error:
-        traceback.print_exc()
-        _send(replies, _unexpected(error))
-
-
-def _unexpected(error: Exception) -> StageError:
-    return StageError(f"a worker failed: {type(error).__name__}: {first_line(error)}")
-
-
-def _received(requests: IO[bytes]) -> Iterator[Any]:
-    with contextlib.suppress(EOFError):  # the parent has no more tasks, or has ended
-        while True:
-            yield pickle.load(requests)
-
-
-# -- Ray: the tasks are the rows of a Dataset that an actor pool maps; Ray places, restarts and retries ---------------
 
 _ANSWERS = 10.0  # seconds within which a cluster answers
 _ENDS = 3  # workers that may end while they do one task
@@ -236,9 +34,9 @@ _TASK, _ERROR = "task", "error"  # columns of the dataset, before and after
 
 
 @contextmanager
-def _connected_to_ray(settings: EngineSettings) -> Iterator[int]:
+def connected(settings: EngineSettings) -> Iterator[int]:
     """A connection to the cluster; how many machines it has, or soon has."""
-    with _ray_environment():
+    with _environment():
         try:
             import ray
             import ray.data
@@ -249,7 +47,7 @@ def _connected_to_ray(settings: EngineSettings) -> Iterator[int]:
         address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
         try:
             if ours:
-                _start_ray(address)
+                _start(address)
             room = _room(settings, ray.cluster_resources())
             if room == 0 and address == "local":
                 raise StageError(
@@ -270,7 +68,7 @@ def _connected_to_ray(settings: EngineSettings) -> Iterator[int]:
                 ray.shutdown()
 
 
-def _start_ray(address: str) -> None:
+def _start(address: str) -> None:
     import ray
 
     host, colon, port = address.rpartition(":")
@@ -291,7 +89,7 @@ def _start_ray(address: str) -> None:
 
 
 @contextmanager
-def _ray_environment() -> Iterator[None]:
+def _environment() -> Iterator[None]:
     """What Ray reads while it runs: no statistics are sent, nothing is printed but by us."""
     set_here = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "PYTHONPATH": import_path()}
     before = {name: os.environ.get(name) for name in set_here}
@@ -318,7 +116,8 @@ def _room(settings: EngineSettings, resources: Mapping[str, float]) -> int:
     return int(min(rooms))
 
 
-def _run_on_ray(settings: EngineSettings, job: Job[Any], tick: Tick) -> None:
+def run_on_ray(settings: EngineSettings, job: Job[Any], tick: Tick) -> None:
+    """Do all tasks of a job with a pool of workers."""
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -342,7 +141,7 @@ def _run_on_ray(settings: EngineSettings, job: Job[Any], tick: Tick) -> None:
     with _reporting_board(board, tick):
         numbers = ray.data.from_items([{_TASK: number} for number in range(tasks)], override_num_blocks=tasks)
         done = numbers.map_batches(
-            _RayWorker,
+            _Worker,
             fn_constructor_args=(job.open, job.places[0], [ray.put(job.tasks)], board),
             batch_size=1,
             compute=pool,
@@ -354,7 +153,7 @@ def _run_on_ray(settings: EngineSettings, job: Job[Any], tick: Tick) -> None:
                 raise pickle.loads(row[_ERROR])
 
 
-class _RayWorker:
+class _Worker:
     """An actor of the pool. It opens what it needs with its first task.
 
     Args:
@@ -378,14 +177,14 @@ class _RayWorker:
             error = pickle.dumps(raised)
         except Exception as raised:
             traceback.print_exc()
-            error = pickle.dumps(_unexpected(raised))
+            error = pickle.dumps(unexpected(raised))
         return {_ERROR: [error]}
 
     def _do(self, number: int) -> None:
         import ray
 
         task = self._tasks[number]
-        name = str(task)[:_NAME]
+        name = str(task)[:NAME]
         if ray.get(self._board.begin.remote(number, name)) > _ENDS:
             raise StageError(
                 f"{_ENDS} workers ended while they did this task",
@@ -473,10 +272,3 @@ def _reporting_board(board: Any, tick: Tick) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
-    own_output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not write into the replies
-    _serve(sys.stdin.buffer, own_output)
