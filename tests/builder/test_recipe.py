@@ -99,6 +99,8 @@ def test_the_packaged_recipe_states_the_published_counts() -> None:
         (MINIMAL + "[selection.labels]\nexact = -1\n", "selection.labels.exact"),
         (MINIMAL + "[selection.labels]\n'' = 1\n", "selection.labels"),
         (MINIMAL + "[encoder]\n[[encoder.model]]\n", "encoder.model"),
+        (MINIMAL + "[engine]\nnum_gpus = -0.5\n", "engine.num_gpus"),
+        (MINIMAL + "[engine]\nmin_workers = 4\nmax_workers = 2\n", "engine.max_workers"),
         ("[esci]\n", "esci.path"),
         ("", "[esci]"),
         ("[esci\n", "not TOML"),

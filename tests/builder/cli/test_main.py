@@ -11,14 +11,16 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builds import FROM_ARTIFACTS, write_recipe
 
+from builder import pipeline
 from builder.cli import main
 from builder.cli.main import COMMANDS
 from builder.engines import ENGINES
-from builder.recipe import json_schema
+from builder.recipe import Recipe, json_schema
 from sqid_lib import schemas
 
 
@@ -59,6 +61,7 @@ def test_build_validate_and_again(
         ["polish"],
         ["recipe"],
         ["build", "RECIPE", "--work", "w", "--engine", "steam"],
+        ["build", "RECIPE", "--work", "w", "--ray-address", "auto"],
         ["build", "demo"],
         ["build", "x.toml", "--work", "w", "--set", "nonsense"],
         ["build", "RECIPE", "--work", "w", "--only", "polish"],
@@ -206,6 +209,22 @@ def test_engines_are_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixtu
     status, _, err = run(capsys, "build", "demo", "--work", tmp_path, "--engine", "steam")
     assert status == 2 and all(engine in err.splitlines()[-1] for engine in ("steam", *ENGINES))
     assert "{" + ",".join(ENGINES) + "}" in run(capsys, "build", "--help")[1]
+
+
+def test_the_address_of_the_cluster_is_a_setting_of_the_recipe(
+    tmp_path: Path, esci: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: dict[str, Any] = {}
+
+    def build(recipe: Recipe, work: Path, **options: Any) -> Path:
+        built.update(options, address=recipe.engine.address)
+        return work
+
+    monkeypatch.setattr(pipeline, "build", build)
+    path = write_recipe(tmp_path, FROM_ARTIFACTS)
+    assert main(["build", str(path), "--work", "w", "--engine", "ray", "--ray-address", "host:6379"]) == 0
+    assert (built["engine"], built["address"]) == ("ray", "host:6379")
+    assert built["command"] == f"sqid build {path} --work w --engine ray --set 'engine.address=\"host:6379\"'"
 
 
 @pytest.fixture

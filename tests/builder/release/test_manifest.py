@@ -80,6 +80,7 @@ def test_nothing_private_to_a_machine_or_a_person_is_kept(release: Path) -> None
         assert secret not in text
     kept = manifest.read(release)
     assert kept.recipe["esci"] == {"path": "esci"}
+    assert "engine" not in kept.recipe  # addresses of machines, which change nothing of a release
     assert kept.recipe["resolve"]["tables"] == ["urls.csv", "https://host.example/t.csv"]
     assert kept.model == "tiny-clip"
 
