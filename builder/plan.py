@@ -72,9 +72,9 @@ def _pending_stamp(stage: str, recipe: Recipe, work: Path, stamps: Stamps, unfin
         return _first_time(stage, recipe, work)
     if changed:
         return f"would run again: {describe(changed)}"
-    source = recipe.esci if stage == "sample" else recipe.artifacts
-    if source and not Path(source.path).is_absolute():
-        return f"would run again if the recipe or a file at {without_secrets(source.path)} changed"
+    source = recipe.source if stage == "sample" else recipe.artifacts and recipe.artifacts.path
+    if source and not Path(source).is_absolute():
+        return f"would run again if the recipe or a file at {without_secrets(source)} changed"
     if stamp.key != key_of(stage, recipe, stamps):
         return "would run again: the recipe or its inputs changed"
     return f"would run again if {' or '.join(unfinished)} changes its inputs" if unfinished else None
@@ -84,7 +84,8 @@ def _first_time(stage: str, recipe: Recipe, work: Path) -> str:
     """What a stage would do that has not run yet, or whose inputs are not there yet."""
     match stage:
         case "sample":
-            return f"would read ESCI from {without_secrets(recipe.esci.path)}"
+            what = "ESCI" if recipe.catalogue is None else "the catalogue"
+            return f"would read {what} from {without_secrets(recipe.source)}"
         case "resolve":
             tables, pages = len(recipe.resolve.tables), recipe.resolve.pages.permission
             words = f"would look for image URLs in {tables} table{'' if tables == 1 else 's'}"

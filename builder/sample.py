@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def esci_files(recipe: Recipe) -> dict[str, sources.File]:
     """The three official files; errors as `sources.find`."""
-    return {table: sources.find(recipe.esci.path, table)[0] for table in ("examples", "products", "sources")}
+    return {table: sources.find(recipe.source, table)[0] for table in ("examples", "products", "sources")}
 
 
 def sample(recipe: Recipe, work: Path) -> None:

@@ -76,7 +76,7 @@ def _cell(value: object) -> str:
 def _notice(recipe: Recipe) -> str:
     if recipe.name == "sqid":
         return ""
-    source = manifest.public(recipe.esci.path)
+    source = manifest.public(recipe.source)
     return (
         f"> **This is `{recipe.name}`, not the published SQID.** It was built from files in ESCI's layout at "
         f"`{source}`. What is said below about ESCI and Amazon is true only if those files are ESCI's.\n"
