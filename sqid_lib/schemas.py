@@ -50,6 +50,7 @@ SOURCES_SCHEMA = pa.schema([("query_id", pa.int64()), ("source", pa.string())])
 
 PRODUCT_KEY = ("product_id", "product_locale")  # the same id occurs under several locales
 TEXT_COLUMNS = tuple(name for name in PRODUCTS_SCHEMA.names if name not in PRODUCT_KEY)
+MAX_TEXT_BYTES = 1 << 20  # of one text of a product, in UTF-8
 ESCI_LOCALES = {"us": "en", "es": "es", "jp": "ja"}  # ESCI's locales and their languages (ISO 639-1)
 ESCI_QUERY_SOURCES = ("behavioral", "negations", "nlqec", "other", "parse_pattern")  # values of `source`
 SPLITS = ("train", "test")
