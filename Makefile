@@ -11,8 +11,9 @@ PINNED := $(PIP) -c constraints.txt
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m builder.demo --work demo-work
 
+# in a process for each core; the tests of one file stay together, since they share what is costly to make
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m slow
