@@ -75,7 +75,7 @@ class Tables:
             SourceError: a file is damaged, or is no table.
             SchemaError: two columns have one name, or two files have other columns.
         """
-        found = {file: self._names(file, kind) for file, kind in zip(self.files, self._kinds, strict=True)}
+        found = {file: self._names(file, kind) for file, kind in zip(self.files, self.kinds, strict=True)}
         first, names = next(iter(found.items()))
         for file, others in found.items():
             twice = sorted({name for name in others if others.count(name) > 1})
@@ -87,7 +87,7 @@ class Tables:
                     got=f"columns {' and '.join(places)} of {len(others)}",
                     fix="Rename or drop one of them.",
                 )
-            if set(others) != set(names) and JSON not in self._kinds:
+            if set(others) != set(names) and JSON not in self.kinds:
                 differ = sorted(set(others) ^ set(names))
                 raise SchemaError(
                     f"the files of {self.address} have not the same columns",
@@ -110,12 +110,12 @@ class Tables:
             SourceError: a file is damaged, when it is reached.
         """
         readers = {CSV: self._read_csv, JSON: self._read_json, PARQUET: self._read_parquet}
-        for number, kind in enumerate(self._kinds):
+        for number, kind in enumerate(self.kinds):
             yield from readers[kind](number, list(columns), image)
 
     def where(self, file: int, row: int) -> str:
         """Where a row (from 0) of a file (from 0) is, for messages; the file is read again for it."""
-        name, kind = self.files[file], self._kinds[file]
+        name, kind = self.files[file], self.kinds[file]
         if kind == CSV:
             return f"{name}, line {csv_line(name, row, self.hints)}"
         if kind == JSON:
@@ -125,7 +125,7 @@ class Tables:
 
     def has_image_bytes(self, column: str) -> bool:
         """Whether a column holds the bytes of images, in one of the files."""
-        for file, kind in zip(self.files, self._kinds, strict=True):
+        for file, kind in zip(self.files, self.kinds, strict=True):
             if kind == PARQUET:
                 with open_parquet(file) as parquet, reporting(str(file)):
                     if is_image_column(parquet, column):
@@ -133,7 +133,8 @@ class Tables:
         return False
 
     @cached_property
-    def _kinds(self) -> tuple[str, ...]:
+    def kinds(self) -> tuple[str, ...]:
+        """CSV, JSON or PARQUET of each file."""
         return tuple(table_kind(file) for file in self.files)
 
     def _names(self, file: File, kind: str) -> list[str]:
