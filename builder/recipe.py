@@ -58,14 +58,14 @@ class EsciSettings(_Section):
 class ClickSettings(_Section):
     """[catalogue.clicks]: how a click log becomes gains.
 
-    gain = (clicks + prior * rate) / (impressions + prior), where rate is all clicks over all impressions of the log,
-    divided by the largest such value of the query; a pair with fewer than min_impressions is left out.
+    The rate of a query and a product is clicks / (impressions + prior), summed over the rows of the log that name them;
+    the gain is this rate divided by the largest of the query: 0 without a click, 1 for the best product of the query.
     """
 
     prior: NonNegativeFloat = 20.0
-    """Impressions at the rate of the whole log that are added to every pair, so that few impressions prove little."""
+    """Impressions without a click that are added to every pair, so that one click in one impression proves little."""
     min_impressions: NonNegativeInt = 1
-    """Least impressions of a pair of query and product."""
+    """Least impressions of a pair of query and product; pairs with fewer are left out."""
 
 
 class CatalogueSettings(_Section):
@@ -87,6 +87,8 @@ class CatalogueSettings(_Section):
     """Further columns of the products to carry into the release, by the tables' names, such as ["price"]."""
     labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(default={})
     """Every label of the judgments, with its gain; a label that is a number is its own gain."""
+    unknown_products: Literal["refuse", "drop"] = "refuse"
+    """Judgments of products that the table of products has not: "refuse" them as an error, or "drop" and count them."""
     clicks: ClickSettings = Field(default_factory=ClickSettings)
     """How a click log becomes gains."""
 
