@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from builder.catalogue.image_rows import read_image_rows
 from builder.database import query_copy
 from builder.progress import progress
 from builder.recipe import Recipe
@@ -19,7 +20,7 @@ from sqid_lib import schemas
 from sqid_lib.errors import IntegrityError, UsageError
 from sqid_lib.files import replacing
 from sqid_lib.joined.image_status import clean_urls, image_status, is_http
-from sqid_lib.tables.reader import read_parquet
+from sqid_lib.tables.reader import read_parquet, reporting
 
 _KEY = pa.schema([("product_id", pa.string()), ("product_locale", pa.string())])
 
@@ -66,7 +67,7 @@ def resolve(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> None:
     status = pc.if_else(bad, schemas.BAD_URL, status)
     columns = [products["part"], products["product_locale"], products["product_id"], urls, status, sources]
     with replacing(work / "resolve" / "urls.parquet") as path:
-        pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA), path)
+        pq.write_table(pa.table(columns, schema=schemas.RESOLVED_SCHEMA.with_metadata(_metadata(recipe, work))), path)
 
 
 def _tables(recipe: Recipe, work: Path, products: pa.Table) -> Iterator[tuple[str, pa.Array]]:
@@ -90,6 +91,16 @@ def _of_catalogue(work: Path, products: pa.Table) -> pa.Array:
     cleaned = pc.if_else(local, images, clean_urls(pc.if_else(local, None, images), path))
     others = pa.nulls(len(products) - len(mains), pa.string())
     return pa.concat_arrays([*cleaned.cast(pa.string()).chunks, others])
+
+
+def _metadata(recipe: Recipe, work: Path) -> Mapping[bytes, bytes] | None:
+    """What a catalogue's references to rows count: see `builder.catalogue.image_rows`."""
+    if recipe.catalogue is None:
+        return None
+    path = str(work / "sample" / "images.parquet")
+    with reporting(path):
+        rows = read_image_rows(pq.read_schema(path).metadata, recipe.catalogue.products, path)
+    return rows.metadata()
 
 
 def _name(table: str) -> str:
