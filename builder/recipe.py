@@ -76,7 +76,8 @@ class CatalogueSettings(_Section):
     locale: Word
     """Locale of the products, such as de; the value of product_locale."""
     images: str | None = None
-    """Folder of local images, named in the image column or by product id; images outside it are refused."""
+    """Folder of local images, named in the image column or by product id; images outside it are refused. Without it
+    the folder of the products is meant."""
     judgments: str | None = None
     """Table of judgments: query, product_id and a label, a number, or impressions and clicks."""
     queries: str | None = None
@@ -456,7 +457,7 @@ def _tables_of(catalogue: CatalogueSettings, absolute: Callable[..., str]) -> di
     """The addresses in [catalogue] that are set."""
     names = ("products", "judgments", "queries", "images")
     found = {name: getattr(catalogue, name) for name in names}
-    return {name: absolute(value, file=name != "images") for name, value in found.items() if value is not None}
+    return {name: absolute(value, file=True) for name, value in found.items() if value is not None}
 
 
 def _exists(path: Path, *, folder: bool = False) -> bool:
