@@ -95,13 +95,15 @@ def _first_time(stage: str, recipe: Recipe, work: Path) -> str:
             what = "ESCI" if recipe.catalogue is None else "the catalogue"
             return f"would read {what} from {without_secrets(recipe.source)}"
         case "resolve":
-            tables, pages = len(recipe.resolve.tables), recipe.resolve.pages.permission
-            words = f"would look for image URLs in {tables} table{'' if tables == 1 else 's'}"
-            return f"{words}, then on product pages" if pages else words
+            from builder.resolve.stage import describe_tables
+
+            words = f"would look for image URLs in {describe_tables(recipe)}"
+            return f"{words}, then on product pages" if recipe.resolve.pages.permission else words
         case "fetch":
             mirrors = sorted({without_secrets(mirror) for mirror in recipe.fetch.mirrors.values()})
             through = f", from {' and '.join(mirrors)} where that is a mirror" if mirrors else ""
-            return f"would download the images, at most {recipe.fetch.concurrency} at once{through}"
+            first = "read local images and " if recipe.catalogue is not None else ""
+            return f"would {first}download the images, at most {recipe.fetch.concurrency} at once{through}"
         case "embed":
             device = "the service replicate" if recipe.encoder.backend == "replicate" else recipe.encoder.device
             return f"would encode texts and images with {recipe.encoder.model} (device {device})"
