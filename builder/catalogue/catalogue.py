@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from builder.catalogue import columns
+from builder.catalogue.judgments import read_judgments
 from builder.catalogue.products import Products, read_products
 from builder.catalogue.tables import find_tables, open_tables
-from sqid_lib import schemas
 
 if TYPE_CHECKING:
-    from builder.recipe import CatalogueSettings
+    from builder.recipe import CatalogueSettings, Recipe
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Catalogue:
     judgments: pa.Table
 
 
-def read_catalogue(settings: CatalogueSettings) -> Catalogue:
-    """All tables of a catalogue.
+def read_catalogue(recipe: Recipe, settings: CatalogueSettings) -> Catalogue:
+    """All tables of a catalogue; `settings` are [catalogue] of the recipe.
 
     Raises:
         SourceError, ContractError, RecipeError: as `read_products` and `read_judgments`.
@@ -43,8 +43,7 @@ def read_catalogue(settings: CatalogueSettings) -> Catalogue:
     tables = {name: open_tables(address, columns.HINTS) for name, address in opened}
     columns.check_stated(settings.columns, list(tables.values()))
     products = read_products(tables["products"], settings)
-    queries, judgments = schemas.SAMPLED_QUERIES_SCHEMA.empty_table(), schemas.SAMPLED_JUDGMENTS_SCHEMA.empty_table()
-    return Catalogue(products, queries, judgments)
+    return Catalogue(products, *read_judgments(recipe, products.keys))
 
 
 def catalogue_state(settings: CatalogueSettings) -> list[object]:
