@@ -167,7 +167,7 @@ def _as_utf8(data: bytes, where: str, *, head: bool = False) -> tuple[bytes, boo
         head: the text is the first part of a longer one, and may end within a character.
     """
     try:
-        if not data.isascii():
+        if not (data.isascii() or (not head and _is_utf8(data))):
             codecs.getincrementaldecoder("utf-8")().decode(data, final=not head)
         return data, False
     except UnicodeDecodeError as error:
@@ -175,6 +175,16 @@ def _as_utf8(data: bytes, where: str, *, head: bool = False) -> tuple[bytes, boo
             return data.decode("cp1252").encode(), True
         except UnicodeDecodeError:
             raise _not_utf8(_line_of(data, error.start), where) from error
+
+
+def _is_utf8(data: bytes) -> bool:
+    """Whether it is UTF-8, without the copy that decoding makes, which has up to four times its size."""
+    edges = pa.array([0, len(data)], pa.int64()).buffers()[1]
+    try:
+        pa.LargeStringArray.from_buffers(1, edges, pa.py_buffer(data)).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _not_utf8(line: int, where: str) -> CorruptFileError:
