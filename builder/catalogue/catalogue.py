@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from builder.catalogue import columns
+from builder.catalogue.judgments import read_judgments
 from builder.catalogue.products import Products, read_products
 from builder.catalogue.tables import find_tables, open_tables
-from sqid_lib import schemas
 
 if TYPE_CHECKING:
     from builder.recipe import CatalogueSettings
@@ -43,8 +43,7 @@ def read_catalogue(settings: CatalogueSettings) -> Catalogue:
     tables = {name: open_tables(address, columns.HINTS) for name, address in opened}
     columns.check_stated(settings.columns, list(tables.values()))
     products = read_products(tables["products"], settings)
-    queries, judgments = schemas.SAMPLED_QUERIES_SCHEMA.empty_table(), schemas.SAMPLED_JUDGMENTS_SCHEMA.empty_table()
-    return Catalogue(products, queries, judgments)
+    return Catalogue(products, *read_judgments(tables, products.keys, settings))
 
 
 def catalogue_state(settings: CatalogueSettings) -> list[object]:
