@@ -25,6 +25,7 @@ from builder.catalogue.judgments import (
 from builder.catalogue.products import Products, read_products
 from builder.catalogue.rows import Rows, read_rows
 from builder.catalogue.tables import Tables
+from sqid_lib import schemas
 from sqid_lib.errors import IntegrityError, LabelError, SqidError
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def look_at_products(tables: Tables, settings: CatalogueSettings) -> tuple[Previ
             found.stops.append(str(error))
             return found, None
     found.rows = products.table.num_rows
-    table = products.table.append_column("image", products.images)
+    images = pc.replace_substring_regex(products.images, f"^{schemas.FILE_IMAGE}", "")
+    images = pc.replace_substring_regex(images, f"^{schemas.ROW_IMAGE}.*", "(an image in the table)")
+    table = products.table.append_column("image", images)
     rows = pc.index_in(_first_ids(tables, found.columns["product_id"]), value_set=products.keys.column("product_id"))
     names = [ours for ours in columns.PRODUCTS if ours in found.columns or ours == "image"]
     found.samples = table.take(rows).select(names).to_pylist()
