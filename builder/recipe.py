@@ -68,6 +68,13 @@ class ClickSettings(_Section):
     """Least impressions of a pair of query and product; pairs with fewer are left out."""
 
 
+CATALOGUE_COLUMNS = (  # the keys of [catalogue.columns]
+    *("product_id", "product_title", "product_description", "product_bullet_point", "product_brand", "product_color"),
+    *("image", "query", "label", "impressions", "clicks", "query_id", "split"),
+)
+_CatalogueColumn = Annotated[str, GetPydanticSchema(lambda *_: core_schema.literal_schema(list(CATALOGUE_COLUMNS)))]
+
+
 class CatalogueSettings(_Section):
     """[catalogue]: a shop's own tables, in place of [esci]."""
 
@@ -82,7 +89,7 @@ class CatalogueSettings(_Section):
     """Table of judgments: query, product_id and a label, a number, or impressions and clicks."""
     queries: str | None = None
     """Table of queries without judgments: query, and query_id if there is one."""
-    columns: dict[Word, Word] = Field(default={})
+    columns: dict[_CatalogueColumn, Word] = Field(default={})
     """Our column = the tables' column; those left out are recognised by usual names, which the build reports."""
     keep: Items[Word] = ()
     """Further columns of the products to carry into the release, by the tables' names, such as ["price"]."""

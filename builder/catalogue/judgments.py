@@ -162,7 +162,8 @@ def _product_of_row(rows: Rows, products: pa.Table, settings: CatalogueSettings)
     """The row of `products` that each row judges; -1 where there is none and such rows are to be dropped."""
     column = rows.column("product_id")
     known = pa.concat_arrays(products.column("product_id").chunks or [pa.array([], pa.string())])
-    found = pc.index_in(column, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    rows_found = pc.index_in(column, value_set=known).fill_null(-1)
+    found: Ints = np.asarray(rows_found.to_numpy(zero_copy_only=False), np.int64)
     missing = np.flatnonzero(found < 0)
     if len(missing) and settings.unknown_products == DROP:
         _log.info("%s: %d rows judge products that the catalogue has not, and are left out", rows.name, len(missing))

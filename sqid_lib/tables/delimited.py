@@ -138,6 +138,8 @@ def _read(
     if windows:
         _check_windows(table, data, notes, where)
     table = _clean(table, data, notes, where, one_line=one_line)
+    if not one_line:
+        _warn_of_swallowed_rows(table, data, layout, where)
     if notes:
         _log.info("%s: read as csv with %s", where, ", ".join(notes))
     return table
@@ -339,6 +341,22 @@ def _clean(table: pa.Table, data: bytes, notes: list[str], where: str, *, one_li
     if padded:
         notes.append(f"spaces around cells ({padded})")
     return pa.table(columns, names=table.column_names)
+
+
+def _warn_of_swallowed_rows(table: pa.Table, data: bytes, layout: _Layout, where: str) -> None:
+    """Warn of a cell that holds lines with as many delimiters as a row: a stray quote may have swallowed rows."""
+    delimiter, count = re.escape(layout.delimiter), len(layout.names) - 1
+    line = rf"(?:[^{delimiter}\r\n]*{delimiter}){{{count}}}[^{delimiter}\r\n]*\r?\n"
+    lines = line if count > 2 else f"(?:{line}){{2}}"  # a line of prose has a comma, too
+    for column in table.columns if 0 < count < 200 else ():
+        cells = column.filter(pc.fill_null(pc.match_substring(column, "\n"), False))
+        found = cells.filter(pc.match_substring_regex(cells, rf"\n{lines}"))
+        if len(found):
+            text = found[0].as_py()
+            _log.warning(
+                "%s, line %d: a cell of %d lines, some of which look like rows: is there a quote too many? %r",
+                *(where, _line_of(data, _place(data, text)), text.count("\n") + 1, text[:60]),
+            )
 
 
 def _place(data: bytes, text: str) -> int:

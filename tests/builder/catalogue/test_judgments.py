@@ -299,13 +299,11 @@ def test_two_tables_that_contradict_each_other_in_ids_are_an_error() -> None:
 def test_each_pair_is_kept_once_in_any_order(pairs: list[tuple[str, str]], random: Any) -> None:
     label = {(query, product): str(len(query + product)) for query, product in pairs}
     columns = [[q for q, _ in pairs], [p for _, p in pairs], [label[pair] for pair in pairs]]
-    asked, found = made(rows(**dict(zip(("query", "product_id", "label"), columns, strict=True))))
+    asked, found = made(rows(query=columns[0], product_id=columns[1], label=columns[2]))
     assert {(row["query"], row["product_id"]): row["esci_label"] for row in found.to_pylist()} == label
     assert found.num_rows == len(label) and asked.num_rows == len({q for q, _ in pairs})
     assert np.array_equal(found["gain"].to_numpy(), [float(text) for text in found["esci_label"].to_pylist()])
     order = list(range(len(pairs)))
     random.shuffle(order)
-    shuffled = {
-        name: [column[i] for i in order] for name, column in zip(("query", "product_id", "label"), columns, strict=True)
-    }
-    assert made(rows(**shuffled))[1].equals(found)
+    query, product, shuffled = ([column[i] for i in order] for column in columns)
+    assert made(rows(query=query, product_id=product, label=shuffled))[1].equals(found)
