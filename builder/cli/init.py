@@ -142,7 +142,8 @@ def _image_warnings(products: Products, folder: Path) -> Iterator[str]:
     """One line for each status of the local images that are not there or would not be read."""
     from builder.fetch.image_folder import ImageFolder
 
-    files, counts, first = ImageFolder(str(folder)), Counter[str](), {}
+    files, counts = ImageFolder(str(folder)), Counter[str]()
+    first: dict[str, str] = {}
     for product, image in zip(
         products.table.column("product_id").to_pylist(), products.images.to_pylist(), strict=True
     ):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from builder.catalogue import columns
-from builder.catalogue.preview import MOST_LABELS, REFUSE, JudgmentsPreview, Preview
+from builder.catalogue.judgments import REFUSE
+from builder.catalogue.preview import MOST_LABELS, JudgmentsPreview, Preview
 from builder.cli.recipe_text import toml_key, toml_value
 
 if TYPE_CHECKING:
@@ -104,14 +105,14 @@ def _catalogue(draft: Draft) -> Iterator[str]:
 
 
 def _columns(draft: Draft) -> Iterator[str]:
-    from builder.recipe import CatalogueSettings
+    from builder.recipe import CATALOGUE_COLUMNS, CatalogueSettings
 
     yield from ("", *_comment(_meaning(CatalogueSettings, "columns")), "[catalogue.columns]")
     chosen = dict(draft.seen.columns)
     if draft.judged:
         chosen |= {ours: theirs for ours, theirs in draft.judged.columns.items() if ours not in chosen}
     unclear = draft.seen.unclear | (draft.judged.unclear if draft.judged else {})
-    for ours in columns.PRODUCTS if not draft.judged else columns.OURS:
+    for ours in CATALOGUE_COLUMNS:
         if ours in chosen:
             others = [name for name in unclear.get(ours, ()) if name != chosen[ours]]
             yield _pair(ours, chosen[ours]) + (f"  # or {' or '.join(map(toml_value, others))}?" if others else "")
