@@ -123,7 +123,7 @@ def recognise(
     if unclear:
         ours, found = next(iter(unclear.items()))
         raise SchemaError(
-            f"{' and '.join(found)} could all be {ours}" if len(found) > 2 else f"{' or '.join(found)} could be {ours}",
+            f"{' or '.join(found)} could be {ours}",
             where=tables.address,
             got=f"the columns {', '.join(names)}",
             fix=f'Say which in [catalogue.columns], such as {ours} = "{found[0]}".',

@@ -27,7 +27,7 @@ def merged(table: pa.Table, tables: Tables) -> pa.Table:
     starts = np.flatnonzero(~np.concatenate([[False], same]))
     images, counts = table.column("image").to_pylist(), table.column(IMAGE_COUNT).to_numpy().copy()
     several = 0
-    for start in starts[np.searchsorted(starts, again, "right") - 1].tolist():
+    for start in np.unique(starts[np.searchsorted(starts, again, "right") - 1]).tolist():
         stop = start + 1
         while stop < len(ids) and same[stop - 1]:
             stop += 1
