@@ -79,7 +79,7 @@ def _columns() -> list[str]:
 
 
 def _sample_catalogue(recipe: Recipe, settings: CatalogueSettings, folder: Path) -> None:
-    catalogue = read_catalogue(recipe, settings)
+    catalogue = read_catalogue(settings)
     products, queries, judgments = catalogue.products, catalogue.queries, catalogue.judgments
     counts = {
         "products": products.table.num_rows,

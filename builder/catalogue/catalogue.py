@@ -16,7 +16,7 @@ from builder.catalogue.products import Products, read_products
 from builder.catalogue.tables import find_tables, open_tables
 
 if TYPE_CHECKING:
-    from builder.recipe import CatalogueSettings, Recipe
+    from builder.recipe import CatalogueSettings
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Catalogue:
     judgments: pa.Table
 
 
-def read_catalogue(recipe: Recipe, settings: CatalogueSettings) -> Catalogue:
-    """All tables of a catalogue; `settings` are [catalogue] of the recipe.
+def read_catalogue(settings: CatalogueSettings) -> Catalogue:
+    """All tables of a catalogue.
 
     Raises:
         SourceError, ContractError, RecipeError: as `read_products` and `read_judgments`.
@@ -43,7 +43,7 @@ def read_catalogue(recipe: Recipe, settings: CatalogueSettings) -> Catalogue:
     tables = {name: open_tables(address, columns.HINTS) for name, address in opened}
     columns.check_stated(settings.columns, list(tables.values()))
     products = read_products(tables["products"], settings)
-    return Catalogue(products, *read_judgments(recipe, products.keys))
+    return Catalogue(products, *read_judgments(tables, products.keys, settings))
 
 
 def catalogue_state(settings: CatalogueSettings) -> list[object]:

@@ -96,4 +96,5 @@ def click_gains(log: Clicks, queries: Ints, settings: ClickSettings) -> npt.NDAr
     best = np.zeros(int(queries.max(initial=-1)) + 1)
     np.maximum.at(best, queries, rates)
     most = best[queries]
-    return np.divide(rates, most, out=np.zeros(len(rates)), where=most > 0).astype(np.float32)
+    gains = np.divide(rates, most, out=np.zeros(len(rates)), where=most > 0)
+    return np.asarray(gains, np.float32)

@@ -16,16 +16,16 @@ from builder.catalogue import columns
 from builder.catalogue.clicks import Ints, add_up, click_gains
 from builder.catalogue.queries import given_ids, number_queries, queries_table, query_texts, stable_id
 from builder.catalogue.rows import Rows, read_rows
-from builder.catalogue.tables import Tables, open_tables
+from builder.catalogue.tables import Tables
 from sqid_lib import schemas
 from sqid_lib.errors import DuplicateKeyError, IntegrityError, LabelError, did_you_mean
 from sqid_lib.tables.keys import check_unique
 
 if TYPE_CHECKING:
-    from builder.recipe import CatalogueSettings, Recipe
+    from builder.recipe import CatalogueSettings
 
 SPLIT = "test"  # of every judgment
-DROP = "drop"
+UNKNOWN = (REFUSE, DROP) = ("refuse", "drop")  # what is done with judgments of products that there are not
 CLICK_LOG = ("impressions", "clicks")
 _LARGEST = float(np.finfo(np.float32).max)
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -33,25 +33,25 @@ _COMMA = re.compile(r"[0-9]+,[0-9]+")
 _log = logging.getLogger(__name__)
 
 
-def read_judgments(recipe: Recipe, products: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The queries and judgments that a recipe names, as `queries_and_judgments`; no rows where it names none.
+def read_judgments(
+    tables: Mapping[str, Tables], products: pa.Table, settings: CatalogueSettings
+) -> tuple[pa.Table, pa.Table]:
+    """The queries and judgments of a catalogue, as `queries_and_judgments`; no rows where there are no tables of them.
 
     Args:
+        tables: those named "judgments" and "queries" are read, where they are there.
         products: the keys of the products (product_id, product_locale), each once.
 
     Raises:
         SourceError: a file is damaged, or columns are not recognised.
         ContractError, SchemaError: as `judgment_columns` and `queries_and_judgments`.
     """
-    settings = recipe.catalogue
-    assert settings is not None
     judged = listed = None
-    if settings.judgments is not None:
-        tables = open_tables(settings.judgments, columns.HINTS)
-        judged = read_rows(tables, judgment_columns(tables, settings.columns))
-    if settings.queries is not None:
-        tables = open_tables(settings.queries, columns.HINTS)
-        listed = read_rows(tables, columns.recognise(tables, columns.QUERIES, settings.columns, ("query",)))
+    if "judgments" in tables:
+        judged = read_rows(tables["judgments"], judgment_columns(tables["judgments"], settings.columns))
+    if "queries" in tables:
+        names = columns.recognise(tables["queries"], columns.QUERIES, settings.columns, ("query",))
+        listed = read_rows(tables["queries"], names)
     return queries_and_judgments(judged, listed, products, settings)
 
 
@@ -162,7 +162,8 @@ def _product_of_row(rows: Rows, products: pa.Table, settings: CatalogueSettings)
     """The row of `products` that each row judges; -1 where there is none and such rows are to be dropped."""
     column = rows.column("product_id")
     known = pa.concat_arrays(products.column("product_id").chunks or [pa.array([], pa.string())])
-    found = pc.index_in(column, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    rows_found = pc.index_in(column, value_set=known).fill_null(-1)
+    found: Ints = np.asarray(rows_found.to_numpy(zero_copy_only=False), np.int64)
     missing = np.flatnonzero(found < 0)
     if len(missing) and settings.unknown_products == DROP:
         _log.info("%s: %d rows judge products that the catalogue has not, and are left out", rows.name, len(missing))

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder import recipe
-from builder.catalogue import queries
+from builder.catalogue import columns, queries
 from builder.catalogue.judgments import queries_and_judgments, read_judgments
 from builder.catalogue.rows import Rows
+from builder.catalogue.tables import open_tables
 from builder.recipe import CatalogueSettings
 from sqid_lib import schemas
 from sqid_lib.errors import DuplicateKeyError, IntegrityError, LabelError, SchemaError, SqidError
@@ -124,7 +124,7 @@ ESCI = {"exact": 1.0, "substitute": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("columns", "labels", "error", "said"),
+    ("cells", "labels", "error", "said"),
     [
         ({"query": ["q", " "]}, {}, SchemaError, "j.csv, line 3: the query is empty"),
         ({"query": ["q", None]}, {}, SchemaError, "j.csv, line 3: the query is empty"),
@@ -209,29 +209,27 @@ ESCI = {"exact": 1.0, "substitute": 0.1}
     ],
 )
 def test_a_bad_row_is_named(
-    columns: dict[str, list[str | None]], labels: dict[str, float], error: type[SqidError], said: str
+    cells: dict[str, list[str | None]], labels: dict[str, float], error: type[SqidError], said: str
 ) -> None:
-    whole: dict[str, Any] = {"query": ["q", "r"], "product_id": ["a1", "a2"], "label": ["1", "1"]} | columns
-    if labels and "label" not in columns:
+    whole: dict[str, Any] = {"query": ["q", "r"], "product_id": ["a1", "a2"], "label": ["1", "1"]} | cells
+    if labels and "label" not in cells:
         whole["label"] = ["exact", "exact"]
     with pytest.raises(error) as caught:
         made(rows(**whole), labels=labels)
     assert said in str(caught.value)
 
 
-def recipe_for(folder: Path, **tables: str) -> recipe.Recipe:
-    (folder / "shop.csv").write_text("sku\na1\n", encoding="utf-8")
-    given = "".join(f'{key} = "{value}"\n' for key, value in tables.items())
-    text = f'name = "x"\nversion = "1"\n[catalogue]\nproducts = "shop.csv"\nlocale = "de"\n{given}'
-    (folder / "recipe.toml").write_text(text, encoding="utf-8")
-    return recipe.load(folder / "recipe.toml")
+def read(folder: Path, **files: str) -> tuple[pa.Table, pa.Table]:
+    settings = CatalogueSettings(products="shop.csv", locale="de")
+    tables = {kind: open_tables(str(folder / name), columns.HINTS) for kind, name in files.items()}
+    return read_judgments(tables, KEYS, settings)
 
 
 def test_tables_are_read_as_shops_write_them(tmp_path: Path) -> None:
     text = "Suchbegriff;Artikelnummer;Relevanz\r\nMütze;a1;3\r\n\r\nMütze;B3;0.5\r\n"
     (tmp_path / "j.csv").write_bytes(text.encode("cp1252"))
     (tmp_path / "q.jsonl").write_text('{"query": "帽子"}\n{"query": "Schal"}\n', encoding="utf-8")
-    asked, found = read_judgments(recipe_for(tmp_path, judgments="j.csv", queries="q.jsonl"), KEYS)
+    asked, found = read(tmp_path, judgments="j.csv", queries="q.jsonl")
     assert sorted(asked["query"].to_pylist()) == ["Mütze", "Schal", "帽子"]
     assert found["esci_label"].to_pylist() == ["0.5", "3"] and found["product_id"].to_pylist() == ["B3", "a1"]
 
@@ -239,13 +237,13 @@ def test_tables_are_read_as_shops_write_them(tmp_path: Path) -> None:
 def test_numbers_of_parquet_are_labels_and_ids(tmp_path: Path) -> None:
     columns = {"query": ["q", "q"], "sku": ["a1", "7"], "grade": [1.0, 0.25], "qid": [3, 3]}
     pq.write_table(pa.table(columns), tmp_path / "j.parquet")
-    asked, found = read_judgments(recipe_for(tmp_path, judgments="j.parquet"), KEYS)
+    asked, found = read(tmp_path, judgments="j.parquet")
     assert found["esci_label"].to_pylist() == ["0.25", "1"] and found["query_id"].to_pylist() == [3, 3]
     assert asked["query_id"].to_pylist() == [3]
 
 
 def test_a_recipe_without_judgments(tmp_path: Path) -> None:
-    asked, found = read_judgments(recipe_for(tmp_path), KEYS)
+    asked, found = read(tmp_path)
     assert asked.equals(schemas.SAMPLED_QUERIES_SCHEMA.empty_table()) and found.num_rows == 0
     assert found.schema == schemas.SAMPLED_JUDGMENTS_SCHEMA
 
@@ -264,7 +262,7 @@ def test_a_recipe_without_judgments(tmp_path: Path) -> None:
 def test_a_bad_table_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "j.csv").write_text(text, encoding="utf-8")
     with pytest.raises(SqidError) as caught:
-        read_judgments(recipe_for(tmp_path, judgments="j.csv"), KEYS)
+        read(tmp_path, judgments="j.csv")
     assert said in str(caught.value)
 
 
@@ -272,7 +270,7 @@ def test_columns_that_are_not_used_are_reported(tmp_path: Path, caplog: pytest.L
     caplog.set_level(logging.INFO)
     text = "query,sku,label,impressions,clicks,split\nq,a1,1,x,x,train\n"
     (tmp_path / "j.csv").write_text(text, encoding="utf-8")
-    _, found = read_judgments(recipe_for(tmp_path, judgments="j.csv"), KEYS)
+    _, found = read(tmp_path, judgments="j.csv")
     assert found["split"].to_pylist() == ["test"]
     assert "its labels are used; its impressions and clicks are not" in caplog.text
     assert "its column split is not used: all judgments are of the split test" in caplog.text
@@ -301,13 +299,11 @@ def test_two_tables_that_contradict_each_other_in_ids_are_an_error() -> None:
 def test_each_pair_is_kept_once_in_any_order(pairs: list[tuple[str, str]], random: Any) -> None:
     label = {(query, product): str(len(query + product)) for query, product in pairs}
     columns = [[q for q, _ in pairs], [p for _, p in pairs], [label[pair] for pair in pairs]]
-    asked, found = made(rows(**dict(zip(("query", "product_id", "label"), columns, strict=True))))
+    asked, found = made(rows(query=columns[0], product_id=columns[1], label=columns[2]))
     assert {(row["query"], row["product_id"]): row["esci_label"] for row in found.to_pylist()} == label
     assert found.num_rows == len(label) and asked.num_rows == len({q for q, _ in pairs})
     assert np.array_equal(found["gain"].to_numpy(), [float(text) for text in found["esci_label"].to_pylist()])
     order = list(range(len(pairs)))
     random.shuffle(order)
-    shuffled = {
-        name: [column[i] for i in order] for name, column in zip(("query", "product_id", "label"), columns, strict=True)
-    }
-    assert made(rows(**shuffled))[1].equals(found)
+    query, product, shuffled = ([column[i] for i in order] for column in columns)
+    assert made(rows(query=query, product_id=product, label=shuffled))[1].equals(found)
