@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from builder.recipe import Recipe
 
 FETCH = ("PIL", "pycurl", "yarl")  # by the names they are imported by
+LOCAL = ("PIL",)  # of images on this machine
 EMBED = ("PIL", "safetensors", "torch", "transformers")
 _PAGES = ("protego", "pycurl", "selectolax", "yarl")
 _REPLICATE = ("replicate",)
@@ -24,7 +25,9 @@ def needed(stage: str, recipe: Recipe) -> Sequence[str]:
         case "resolve":
             return _PAGES if recipe.resolve.pages.permission else ()
         case "fetch":
-            return FETCH
+            return (
+                FETCH if recipe.catalogue is None else LOCAL
+            )  # a URL among the images of a catalogue is an error then
         case "embed":
             return _REPLICATE if recipe.encoder.backend == "replicate" else EMBED
         case _:

@@ -58,14 +58,21 @@ class EsciSettings(_Section):
 class ClickSettings(_Section):
     """[catalogue.clicks]: how a click log becomes gains.
 
-    gain = (clicks + prior * rate) / (impressions + prior), where rate is all clicks over all impressions of the log,
-    divided by the largest such value of the query; a pair with fewer than min_impressions is left out.
+    The rate of a query and a product is clicks / (impressions + prior), summed over the rows of the log that name them;
+    the gain is this rate divided by the largest of the query: 0 without a click, 1 for the best product of the query.
     """
 
     prior: NonNegativeFloat = 20.0
-    """Impressions at the rate of the whole log that are added to every pair, so that few impressions prove little."""
+    """Impressions without a click that are added to every pair, so that one click in one impression proves little."""
     min_impressions: NonNegativeInt = 1
-    """Least impressions of a pair of query and product."""
+    """Least impressions of a pair of query and product; pairs with fewer are left out."""
+
+
+CATALOGUE_COLUMNS = (  # the keys of [catalogue.columns]
+    *("product_id", "product_title", "product_description", "product_bullet_point", "product_brand", "product_color"),
+    *("image", "query", "label", "impressions", "clicks", "query_id", "split"),
+)
+_CatalogueColumn = Annotated[str, GetPydanticSchema(lambda *_: core_schema.literal_schema(list(CATALOGUE_COLUMNS)))]
 
 
 class CatalogueSettings(_Section):
@@ -76,17 +83,20 @@ class CatalogueSettings(_Section):
     locale: Word
     """Locale of the products, such as de; the value of product_locale."""
     images: str | None = None
-    """Folder of local images, named in the image column or by product id; images outside it are refused."""
+    """Folder of local images, named in the image column or by product id; images outside it are refused. Without it
+    the folder of the products is meant."""
     judgments: str | None = None
     """Table of judgments: query, product_id and a label, a number, or impressions and clicks."""
     queries: str | None = None
     """Table of queries without judgments: query, and query_id if there is one."""
-    columns: dict[Word, Word] = Field(default={})
+    columns: dict[_CatalogueColumn, Word] = Field(default={})
     """Our column = the tables' column; those left out are recognised by usual names, which the build reports."""
     keep: Items[Word] = ()
     """Further columns of the products to carry into the release, by the tables' names, such as ["price"]."""
     labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(default={})
     """Every label of the judgments, with its gain; a label that is a number is its own gain."""
+    unknown_products: Literal["refuse", "drop"] = "refuse"
+    """Judgments of products that the table of products has not: "refuse" them as an error, or "drop" and count them."""
     clicks: ClickSettings = Field(default_factory=ClickSettings)
     """How a click log becomes gains."""
 
@@ -454,7 +464,7 @@ def _tables_of(catalogue: CatalogueSettings, absolute: Callable[..., str]) -> di
     """The addresses in [catalogue] that are set."""
     names = ("products", "judgments", "queries", "images")
     found = {name: getattr(catalogue, name) for name in names}
-    return {name: absolute(value, file=name != "images") for name, value in found.items() if value is not None}
+    return {name: absolute(value, file=True) for name, value in found.items() if value is not None}
 
 
 def _exists(path: Path, *, folder: bool = False) -> bool:

@@ -301,12 +301,13 @@ SAMPLED_PRODUCTS_SCHEMA = PRODUCTS_SCHEMA  # sorted by PRODUCT_KEY
 SAMPLED_QUERIES_SCHEMA = pa.schema([(c.name, c.type) for c in DECLARED[QUERIES].columns if c.origin])
 SAMPLED_JUDGMENTS_SCHEMA = config_schema(JUDGMENTS).append(pa.field("split", pa.string()))
 # of a catalogue also WORK/sample/images.parquet, a row per product in the order of products: what it says of the image
+FILE_IMAGE = "file:"  # begins a reference to a local image: then its path
+ROW_IMAGE = "row:"  # begins "row:FILE:ROW": bytes in a row (from 0) of a file (from 0) of the products
 CATALOGUE_IMAGES_SCHEMA = pa.schema(
     [
         ("product_id", pa.string()),
         ("product_locale", pa.string()),
-        # a URL; "file:" and a local path; "row:FILE:ROW", bytes in a row (from 0) of a file (from 0) of the products
-        ("image", pa.string()),  # null where there is none
+        ("image", pa.string()),  # a URL, or a reference to a local image; null where there is none
     ]
 )
 # resolve: WORK/resolve/urls.parquet, a row per product, main then supp, each in the order of sample

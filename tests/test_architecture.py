@@ -31,7 +31,7 @@ LIBRARY = (
     ("__init__",),
 )
 # builder: a room imports itself, sqid_lib and the rooms listed here
-_SHARED = ("recipe", "progress", "engines", "http", "database")
+_SHARED = ("recipe", "progress", "engines", "http", "database", "catalogue")
 _STAGES = ("sample", "resolve", "fetch", "embed")
 _PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary", "stamps", "stages", "plan")
 BUILDER: dict[str, tuple[str, ...]] = {
@@ -45,6 +45,7 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "summary": ("recipe", "fetch", "http"),
     "engines": ("recipe", "progress"),
     "http": ("recipe", "progress", "database"),
+    "catalogue": ("recipe",),
     **dict.fromkeys(_STAGES, _SHARED),
     "release": ("recipe", "progress", "database"),
     "validate": ("release",),  # it checks what release defines

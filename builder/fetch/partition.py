@@ -12,6 +12,7 @@ from pathlib import Path
 from builder.database import reporting_disk_errors
 from builder.engines import Tick, Work
 from builder.fetch.ledger import Ledger, Outcome
+from builder.fetch.local_images import LocalImages, store
 from builder.fetch.shards import DamagedError, assemble, recover
 from builder.recipe import FetchSettings
 from sqid_lib.errors import DiskError
@@ -29,16 +30,17 @@ class Partition:
 
 
 @contextmanager
-def open_downloader(limits: FetchSettings, _place: str) -> Iterator[Work[Partition]]:
+def open_downloader(limits: FetchSettings, images: LocalImages, _place: str) -> Iterator[Work[Partition]]:
     """The worker of fetch; client and decoders belong to the event loop and the ledger of each partition."""
-    yield partial(complete, limits)
+    yield partial(complete, limits, images)
 
 
-def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
-    """Download the URLs that have no outcome, then make the folder's shards hold exactly the images of all URLs.
+def complete(limits: FetchSettings, images: LocalImages, partition: Partition, tick: Tick) -> None:
+    """Read or download what has no outcome, then make the folder's shards hold exactly the images of all URLs.
 
     Raises:
         FetchError: the network is down.
+        IntegrityError, SourceError: as `local_images.store`.
         DiskError: no space left.
         StageError: this machine cannot make connections or start decoder processes, or the ledger is in use by another
             build.
@@ -46,11 +48,15 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
     for _ in range(_ROUNDS):
         with Ledger(partition.folder) as ledger:
             todo = [url for url, outcome in outcomes(ledger, partition.urls) if outcome is None]
-            if todo:
-                from builder.fetch.download import download  # its packages are not needed where all is done
+            urls = [url for url in todo if not images.is_local(url)]
+            if urls:
+                from builder.fetch.download import download  # its packages are not needed where all is done or local
                 from builder.fetch.open_files import fit_open_files
-
-                asyncio.run(download(todo, fit_open_files(limits), ledger, tick))
+            if len(urls) < len(todo):
+                local = [url for url in todo if images.is_local(url)]
+                asyncio.run(store(local, images, limits, ledger, tick))
+            if urls:
+                asyncio.run(download(urls, fit_open_files(limits), ledger, tick))
             if _assemble(limits, partition, ledger):
                 return
     raise DiskError("images read back differ from what was written", where=partition.folder, fix="Check the disk.")

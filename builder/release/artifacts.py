@@ -16,6 +16,7 @@ from sqid_lib import schemas, sources
 from sqid_lib.errors import IntegrityError, MissingFileError, without_secrets
 from sqid_lib.files import File
 from sqid_lib.joined import joins
+from sqid_lib.joined.image_status import is_http
 from sqid_lib.joined.matches import both_sides, examples
 from sqid_lib.joined.vector_lookup import VectorLookup
 from sqid_lib.tables.keys import key_strings
@@ -99,6 +100,8 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
     urls = {}
     for part in (schemas.MAIN, schemas.SUPPLEMENTARY):
         rows = resolved.filter(pc.equal(resolved.column("part"), part))
+        if recipe.catalogue is not None:  # a reference to a local image is of no use elsewhere
+            rows = _with_http_only(rows)
         urls[part] = rows.select(joins.IMAGE_URLS_SCHEMA.names).cast(joins.IMAGE_URLS_SCHEMA).combine_chunks()
     for part, paths in parts.items():
         urls[part] = _with_final_status(urls[part], paths)
@@ -159,6 +162,12 @@ def check_text_vectors(artifacts: Artifacts, products: pa.Table, queries: pa.Tab
             got=f"none for {' and none for '.join(missing)}",
             fix="Complete the files, narrow [selection], or set artifacts.partial = true to give zeros to these.",
         )
+
+
+def _with_http_only(rows: pa.Table) -> pa.Table:
+    """The same rows with null for whatever is no http(s) URL."""
+    urls = pc.if_else(is_http(rows["image_url"]), rows["image_url"], None)
+    return rows.set_column(rows.column_names.index("image_url"), "image_url", urls)
 
 
 def _with_final_status(urls: pa.Table, paths: Iterable[Path]) -> pa.Table:
