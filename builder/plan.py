@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.catalogue.catalogue import addresses_of
 from builder.stages import inputs_of, key_of, stages_of
 from builder.stamps import Stamps, describe
 from sqid_lib import schemas
@@ -72,12 +73,19 @@ def _pending_stamp(stage: str, recipe: Recipe, work: Path, stamps: Stamps, unfin
         return _first_time(stage, recipe, work)
     if changed:
         return f"would run again: {describe(changed)}"
-    source = recipe.source if stage == "sample" else recipe.artifacts and recipe.artifacts.path
-    if source and not Path(source).is_absolute():
-        return f"would run again if the recipe or a file at {without_secrets(source)} changed"
+    elsewhere = [source for source in _sources(stage, recipe) if not Path(source).is_absolute()]
+    if elsewhere:
+        return f"would run again if the recipe or a file at {without_secrets(' or '.join(elsewhere))} changed"
     if stamp.key != key_of(stage, recipe, stamps):
         return "would run again: the recipe or its inputs changed"
     return f"would run again if {' or '.join(unfinished)} changes its inputs" if unfinished else None
+
+
+def _sources(stage: str, recipe: Recipe) -> list[str]:
+    """The addresses that sample or release reads."""
+    if stage == "release":
+        return [recipe.artifacts.path] if recipe.artifacts else []
+    return [recipe.source] if recipe.catalogue is None else list(addresses_of(recipe.catalogue).values())
 
 
 def _first_time(stage: str, recipe: Recipe, work: Path) -> str:

@@ -58,14 +58,21 @@ class EsciSettings(_Section):
 class ClickSettings(_Section):
     """[catalogue.clicks]: how a click log becomes gains.
 
-    gain = (clicks + prior * rate) / (impressions + prior), where rate is all clicks over all impressions of the log,
-    divided by the largest such value of the query; a pair with fewer than min_impressions is left out.
+    The rate of a query and a product is clicks / (impressions + prior), summed over the rows of the log that name them;
+    the gain is this rate divided by the largest of the query: 0 without a click, 1 for the best product of the query.
     """
 
     prior: NonNegativeFloat = 20.0
-    """Impressions at the rate of the whole log that are added to every pair, so that few impressions prove little."""
+    """Impressions without a click that are added to every pair, so that one click in one impression proves little."""
     min_impressions: NonNegativeInt = 1
-    """Least impressions of a pair of query and product."""
+    """Least impressions of a pair of query and product; pairs with fewer are left out."""
+
+
+CATALOGUE_COLUMNS = (  # the keys of [catalogue.columns]
+    *("product_id", "product_title", "product_description", "product_bullet_point", "product_brand", "product_color"),
+    *("image", "query", "label", "impressions", "clicks", "query_id", "split"),
+)
+_CatalogueColumn = Annotated[str, GetPydanticSchema(lambda *_: core_schema.literal_schema(list(CATALOGUE_COLUMNS)))]
 
 
 class CatalogueSettings(_Section):
@@ -82,12 +89,14 @@ class CatalogueSettings(_Section):
     """Table of judgments: query, product_id and a label, a number, or impressions and clicks."""
     queries: str | None = None
     """Table of queries without judgments: query, and query_id if there is one."""
-    columns: dict[Word, Word] = Field(default={})
+    columns: dict[_CatalogueColumn, Word] = Field(default={})
     """Our column = the tables' column; those left out are recognised by usual names, which the build reports."""
     keep: Items[Word] = ()
     """Further columns of the products to carry into the release, by the tables' names, such as ["price"]."""
     labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(default={})
     """Every label of the judgments, with its gain; a label that is a number is its own gain."""
+    unknown_products: Literal["refuse", "drop"] = "refuse"
+    """Judgments of products that the table of products has not: "refuse" them as an error, or "drop" and count them."""
     clicks: ClickSettings = Field(default_factory=ClickSettings)
     """How a click log becomes gains."""
 

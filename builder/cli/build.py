@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         sys.stdout.writelines(f"{stage}: {words}\n" for stage, words in _plan(args).items())
         return 0
-    for name in ("sqid_lib.tables", "sqid_lib.joined"):  # how a file was read that is not as the official ones
+    for name in ("sqid_lib.tables", "sqid_lib.joined", "builder.catalogue"):  # how files were read
         logging.getLogger(name).setLevel(logging.INFO)
     with _demo_shop(args) as overrides:
         loaded = recipe.load(args.recipe, [*overrides, *args.overrides])

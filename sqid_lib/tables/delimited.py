@@ -5,11 +5,13 @@ What can only mean one thing is read, and the log says how. Anything else is an 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +25,7 @@ from sqid_lib.tables.content import CSV, Source, read_text, reporting
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 _KNOWN = frozenset(column.name for config in schemas.DECLARED.values() for column in config.columns)
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|$)")
+_LINE_ENDS = re.compile(rb"[\r\n]*")
 _SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE | re.DOTALL)  # Excel's own first line
 _HEAD = 1 << 20  # bytes in which the header is looked for
 _MAX_HEADER = 100_000  # bytes
@@ -34,10 +37,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the text is laid out: the delimiter, the names of the columns, and where the first row begins."""
+    """How the text is laid out.
+
+    Attributes:
+        names: of the columns; official ones as we spell them.
+        given: the same as the file spells them.
+        start: where the first row begins, in bytes.
+    """
 
     delimiter: str
     names: list[str]
+    given: list[str]
     start: int
 
 
@@ -60,14 +70,79 @@ def read_csv(file: Source, schema: pa.Schema, optional: Sequence[str] = ()) -> p
     layout = _layout(data, schema.names, notes, where)
     schema = pa.schema([f for f in schema if f.name in layout.names or f.name not in optional])
     check_columns(pa.schema([(name, pa.string()) for name in layout.names]), _as_text(schema), where)
+    return conform(_read(data, layout, schema.names, windows, notes, where), schema, where)
+
+
+def read_csv_texts(file: Source, columns: Sequence[str], hints: Sequence[str] = ()) -> pa.Table:
+    """Columns of a csv file by the names that the file has, as text; cells may hold line breaks, a blank one is null.
+
+    Args:
+        columns: names of `csv_header`.
+        hints: names that some columns may have; the delimiter is the one that finds most of them.
+
+    Raises:
+        SourceError: as `read_csv`.
+    """
+    where = str(file)
+    data, notes = read_text(file, CSV)
+    data, windows = _as_utf8(data, where)
+    layout = _layout(data, hints, notes, where)
+    layout = replace(layout, names=layout.given)
+    return _read(data, layout, columns, windows, notes, where, one_line=False)
+
+
+def csv_header(file: Source, hints: Sequence[str] = ()) -> list[str]:
+    """The column names as a csv file spells them; arguments and errors as `read_csv_texts`."""
+    data, notes = read_text(file, CSV, _HEAD)
+    return _layout(_as_utf8(data, str(file), head=True)[0], hints, notes, str(file)).given
+
+
+def csv_line(file: Source, row: int, hints: Sequence[str] = ()) -> int:
+    """The line (from 1) on which a row (from 0) of `read_csv_texts` begins; the file is read again for it."""
+    data, notes = read_text(file, CSV)
+    data, _ = _as_utf8(data, str(file))
+    layout = _layout(data, hints, notes, str(file))
+    starts = _row_starts(data, layout)
+    return _line_of(data, next(islice(starts, row, None), len(data)))
+
+
+def _row_starts(data: bytes, layout: _Layout) -> Iterator[int]:
+    """Where each row begins, without blank lines and comments."""
+    cell = re.compile(rb' *"(?:[^"]|"")*" *|[^\r\n%s]*' % re.escape(layout.delimiter.encode()))
+    at = layout.start
+    while at < len(data):
+        start, cells, end = at, 0, b""
+        while end in (b"", layout.delimiter.encode()) and at <= len(data):
+            match = cell.match(data, at)
+            assert match is not None
+            at, cells = match.end() + 1, cells + 1
+            end = data[match.end() : at] or b"\n"
+        comment = data.startswith(b"#", start) and cells != len(layout.names)
+        if at - 1 > start and not comment:
+            yield start
+
+
+def _read(
+    data: bytes,
+    layout: _Layout,
+    columns: Sequence[str],
+    windows: bool,
+    notes: list[str],
+    where: str,
+    *,
+    one_line: bool = True,
+) -> pa.Table:
+    """The columns as text: quotes mended, cells cleaned, Windows-1252 confirmed; what was done is logged."""
     data = _mend_quotes(data, layout, notes, where)
-    table = _parse(data, layout, schema.names, notes, where)
+    table = _parse(data, layout, columns, notes, where)
     if windows:
         _check_windows(table, data, notes, where)
-    table = _clean(table, data, notes, where)
+    table = _clean(table, data, notes, where, one_line=one_line)
+    if not one_line:
+        _warn_of_swallowed_rows(table, data, layout, where)
     if notes:
         _log.info("%s: read as csv with %s", where, ", ".join(notes))
-    return conform(table, schema, where)
+    return table
 
 
 def csv_names(file: Source, wanted: Sequence[str] = ()) -> list[str]:
@@ -85,11 +160,15 @@ def _as_text(schema: pa.Schema) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in schema.names])
 
 
-def _as_utf8(data: bytes, where: str) -> tuple[bytes, bool]:
-    """The text as UTF-8, and whether it was taken for Windows-1252, which `_check_windows` has to confirm."""
+def _as_utf8(data: bytes, where: str, *, head: bool = False) -> tuple[bytes, bool]:
+    """The text as UTF-8, and whether it was taken for Windows-1252, which `_check_windows` has to confirm.
+
+    Args:
+        head: the text is the first part of a longer one, and may end within a character.
+    """
     try:
         if not data.isascii():
-            data.decode()
+            codecs.getincrementaldecoder("utf-8")().decode(data, final=not head)
         return data, False
     except UnicodeDecodeError as error:
         try:
@@ -144,7 +223,7 @@ def _layout(data: bytes, wanted: Sequence[str], notes: list[str], where: str) ->
         notes.append("names of columns in another case")
     if comments:
         notes.append(f"{comments} comment lines")
-    return _Layout(best, official[best], line.end())
+    return _Layout(best, official[best], cells[best], line.end())
 
 
 def _official(name: str, known: frozenset[str], names: Sequence[str]) -> str:
@@ -210,15 +289,15 @@ def _parse(data: bytes, layout: _Layout, wanted: Sequence[str], notes: list[str]
 
     numbers = [str(number) for number in range(len(layout.names))]
     chosen = [str(layout.names.index(name)) for name in wanted]
-    rows = data[layout.start :]
-    if not rows.strip(b"\r\n"):
+    if _LINE_ENDS.fullmatch(data, layout.start):
         return pa.table([pa.array([], pa.string()) for _ in wanted], names=list(wanted))
+    rows = pa.py_buffer(data).slice(layout.start)
     try:
         with reporting(where):
             table = pcsv.read_csv(
                 pa.BufferReader(rows),
                 read_options=pcsv.ReadOptions(
-                    use_threads=False, column_names=numbers, block_size=min(len(rows) + 1, _MAX_BLOCK)
+                    use_threads=False, column_names=numbers, block_size=min(rows.size + 1, _MAX_BLOCK)
                 ),
                 parse_options=pcsv.ParseOptions(
                     delimiter=layout.delimiter, newlines_in_values=True, invalid_row_handler=other_width
@@ -238,16 +317,16 @@ def _parse(data: bytes, layout: _Layout, wanted: Sequence[str], notes: list[str]
     return table.rename_columns(list(wanted))
 
 
-def _clean(table: pa.Table, data: bytes, notes: list[str], where: str) -> pa.Table:
+def _clean(table: pa.Table, data: bytes, notes: list[str], where: str, *, one_line: bool) -> pa.Table:
     """Cells without the spaces around them, null where nothing is left.
 
     Raises:
-        CorruptFileError: a line break within a cell: a stray quote has swallowed rows.
+        CorruptFileError: with `one_line`, a line break within a cell: a stray quote has swallowed rows.
     """
     columns, padded = [], 0
     for column in table.columns:
         broken = column.filter(pc.match_substring_regex(column, r"[\r\n]"))
-        if len(broken):
+        if one_line and len(broken):
             cell = broken[0].as_py()
             raise CorruptFileError(
                 "a cell with a line break in it, which no id, URL or source has",
@@ -262,6 +341,22 @@ def _clean(table: pa.Table, data: bytes, notes: list[str], where: str) -> pa.Tab
     if padded:
         notes.append(f"spaces around cells ({padded})")
     return pa.table(columns, names=table.column_names)
+
+
+def _warn_of_swallowed_rows(table: pa.Table, data: bytes, layout: _Layout, where: str) -> None:
+    """Warn of a cell that holds lines with as many delimiters as a row: a stray quote may have swallowed rows."""
+    delimiter, count = re.escape(layout.delimiter), len(layout.names) - 1
+    line = rf"(?:[^{delimiter}\r\n]*{delimiter}){{{count}}}[^{delimiter}\r\n]*\r?\n"
+    lines = line if count > 2 else f"(?:{line}){{2}}"  # a line of prose has a comma, too
+    for column in table.columns if 0 < count < 200 else ():
+        cells = column.filter(pc.fill_null(pc.match_substring(column, "\n"), False))
+        found = cells.filter(pc.match_substring_regex(cells, rf"\n{lines}"))
+        if len(found):
+            text = found[0].as_py()
+            _log.warning(
+                "%s, line %d: a cell of %d lines, some of which look like rows: is there a quote too many? %r",
+                *(where, _line_of(data, _place(data, text)), text.count("\n") + 1, text[:60]),
+            )
 
 
 def _place(data: bytes, text: str) -> int:
