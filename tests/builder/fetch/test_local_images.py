@@ -33,9 +33,12 @@ from builder.fetch import fetch
 from builder.fetch.image_folder import ImageFolder
 from builder.fetch.local_images import LocalImages
 from builder.fetch.stage import pending
-from builder.recipe import CatalogueSettings, FetchSettings, Recipe
+from builder.recipe import CatalogueSettings, ExpectSettings, FetchSettings, Recipe
+from builder.resolve import resolve
+from builder.sample import sample
+from builder.summary import check_images, summarize
 from sqid_lib import schemas, sources
-from sqid_lib.errors import DiskError, IntegrityError, MissingFileError, RecipeError
+from sqid_lib.errors import CountError, DiskError, IntegrityError, MissingFileError, RecipeError
 from sqid_lib.files import File
 
 
@@ -638,18 +641,15 @@ def test_urls_of_files_are_kept_without_their_password() -> None:
 HUB = """
 import sys
 from pathlib import Path
-import pyarrow.parquet as pq
-from builder.catalogue.image_rows import ImageRows
 from builder.fetch import fetch
 from builder.recipe import CatalogueSettings, Recipe
-from sqid_lib import sources
-address, work = "hf://datasets/ORG/shop", Path(sys.argv[1])
-files = sources.listing(sources.parse_address(address))
-rows = ImageRows(tuple(files[name] for name in sorted(files) if name.endswith(".parquet")), "image")
-path = work / "resolve" / "urls.parquet"
-pq.write_table(pq.read_table(path).replace_schema_metadata(rows.metadata()), path)
-shop = CatalogueSettings(products=address, locale="de")
-print([fetch(Recipe(name="t", version="1", catalogue=shop), work) for _ in range(2)])
+from builder.resolve import resolve
+from builder.sample import sample
+work, shop = Path(sys.argv[1]), CatalogueSettings(products="hf://datasets/ORG/shop", locale="de")
+recipe = Recipe(name="t", version="1", catalogue=shop)
+sample(recipe, work)
+resolve(recipe, work)
+print([fetch(recipe, work) for _ in range(2)])
 """
 
 
@@ -658,19 +658,23 @@ def test_a_hub_dataset_with_an_image_column(tmp_path: Path) -> None:
 
     folder = tmp_path / "repo" / "data"
     folder.mkdir(parents=True)
+    features = datasets.Features(
+        {"sku": datasets.Value("string"), "title": datasets.Value("string"), "image": datasets.Image()}
+    )
     for shard in range(2):
-        cells = {"sku": [f"{shard}{n}" for n in range(3)], "image": [{"bytes": jpeg(3 * shard + n)} for n in range(3)]}
-        features = datasets.Features({"sku": datasets.Value("string"), "image": datasets.Image()})
+        numbers = [5 - 3 * shard - n for n in range(3)]  # sorted by sku they are read backwards
+        cells = {"sku": [f"P{n}" for n in numbers], "title": ["t"] * 3, "image": [{"bytes": jpeg(n)} for n in numbers]}
         table = datasets.Dataset.from_dict(cells, features=features)
         table.to_parquet(folder / f"train-0000{shard}-of-00002.parquet")
-    work = references(tmp_path / "work", *(f"row:{shard}:{row}" for shard in (1, 0) for row in range(3)))
+    work = tmp_path / "work"
     with LoopbackHub(tmp_path / "hub") as hub:
         hub.add_repo("ORG/shop", tmp_path / "repo")
         assert hub.run(HUB, str(work)) == "[6, 0]\n"
-    assert stored(work) == [jpeg(n) for n in (3, 4, 5, 0, 1, 2)]
+    assert [row["image_url"] for row in outcomes(work)][:2] == ["row:1:2", "row:1:1"]
+    assert stored(work) == [jpeg(n) for n in range(6)]
 
 
-# -- what follows ----------------------------------------------------------------------------------------------------
+# -- the stages around it --------------------------------------------------------------------------------------------
 
 
 def test_embed_finds_the_images_of_references(shop: Path, tmp_path: Path) -> None:
@@ -687,3 +691,27 @@ def test_embed_finds_the_images_of_references(shop: Path, tmp_path: Path) -> Non
     assert inputs.parts[0].image.tolist() == [0, 0, -1, 1]
     sha256s = [hashlib.sha256(jpeg(n)).hexdigest() for n in (1, 5)]
     assert inputs.items[IMAGES].values.to_pylist() == sha256s
+
+
+def test_a_catalogue_with_files_bytes_and_nothing_goes_through_the_stages(shop: Path, tmp_path: Path) -> None:
+    photo = pa.array(
+        [{"bytes": jpeg(4), "path": None}, {"bytes": None, "path": "2.jpg"}, {"bytes": None, "path": None}, None]
+    )
+    (shop / "products").mkdir()
+    pq.write_table(
+        pa.table({"sku": list("abcd"), "title": list("abcd"), "image": photo}), shop / "products" / "p.parquet"
+    )
+    built, work = catalogue(shop / "products", shop / "photos"), tmp_path / "work"
+    sample(built, work)
+    resolve(built, work)
+    fetch(built, work)
+    assert [(row["image_url"], row["image_status"]) for row in outcomes(work)] == [
+        *(("row:0:0", "ok"), ("file:2.jpg", "ok"), (None, "missing"), (None, "missing"))
+    ]
+    found = summarize(built, work, "sqid build r.toml")
+    assert found is not None and found.lines()[0] == (
+        "images: 4 products, 2 with a local image, 2 with an image (100% of those)"
+    )
+    too_few = built.model_copy(update={"expect": ExpectSettings(min_images=3)})
+    with pytest.raises(CountError, match="expected at least 3, got 2 of 4 products: missing 2, ok 2"):
+        check_images(too_few, work, "sqid build r.toml")
