@@ -33,6 +33,7 @@ from builder.fetch import fetch
 from builder.fetch.image_folder import ImageFolder
 from builder.fetch.local_images import LocalImages
 from builder.fetch.stage import pending
+from builder.plan import plan
 from builder.recipe import CatalogueSettings, ExpectSettings, FetchSettings, Recipe
 from builder.resolve import resolve
 from builder.sample import sample
@@ -715,3 +716,9 @@ def test_a_catalogue_with_files_bytes_and_nothing_goes_through_the_stages(shop: 
     too_few = built.model_copy(update={"expect": ExpectSettings(min_images=3)})
     with pytest.raises(CountError, match="expected at least 3, got 2 of 4 products: missing 2, ok 2"):
         check_images(too_few, work, "sqid build r.toml")
+
+
+def test_a_plan_says_that_local_images_are_read(shop: Path, tmp_path: Path) -> None:
+    words = plan(catalogue(shop, shop / "photos"), tmp_path / "none")
+    assert words["resolve"] == "would look for image URLs in the products table"
+    assert words["fetch"] == "would read local images and download the images, at most 32 at once"
