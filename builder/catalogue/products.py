@@ -15,6 +15,7 @@ from builder.catalogue import columns
 from builder.catalogue.cells import ids, texts
 from builder.catalogue.checks import check_images, warn
 from builder.catalogue.duplicates import merged
+from builder.catalogue.image_rows import ImageRows
 from builder.catalogue.images import image_cells, images_by_id, prefixed
 from builder.catalogue.kept import IMAGE_COUNT, check_kept, kept_cells, one_type
 from builder.catalogue.tables import Batch, Tables
@@ -37,11 +38,13 @@ class Products:
             product has several images.
         images: the reference of each product's image, null where there is none, string [products].
         locale: of all of them.
+        image_rows: what the references to rows among `images` count.
     """
 
     table: pa.Table
     images: pa.Array
     locale: str
+    image_rows: ImageRows
 
     @property
     def schema(self) -> pa.Schema:
@@ -63,8 +66,9 @@ class Products:
             yield part.select(self.schema.names).cast(self.schema)
 
     def image_table(self) -> pa.Table:
-        """The rows of WORK/sample/images.parquet."""
-        return self.keys.append_column("image", self.images).cast(schemas.CATALOGUE_IMAGES_SCHEMA)
+        """The rows of WORK/sample/images.parquet, whose metadata names the files that references to rows count."""
+        schema = schemas.CATALOGUE_IMAGES_SCHEMA.with_metadata(self.image_rows.metadata())
+        return self.keys.append_column("image", self.images).cast(schema)
 
     def _locales(self, rows: int) -> pa.Array:
         return pa.array([self.locale]).take(pa.array(np.zeros(rows, np.int64)))
@@ -97,7 +101,7 @@ def read_products(tables: Tables, settings: CatalogueSettings) -> Products:
     counts = table.column(IMAGE_COUNT)
     if not len(counts) or pc.max(counts).as_py() < 2:
         table = table.drop_columns([IMAGE_COUNT])
-    return Products(table, images, settings.locale)
+    return Products(table, images, settings.locale, ImageRows(tables.files, names.get("image", "")))
 
 
 def _read(tables: Tables, names: Mapping[str, str], keep: tuple[str, ...]) -> dict[str, list[pa.Array]]:

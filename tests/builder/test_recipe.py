@@ -60,6 +60,7 @@ def test_a_catalogue_in_place_of_esci(tmp_path: Path) -> None:
         (CATALOGUE + '[artifacts]\npath = "a"\n', r"\[artifacts\] does not go with \[catalogue\]"),
         (CATALOGUE.replace("de", ""), r"bad value for 'catalogue.locale'; expected text that is not blank"),
         (CATALOGUE + 'judgments = "j.csv"\n', r"catalogue.products, catalogue.judgments do not exist"),
+        (CATALOGUE + 'images = "shop/photos"\n', r"catalogue.products, catalogue.images do not exist"),
         (CATALOGUE + '[card]\nhomepage = "ftp://x"\n', r"bad value for 'card.homepage'"),
     ],
 )
