@@ -110,8 +110,6 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
         urls[part] = rows.select(joins.IMAGE_URLS_SCHEMA.names).cast(joins.IMAGE_URLS_SCHEMA).combine_chunks()
     for part, paths in parts.items():
         urls[part] = _with_final_status(urls[part], paths)
-    if recipe.catalogue:
-        urls = {part: _without_local_images(table) for part, table in urls.items()}
     product_files = [File(str(path)) for paths in parts.values() for path in paths]
     query_files = [File(str(path)) for path in embedded["queries"]]
     return Artifacts(
@@ -184,10 +182,3 @@ def _with_final_status(urls: pa.Table, paths: Iterable[Path]) -> pa.Table:
     rows = pc.index_in(key_strings(urls), value_set=key_strings(final))
     status = pc.coalesce(final.column("image_status").take(rows), urls.column("image_status"))
     return urls.set_column(urls.column_names.index("image_status"), "image_status", status)
-
-
-def _without_local_images(urls: pa.Table) -> pa.Table:
-    """`urls` with null in place of what is not http or https: paths of files, and rows of tables."""
-    column = urls.column("image_url")
-    remote = pc.if_else(pc.fill_null(is_http(column), False), column, None)
-    return urls.set_column(urls.column_names.index("image_url"), "image_url", remote)

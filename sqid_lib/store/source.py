@@ -17,7 +17,7 @@ from sqid_lib.joined.selection import Selection
 from sqid_lib.search import Model, read_model
 from sqid_lib.sources import Address, parse_address, snapshot
 from sqid_lib.sources.address import HTTP
-from sqid_lib.streams.release_files import CONFIGS, check_listed, parts, shards, stated_digests
+from sqid_lib.streams.release_files import CONFIGS, check_listed, configs_without_rows, parts, shards, stated_digests
 from sqid_lib.tables.reader import open_parquet
 from sqid_lib.tables.vector_columns import row_groups, vector_width
 
@@ -44,6 +44,12 @@ class Source(Protocol):
 
     def width(self) -> int: ...
 
+    def lacks(self, config: str) -> bool:
+        """Whether there are no files of a config, as a catalogue may have no queries and no judgments."""
+
+    def kept(self) -> tuple[pa.Field, ...]:
+        """Columns of the products beside the declared ones, as a catalogue has them."""
+
     def rows(self, config: str) -> int:
         """How many at most, or about, for the progress bar and the disk."""
 
@@ -63,11 +69,18 @@ class Parquet:
     def width(self) -> int:
         return vector_width([File(str(path)) for _, path in self.parts[schemas.FEATURES]])
 
+    def lacks(self, config: str) -> bool:
+        return not self.parts[config]
+
+    def kept(self) -> tuple[pa.Field, ...]:
+        with open_parquet(self.parts[schemas.FEATURES][0][1]) as parquet:
+            return schemas.kept_columns(schemas.FEATURES, parquet.schema_arrow)
+
     def rows(self, config: str) -> int:
         return sum(_rows(path) for _, path in self.parts[config])
 
     def tables(self, config: str) -> Iterator[tuple[str, pa.Table, str]]:
-        columns = schemas.config_schema(config).names
+        columns = schemas.config_schema(config, kept=self.kept()).names
         for split, path in self.parts[config]:
             for table, where in row_groups([path], columns):
                 yield split, table, where
@@ -93,6 +106,12 @@ class Joined:
 
     def width(self) -> int:
         return vector_width(dict(self.tables_of[schemas.FEATURES])["product_features"])
+
+    def lacks(self, config: str) -> bool:  # noqa: ARG002
+        return False
+
+    def kept(self) -> tuple[pa.Field, ...]:
+        return ()
 
     def rows(self, config: str) -> int:
         # about as many: ESCI decides, and the published files follow it
@@ -143,7 +162,7 @@ def find(
 def _release(directory: Path, names: list[str]) -> Parquet:
     found = {
         config: tuple((split, directory / name) for split, name in files)
-        for config, files in parts(names, directory).items()
+        for config, files in parts(names, directory, configs_without_rows(directory / schemas.MANIFEST)).items()
     }
     sums = stated_digests(directory)
     check_listed(sums, names, directory)

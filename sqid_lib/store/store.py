@@ -41,10 +41,11 @@ class EmbeddingStore:
         text_features, image_features: [P, D] in `dtype`; an image row is zero where has_image is false.
         has_image: [P] bool.
         query_features: [Q, D].
-        products: product_id, product_locale, product_title, image_url, image_status, a row for each matrix row.
+        products: product_id, product_locale, product_title, image_url, image_status, and the columns that a catalogue
+            keeps, such as price; a row for each matrix row.
         queries: query_id, query, source, a row for each row of query_features.
         judgments: example_id, query_id, product_id, product_locale, esci_label, gain, split; no rows in a store made
-            from the classic files without ESCI.
+            from the classic files without ESCI, or from a catalogue that has none.
         judgment_query_index, judgment_product_index: [J] int64, rows of the matrices.
         gain: [J] float32.
         path: the converted directory. A store pickles as this path, and processes share its pages.
@@ -164,7 +165,8 @@ class EmbeddingStore:
             labels: keep these labels, such as ["E", "S"]. split: keep this ESCI split. has_image: keep products with,
                 or without, an image. queries: keep judgments of these query ids; ids that nobody judged are passed
                 over. Default: all.
-            texts: columns that `batch.texts` holds, such as ["query", "product_title"]; default none.
+            texts: columns that `batch.texts` holds, such as ["query", "product_title"]; default none. Numbers that a
+                catalogue keeps, such as its prices, become texts.
             dtype: of the vectors, "float32" or "float16"; default the store's.
             **options: see `StreamOptions`.
 
@@ -241,7 +243,8 @@ class EmbeddingStore:
                 a vector [D]. At least one of the two.
             top: how many products; fewer are found if fewer are there.
             where: keep products with these values, such as {"product_locale": "us", "has_image": True}; a list keeps
-                any of its values. The columns are those of `products`, and has_image.
+                any of its values, and a pair (low, high) the numbers between the two, either None for no limit, as
+                in {"price": (None, 50)}. The columns are those of `products`, and has_image.
             weight: of the products' text vectors, from 0 to 1; their image vectors have the rest.
             encoder: what makes vectors of the query: a directory, a Hub id, or a loaded encoder. Default: `model`.
 
@@ -307,6 +310,8 @@ def _map(path: Path) -> Any:
 
 
 def _map_vectors(path: Path, dtype: str, width: int) -> Floats:
+    if not path.stat().st_size:  # an empty file cannot be mapped
+        return np.empty((0, width), dtype)
     return np.asarray(np.memmap(path, dtype=dtype, mode="r")).reshape(-1, width)
 
 
