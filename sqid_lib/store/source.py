@@ -17,7 +17,15 @@ from sqid_lib.joined.selection import Selection
 from sqid_lib.search import Model, read_model
 from sqid_lib.sources import Address, parse_address, snapshot
 from sqid_lib.sources.address import HTTP
-from sqid_lib.streams.release_files import CONFIGS, check_listed, configs_without_rows, parts, shards, stated_digests
+from sqid_lib.streams.release_files import (
+    CONFIGS,
+    check_listed,
+    configs_without_rows,
+    is_catalogue,
+    parts,
+    shards,
+    stated_digests,
+)
 from sqid_lib.tables.reader import open_parquet
 from sqid_lib.tables.vector_columns import row_groups, vector_width
 
@@ -44,6 +52,10 @@ class Source(Protocol):
 
     def width(self) -> int: ...
 
+    @property
+    def of_catalogue(self) -> bool:
+        """Whether the manifest is that of a shop's own catalogue."""
+
     def lacks(self, config: str) -> bool:
         """Whether there are no files of a config, as a catalogue may have no queries and no judgments."""
 
@@ -65,6 +77,7 @@ class Parquet:
     files: Mapping[Path, str | None]
     settings: str = ""
     model: Model | None = None
+    of_catalogue: bool = False
 
     def width(self) -> int:
         return vector_width([File(str(path)) for _, path in self.parts[schemas.FEATURES]])
@@ -103,6 +116,10 @@ class Joined:
     @property
     def model(self) -> None:
         return None
+
+    @property
+    def of_catalogue(self) -> bool:
+        return False
 
     def width(self) -> int:
         return vector_width(dict(self.tables_of[schemas.FEATURES])["product_features"])
@@ -160,14 +177,15 @@ def find(
 
 
 def _release(directory: Path, names: list[str]) -> Parquet:
+    manifest = directory / schemas.MANIFEST
     found = {
         config: tuple((split, directory / name) for split, name in files)
-        for config, files in parts(names, directory, configs_without_rows(directory / schemas.MANIFEST)).items()
+        for config, files in parts(names, directory, configs_without_rows(manifest)).items()
     }
     sums = stated_digests(directory)
     check_listed(sums, names, directory)
     digests = {path: sums.get(path) for files in found.values() for _, path in files}
-    return Parquet(found, digests, model=read_model(directory / schemas.MANIFEST))
+    return Parquet(found, digests, model=read_model(manifest), of_catalogue=is_catalogue(manifest))
 
 
 def _classic(directory: Path, folder: Path, esci: Address | None, selection: Selection | None) -> Parquet | Joined:

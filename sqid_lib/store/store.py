@@ -50,18 +50,19 @@ class EmbeddingStore:
         gain: [J] float32.
         path: the converted directory. A store pickles as this path, and processes share its pages.
         model: the encoder that made the vectors, as the release's manifest.json names it; None where it names none.
+        of_catalogue: whether the release is a shop's own catalogue, whose labels and gains are its own.
     """
 
-    def __init__(self, path: Path, model: Model | None = None) -> None:
+    def __init__(self, path: Path, model: Model | None = None, of_catalogue: bool = False) -> None:
         """Use a converted directory; `open` is the usual way in.
 
         Raises:
             StoreError: it is not whole, or damaged.
         """
-        self._use(checksums.check(path), model)
+        self._use(checksums.check(path), model, of_catalogue)
 
-    def _use(self, converted: checksums.Converted, model: Model | None) -> None:
-        self.path, self.model = converted.path, model
+    def _use(self, converted: checksums.Converted, model: Model | None, of_catalogue: bool) -> None:
+        self.path, self.model, self.of_catalogue = converted.path, model, of_catalogue
         path = converted.path
         self.width = converted.stated.width
         self.text_features, self.image_features, self.query_features = (
@@ -121,7 +122,7 @@ class EmbeddingStore:
         downloads = None if address.local else download_cache(cache_dir)
         source = find(address, downloads, None if esci is None else parse_address(esci), selection)
         store = cls.__new__(cls)
-        store._use(convert.convert(source, places, dtype, progress, verify), source.model)
+        store._use(convert.convert(source, places, dtype, progress, verify), source.model, source.of_catalogue)
         return store
 
     def verify(self) -> None:
@@ -133,7 +134,7 @@ class EmbeddingStore:
         self._watch.wait()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (EmbeddingStore, (self.path, self.model))
+        return (EmbeddingStore, (self.path, self.model, self.of_catalogue))
 
     def __repr__(self) -> str:
         counts = f"{len(self.products):,} products, {len(self.queries):,} queries, {len(self.judgments):,} judgments"

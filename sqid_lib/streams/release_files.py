@@ -70,14 +70,22 @@ def configs_without_rows(manifest: Path) -> frozenset[str]:
 
     None where there is no manifest, where it cannot be read, or of another release: there a missing part is an error.
     """
+    counts = _catalogue_counts(manifest)
+    return frozenset(config for name, config in schemas.COUNTED.items() if config in CONFIGS and counts.get(name) == 0)
+
+
+def is_catalogue(manifest: Path) -> bool:
+    """Whether a manifest is that of a shop's own catalogue."""
+    return bool(_catalogue_counts(manifest))
+
+
+def _catalogue_counts(manifest: Path) -> dict[str, object]:
+    """The counts of the manifest of a catalogue; none where it cannot be read, or is that of another release."""
     try:
         stated = json.loads(manifest.read_text(encoding="utf-8"))
-        if not isinstance(stated["recipe"]["catalogue"], dict):
-            return frozenset()
-        counts = {config: stated["counts"][name] for name, config in schemas.COUNTED.items()}
+        return dict(stated["counts"]) if isinstance(stated["recipe"]["catalogue"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return frozenset()
-    return frozenset(config for config, count in counts.items() if count == 0 and config != schemas.FEATURES)
+        return {}
 
 
 def stated_digests(directory: Path) -> dict[Path, str]:
