@@ -18,6 +18,13 @@ from sqid_lib.joined.selection import ALL
 if TYPE_CHECKING:
     from builder.recipe import Recipe
 
+# what differs for a shop's own catalogue, whose images may be files
+_OWN_MEANINGS = {"image_count": "how many images the catalogue has of the product; the first is used"}
+_OWN_STATUSES = {
+    schemas.MISSING: "the catalogue names no image",
+    "not_found": "there is no such file, or the server answered 404 or 410",
+    "refused": "the address, or the place of the file, is not allowed",
+}
 dtype_name = schemas.type_name
 _COUNTED = {"supp": "supplementary products"}  # where the name of a count is not plain enough
 
@@ -228,7 +235,7 @@ def _own_columns(statistics: Statistics, labels: Labels) -> str:
     }
     for config in schemas.CARRYING:
         kept = schemas.kept_columns(config, statistics.columns.get(config, pa.schema([])))
-        meanings[config] |= {field.name: "column of the catalogue" for field in kept}
+        meanings[config] |= {field.name: _OWN_MEANINGS.get(field.name, "column of the catalogue") for field in kept}
     return _columns_tables(statistics, meanings)
 
 
@@ -272,7 +279,7 @@ def _own_coverage(statistics: Statistics) -> str:
     found = statistics.statuses.get(schemas.DEFAULT_CONFIG, {})
     total = sum(found.values())
     rows = [
-        (f"`{status}`", meaning, found[status], _share(found[status], total))
+        (f"`{status}`", _OWN_STATUSES.get(status, meaning), found[status], _share(found[status], total))
         for status, meaning in schemas.IMAGE_STATUS.items()
         if status in found
     ]
