@@ -52,33 +52,33 @@ def matching(where: Where | None, products: pa.Table, has_image: Bools) -> Bools
 
 def _among(name: str, column: pa.ChunkedArray, wanted: Any) -> pa.ChunkedArray:
     """Whether each value is the wanted one, or one of those wanted."""
-    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    lists = list | set | frozenset if numbers else list | tuple | set | frozenset
+    ranged = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    lists = list | set | frozenset if ranged else list | tuple | set | frozenset
     values = list(wanted) if isinstance(wanted, lists) else [wanted]
-    ranges = [found for value in values if (found := _range(name, value)) is not None] if numbers else []
-    values = [value for value in values if not numbers or _range(name, value) is None]
+    ranges = [found for value in values if (found := _range(name, value)) is not None] if ranged else []
+    values = [value for value in values if not ranged or _range(name, value) is None]
     kept = pc.is_in(column, value_set=_typed(name, values, column.type)) if values or not ranges else None
     for low, high in ranges:
-        inside = pc.is_valid(column)
-        for limit, compare in ((low, pc.greater_equal), (high, pc.less_equal)):
-            if limit is not None:
-                inside = pc.and_(inside, pc.fill_null(compare(column.cast(pa.float64(), safe=False), limit), False))
+        numbers = column.cast(pa.float64(), safe=False)
+        inside = pc.fill_null(pc.and_(pc.greater_equal(numbers, low), pc.less_equal(numbers, high)), False)
         kept = inside if kept is None else pc.or_(kept, inside)
     return kept
 
 
-def _range(name: str, value: Any) -> tuple[float | None, float | None] | None:
-    """A pair of numbers or None, or a text "low..high", as limits; None for any other value."""
+def _range(name: str, value: Any) -> tuple[float, float] | None:
+    """A pair of numbers or None, or a text "low..high", as two limits; None for any other value."""
     if isinstance(value, str) and ".." in value:
         first, _, last = value.partition("..")
         value = (first.strip() or None, last.strip() or None)
     if not isinstance(value, tuple):
         return None
     try:
-        low, high = (None if limit is None else float(limit) for limit in value)
+        low, high = (
+            none if limit is None else float(limit) for limit, none in zip(value, (-math.inf, math.inf), strict=True)
+        )
     except (TypeError, ValueError):
         low = high = math.nan
-    if any(limit is not None and math.isnan(limit) for limit in (low, high)):
+    if math.isnan(low) or math.isnan(high):
         raise UsageError(
             "not a range", where=f"where {name}", expected="(low, high), numbers or None", got=repr(value)[:80]
         )
