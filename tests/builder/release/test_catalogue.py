@@ -31,7 +31,7 @@ from builder.release import manifest, release
 from builder.release.card_yaml import read_metadata
 from builder.validate import validate
 from sqid_lib import schemas
-from sqid_lib.errors import MissingFileError, SchemaError
+from sqid_lib.errors import MissingFileError, SchemaError, UsageError
 from sqid_lib.files import shard_name
 
 HOSTILE = """Schöne Waren.\r
@@ -128,6 +128,23 @@ def test_datasets_loads_every_config(named: Path, tmp_path: Path, config: str, s
     loaded = datasets.load_dataset(str(named), config, split="test", streaming=streaming, cache_dir=str(tmp_path))
     assert loaded.features == schemas.config_features(config, WIDTH, pa.schema(KEPT))
     assert list(loaded) == rows(named, config).to_pylist()
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sqid_loads_its_rows_as_they_are(named: Path, tmp_path: Path, streaming: bool) -> None:
+    import sqid
+
+    for config in (schemas.URLS, schemas.FEATURES, schemas.QUERIES, schemas.JUDGMENTS):
+        every = sqid.load(config, artifacts=named, streaming=streaming, cache_dir=str(tmp_path))
+        assert list(every) == ["test"]
+        assert list(every["test"]) == rows(named, config).to_pylist()
+    first = sqid.load("urls", "test[:2]", artifacts=named, cache_dir=str(tmp_path))
+    assert first["product_id"] == ["P-0", "P-1"]
+    with pytest.raises(UsageError, match=r"the release has no config 'supp'.*expected urls or product_features"):
+        sqid.load("supp", artifacts=named)
+    with pytest.raises(UsageError, match="a catalogue is joined already"):
+        sqid.load("urls", artifacts=named, locale="de")
 
 
 @pytest.mark.parametrize(
