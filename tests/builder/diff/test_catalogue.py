@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_catalogue import NAMES, NONE, PRICES, catalogue_recipe, write_release
+from tiny_catalogue import NAMES, NONE, OWN_LABELS, PRICES, catalogue_recipe, write_release
 
 from builder.diff import diff
 
@@ -38,5 +38,6 @@ def test_judgments_that_one_version_lacks_are_a_note(first: Path, tmp_path: Path
         "judgments are not compared",
         f"{second} has no nDCG",
     ]
+    assert {setting.key for setting in found.settings} == {f"recipe.catalogue.labels.{name}" for name in OWN_LABELS}
     assert diff(second, second, cache_dir=tmp_path / "cache").same
     assert "ESCI" not in str(found)
