@@ -102,14 +102,17 @@ class CatalogueSettings(_Section):
 
 
 class CardSettings(_Section):
-    """[card]: what the Hub card may claim; nothing is claimed that is not stated here."""
+    """[card]: what the Hub card may claim; nothing is claimed that is not stated here.
+
+    With [esci], whose claims are known, title, licence and language replace those, and the rest is added.
+    """
 
     title: str = ""
     """Title of the card; the name of the recipe where it is empty."""
     description: str = ""
     """What the data is: some sentences in Markdown."""
     licence: Items[Word] = ()
-    """Licences, as the Hub names them, such as ["cc-by-4.0"]."""
+    """Licences, as the Hub names them, such as ["cc-by-4.0"]; another name is published as "other" with that name."""
     language: Items[Word] = ()
     """Languages of the texts (ISO 639-1), such as ["de"]."""
     homepage: str = Field(default="", pattern=r"^(https?://.*)?$")

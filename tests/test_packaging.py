@@ -59,7 +59,13 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Pat
         path.relative_to(ROOT).as_posix() for top in ("sqid_lib", "builder") for path in (ROOT / top).rglob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == modules | {"sqid.py"}
-    data = {"sqid_lib/py.typed", "sqid-stubs/__init__.pyi", "builder/dataset_card.md", f"{info}/licenses/LICENSE"}
+    data = {
+        "sqid_lib/py.typed",
+        "sqid-stubs/__init__.pyi",
+        "builder/dataset_card.md",
+        "builder/release/catalogue_card.md",
+        f"{info}/licenses/LICENSE",
+    }
     recipes = {f"builder/recipes/{name}.toml" for name in ("sqid", "demo")}
     model = {f"builder/demo/tiny_clip/{path.name}" for path in (ROOT / "builder/demo/tiny_clip").iterdir()}
     assert data | recipes | model <= names

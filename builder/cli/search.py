@@ -21,6 +21,7 @@ much the text vector counts. The query is encoded with the encoder that the rele
 EXAMPLE = """examples:
   sqid search WORK/sqid "red shoes"
   sqid search ORG/sqid "red shoes" --weight 0.2 --where has_image=true --top 20
+  sqid search SHOP/sqid "red shoes" --where price=..50 --where brand=Acme
   sqid search WORK/sqid --image photo.jpg --encoder openai/clip-vit-large-patch14
   sqid search WORK/sqid "in black" --image photo.jpg --json > found.json
 """
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image", type=Path, metavar="FILE", help="an image on this machine to search for, alone or with TEXT")
     add("--top", type=int, default=10, metavar="N", help="products to print (default 10)")
     add("--weight", type=float, default=0.5, metavar="A", help="of text vectors, 0 to 1; images the rest (default 0.5)")
-    where = "only products with this value; again: another column, or another value of the same one"
+    where = (
+        "only products with this value, or with a number from LOW to HIGH as LOW..HIGH, either left out for no limit; "
+        "again: another column, or another value of the same one"
+    )
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help=where)
     add("--encoder", metavar="DIR_OR_MODEL", help="the model that made the vectors, where it cannot be found by itself")
     add("--revision", help="revision of the Hub dataset")

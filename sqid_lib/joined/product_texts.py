@@ -45,7 +45,12 @@ def locate_products(file: File, keys: pa.Table) -> np.ndarray:
 
 
 def product_texts(
-    file: File, keys: pa.Table, columns: Sequence[str], *, positions: np.ndarray | None = None
+    file: File,
+    keys: pa.Table,
+    columns: Sequence[str],
+    *,
+    positions: np.ndarray | None = None,
+    kept: schemas.Kept = (),
 ) -> Iterator[pa.Table]:
     """Rows of the products file for `keys`, in the order of `keys`, in slices.
 
@@ -56,15 +61,16 @@ def product_texts(
         keys: product_id, product_locale; unique.
         columns: text columns wanted besides the two keys.
         positions: the result of `locate_products` for these keys, if it is known.
+        kept: further columns of the file that are wanted, of any plain type.
 
     Yields:
-        Tables (product_id, product_locale, *columns) of at most 16,384 rows, text null where ESCI has none.
+        Tables (product_id, product_locale, *columns, *kept) of at most 16,384 rows, text null where ESCI has none.
 
     Raises:
         DuplicateKeyError, IntegrityError: as `locate_products`.
         TextLengthError: a text has more than `schemas.MAX_TEXT_BYTES`.
     """
-    schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
+    schema = pa.schema([*(schemas.PRODUCTS_SCHEMA.field(c) for c in columns), *kept])
     if positions is None:
         positions = locate_products(file, keys)
     start, rows = 0, TEXT_ROWS_AT_ONCE
@@ -78,7 +84,7 @@ def product_texts(
         for begin in range(0, stop - start, _SLICE_ROWS):
             part = texts.slice(begin, _SLICE_ROWS)
             key = keys.slice(start + begin, part.num_rows)
-            yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
+            yield pa.table([*key.columns, *part.columns], [*key.column_names, *schema.names])
         start = stop
 
 
