@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from sqid_lib import schemas
 from sqid_lib.errors import RecipeError
+from sqid_lib.sources import parse_address
 
 if TYPE_CHECKING:
     from builder.recipe import CatalogueSettings
@@ -24,13 +25,14 @@ _log = logging.getLogger(__name__)
 def check_images(
     images: pa.Array, ids: pa.Array, names: Mapping[str, str], where: str, settings: CatalogueSettings
 ) -> None:
-    """Raise RecipeError if all images are local and no folder is named; log how many products have one."""
+    """Raise RecipeError if local images are named and no folder is known; log how many products have an image."""
     there = pc.is_valid(images)
     local = pc.fill_null(pc.starts_with(images, schemas.FILE_IMAGE), False)
     count, locals_ = pc.sum(there).as_py() or 0, pc.sum(local).as_py() or 0
     if locals_ and settings.images is None:
         example = images.filter(local)[0].as_py().removeprefix(schemas.FILE_IMAGE)
-        if locals_ == count:
+        beside = parse_address(settings.products, file=True).local is not None
+        if locals_ == count and not beside:
             raise RecipeError(
                 f"column {names['image']!r} names local images, and the recipe does not say where they are",
                 where="catalogue.images",
@@ -38,10 +40,12 @@ def check_images(
                 got=repr(example),
                 fix='Add images = "…" to [catalogue].',
             )
-        _log.warning(
-            "%s: %d images are no URLs, such as %r; for local images add images = … to [catalogue]",
-            *(where, locals_, example),
-        )
+        if locals_ < count:
+            _log.warning(
+                "%s: %d images are no URLs, such as %r; %s",
+                *(where, locals_, example),
+                "they are looked for beside the table" if beside else "for local images add images = … to [catalogue]",
+            )
     if not count:
         _log.warning("%s: no product has an image, such as %r", where, ids[0].as_py())
     else:

@@ -71,8 +71,8 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     add("--gains", choices=list(_GAINS), help=gains)
     relevant = (
         "labels that count for precision, MRR and recall: E (default), ES or ESC; with the gains of the release one "
-        "label, repeated for several, default those with the highest gain; of clicks and numbers the least gain, default "
-        "half of the highest"
+        "label, repeated for several, default those with the highest gain; of clicks and numbers the least gain, "
+        "default half of the highest"
     )
     add("--relevant", action="append", metavar="LABELS", help=relevant)
     metrics = f"{METRICS}; default: {DEFAULT_METRICS}"

@@ -194,6 +194,8 @@ def _batch_rows(parquet: Any, groups: Sequence[int], name: str) -> int:
 
 
 def _check_lengths(texts: pa.ChunkedArray, keys: pa.Table, places: np.ndarray, where: str) -> None:
+    if not pa.types.is_string(texts.type):  # a kept column of numbers
+        return
     lengths = pc.fill_null(pc.binary_length(texts), 0).to_numpy()
     if lengths.max(initial=0) > schemas.MAX_TEXT_BYTES:
         row = int(lengths.argmax())
