@@ -81,7 +81,7 @@ class Catalogue:
     # -- the release ------------------------------------------------------------------------------------------------
 
     def release(self) -> Json:
-        """Counts, labels (best gain first), methods and encoder."""
+        """Counts, labels (best gain first), ids of the queries, methods and encoder."""
         store, labels = self.store, []
         if self.orders is not None:
             counts = {row["values"]: row["counts"] for row in store.judgments["esci_label"].value_counts().to_pylist()}
@@ -95,6 +95,7 @@ class Catalogue:
             "images": int(np.count_nonzero(store.has_image)),
             "labels": labels,
             "methods": list(self.orders.methods) if self.orders is not None else [],
+            "query_ids": store.queries["query_id"].to_pylist(),
             "encoder": str(store.model) if store.model is not None else None,
         }
 
@@ -136,10 +137,7 @@ class Catalogue:
         """
         row = self.store.query_index(query_id)
         _check_weight(weight)
-        order = self.orders.by_weight(row, weight) if self.orders is not None else None
-        curve = self.orders.curve(row) if self.orders is not None else []
-        answer = {"query": self._query(row), "weight": weight, "curve": curve}
-        return answer | self._answer(order)
+        return self._measured(row, weight) | self._answer(self._by_weight(row, weight))
 
     def whole(self, query_id: int, weight: float, top: int) -> Json:
         """The best products of the whole catalogue for a query, judged or not; errors as `query`.
@@ -149,10 +147,9 @@ class Catalogue:
         row = self.store.query_index(query_id)
         _check_weight(weight)
         found = self._searched().search(np.asarray(self.store.query_features[row]), top=_checked(top), weight=weight)
-        order = self.orders.by_weight(row, weight) if self.orders is not None else None
-        judged = self._labels(order) if order is not None else {}
-        answer = {"query": self._query(row), "weight": weight, "ndcg": None if order is None else order.ndcg}
-        return answer | {"notes": list(found.notes), "products": self._found(found, judged)}
+        order = self._by_weight(row, weight)
+        answer = self._measured(row, weight) | {"ndcg": None if order is None else order.ndcg, "notes": list(found.notes)}
+        return answer | {"products": self._found(found, {} if order is None else self._labels(order))}
 
     def compare(self, query_id: int, first: str, second: str) -> Json:
         """The judged products of a query in two orders, and from which rank of the first each one came.
@@ -171,6 +168,13 @@ class Catalogue:
             ranks = {_key(card): card["rank"] for card in other["products"]}
             side["products"] = [card | {"other_rank": ranks[_key(card)]} for card in side["products"]]
         return answer | {"first": sides[0], "second": sides[1]}
+
+    def _by_weight(self, row: int, weight: float) -> Order | None:
+        return self.orders.by_weight(row, weight) if self.orders is not None else None
+
+    def _measured(self, row: int, weight: float) -> Json:
+        curve = self.orders.curve(row) if self.orders is not None else []
+        return {"query": self._query(row), "weight": weight, "curve": curve}
 
     def _answer(self, order: Order | None) -> Json:
         if order is None:
