@@ -105,21 +105,27 @@ class Catalogue:
         if text:
             rows = rows[self._holds(text)]
         shown = rows[offset : None if top is None else offset + top]
-        return {"total": len(rows), "queries": [self._query(row) for row in shown.tolist()]}
+        return {"total": len(rows), "queries": self._queries(shown)}
 
     def _holds(self, text: str) -> Any:
         found = pc.match_substring(self.store.queries["query"], text, ignore_case=True)
         return pc.fill_null(found, False).to_numpy(zero_copy_only=False).astype(np.bool_)
 
+    def _queries(self, rows: Ints) -> list[Json]:
+        names = [name for name in ("query_id", "query", "source") if name in self.store.queries.column_names]
+        values = self.store.queries.select(names).take(pa.array(rows)).to_pylist()
+        return [
+            {
+                "query_id": found["query_id"],
+                "query": _shortened(found.get("query")) or f"query {found['query_id']}",
+                "source": found.get("source"),
+                "judged": judged,
+            }
+            for found, judged in zip(values, self._judged_counts[rows].tolist(), strict=True)
+        ]
+
     def _query(self, row: int) -> Json:
-        values = self.store.queries.slice(row, 1).to_pylist()[0]
-        query_id = values["query_id"]
-        return {
-            "query_id": query_id,
-            "query": _shortened(values.get("query")) or f"query {query_id}",
-            "source": values.get("source"),
-            "judged": int(self._judged_counts[row]),
-        }
+        return self._queries(np.array([row]))[0]
 
     @cached_property
     def _judged_counts(self) -> Ints:
@@ -148,7 +154,8 @@ class Catalogue:
         _check_weight(weight)
         found = self._searched().search(np.asarray(self.store.query_features[row]), top=_checked(top), weight=weight)
         order = self._by_weight(row, weight)
-        answer = self._measured(row, weight) | {"ndcg": None if order is None else order.ndcg, "notes": list(found.notes)}
+        ndcg = None if order is None else order.ndcg
+        answer = self._measured(row, weight) | {"ndcg": ndcg, "notes": list(found.notes)}
         return answer | {"products": self._found(found, {} if order is None else self._labels(order))}
 
     def compare(self, query_id: int, first: str, second: str) -> Json:

@@ -140,11 +140,10 @@ class Orders:
 
     def scores(self, name: str) -> tuple[Floats, Floats]:
         """Scores of all judged pairs by a method, float64 [J], and nDCG of each query, float64 [Q]."""
-        with self._lock:
-            scores = self._scorer.scores(name)
-            if name not in self._ndcg:
-                self._ndcg[name] = per_query(self.lists, scores, [NDCG])[:, 0]
-            return scores, self._ndcg[name]
+        if name not in self._ndcg:
+            with self._lock:
+                self._ndcg[name] = per_query(self.lists, self._scorer.scores(name), [NDCG])[:, 0]
+        return self._scorer.known[name], self._ndcg[name]
 
     def _cosines(self, lists: JudgedLists) -> tuple[Floats, Floats]:
         scorer = Scorer(self._store, lists, METHODS)

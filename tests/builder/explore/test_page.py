@@ -1,4 +1,4 @@
-"""The page of the explorer in a real Chromium: what it shows against Python, hostile texts, links, keys, accessibility."""
+"""The page of the explorer in a real Chromium: orders against Python, hostile texts, links, keys, accessibility."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def open_page(browser: Browser, explorer: Served, messages: list[str]) -> Iterat
     def open_one(
         path: str = "", *, size: dict[str, int] = DESKTOP, scheme: str = "light", server: Served | None = None
     ) -> Page:
-        context = browser.new_context(
-            viewport=cast(Any, size), color_scheme=cast(Any, scheme), reduced_motion="reduce"
-        )
+        context = browser.new_context(viewport=cast(Any, size), color_scheme=cast(Any, scheme), reduced_motion="reduce")
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
