@@ -64,7 +64,17 @@ export function makeCard(card, { open, judgedOnly = false } = {}) {
       element("span", { class: "rank", "aria-hidden": "true" }),
       element("span", { class: "place-of-badge" }),
     ),
-    element("div", { class: "words" }, element("p", { class: "maker", dir: "auto", text: card.brand ?? "" }), title),
+    element(
+      "div",
+      { class: "words" },
+      element(
+        "div",
+        { class: "first-line" },
+        element("p", { class: "maker", dir: "auto", text: card.brand ?? "" }),
+        element("p", { class: "total", title: "score" }),
+      ),
+      title,
+    ),
     element("dl", { class: "scores" }, score("text"), score("image")),
   );
   updateCard(made, card, judgedOnly);
@@ -85,6 +95,8 @@ export function updateCard(made, card, judgedOnly = false) {
   made.querySelector(".rank").textContent = card.rank ?? "";
   const label = badge(card, judgedOnly);
   made.querySelector(".place-of-badge").replaceChildren(...(label ? [label] : []));
+  const both = card.text_score !== undefined && card.image_score !== undefined;
+  made.querySelector(".total").textContent = both && card.score !== null ? decimals(card.score, 3) : "";
   for (const name of ["text", "image"]) {
     const value = card[`${name}_score`];
     const part = made.querySelector(`.score.by-${name}`);

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_release import write_release
 
+import builder.explore
 from builder.cli import main
 
 
@@ -58,3 +59,13 @@ def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ):
         status, err = explore(*arguments)
         assert status == expected and message in err, err
+
+
+def test_without_its_extra_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "builder.explore.server", raising=False)
+    monkeypatch.delattr(builder.explore, "server", raising=False)
+    assert main(["explore", str(tmp_path)]) == 1
+    assert 'pip install "sqid[explore]"' in capsys.readouterr().err

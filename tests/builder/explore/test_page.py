@@ -17,7 +17,6 @@ from search_fixtures import QueryVectors
 from builder.explore.catalogue import LONGEST, Catalogue
 from sqid_lib import evaluation
 from sqid_lib.errors import EncoderError
-from sqid_lib.evaluation.comparison import Comparison
 from sqid_lib.store import EmbeddingStore
 
 CHROMIUM = shutil.which("chromium")
@@ -87,11 +86,11 @@ def open_page(browser: Browser, explorer: Served, messages: list[str]) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def table(store: EmbeddingStore) -> Comparison:
+def table(store: EmbeddingStore) -> evaluation.Comparison:
     return evaluation.compare(store, ["fusion:0.5", "fusion:0.2", "clip_image", "bm25"], resamples=100)
 
 
-def ordered(table: Comparison, method: str, query: int) -> list[str]:
+def ordered(table: evaluation.Comparison, method: str, query: int) -> list[str]:
     """The product ids of a judged list in the order of a method."""
     lists = table.lists
     order = lists.order(table.scores[method])
@@ -117,7 +116,7 @@ def shows(page: Page, expected: list[str], place: str = "#results") -> None:
     )
 
 
-def test_the_slider_shows_the_order_and_ndcg_of_python(open_page: Open, table: Comparison) -> None:
+def test_the_slider_shows_the_order_and_ndcg_of_python(open_page: Open, table: evaluation.Comparison) -> None:
     page = open_page()
     for weight, method in (("0.5", "fusion:0.5"), ("0.2", "fusion:0.2"), ("0", "clip_image")):
         page.get_by_test_id("weight").fill(weight)
@@ -131,7 +130,9 @@ def test_the_slider_shows_the_order_and_ndcg_of_python(open_page: Open, table: C
     page.wait_for_url("**weight=0")
 
 
-def test_a_query_is_typed_picked_and_stepped_through(open_page: Open, table: Comparison, explorer: Served) -> None:
+def test_a_query_is_typed_picked_and_stepped_through(
+    open_page: Open, table: evaluation.Comparison, explorer: Served
+) -> None:
     page = open_page()
     query = page.get_by_test_id("query")
     query.fill("number 4")
@@ -209,7 +210,7 @@ def test_neighbours_by_text_and_by_image(open_page: Open, store: EmbeddingStore)
     page.wait_for_url(lambda url: "product" not in url)
 
 
-def test_two_methods_are_compared(open_page: Open, table: Comparison, explorer: Served) -> None:
+def test_two_methods_are_compared(open_page: Open, table: evaluation.Comparison) -> None:
     page = open_page()
     page.keyboard.press("3")
     page.get_by_test_id("second").select_option("bm25")
