@@ -14,6 +14,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from embed_work import write
@@ -26,6 +27,7 @@ from builder.explore.app import make_app
 from builder.explore.catalogue import Catalogue
 from builder.explore.guard import allowed_names
 from sqid_lib import schemas
+from sqid_lib.store import EmbeddingStore
 
 SCRIPT = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> & more"
 LONG = "long title " * 100_000  # 1.1 MB
@@ -141,3 +143,24 @@ def write_work(work: Path, release: Path, stored: int = 40) -> Path:
     write(work / "fetch/images-00000.parquet", images[:7], schemas.IMAGES_SCHEMA)
     write(work / "fetch/images-00001.parquet", images[7:], schemas.IMAGES_SCHEMA)
     return work
+
+
+class Bare:
+    """A store with other tables in place of its own."""
+
+    def __init__(self, store: Any, **tables: Any) -> None:
+        self._store, self._tables = store, tables
+
+    def __getattr__(self, name: str) -> Any:
+        return self._tables[name] if name in self._tables else getattr(self._store, name)
+
+
+def unjudged(store: EmbeddingStore) -> Bare:
+    """The store without judgments."""
+    none = np.empty(0, np.int64)
+    return Bare(store, judgments=store.judgments.slice(0, 0), judgment_query_index=none, judgment_product_index=none)
+
+
+def unasked(store: EmbeddingStore) -> Bare:
+    """The store without queries."""
+    return Bare(unjudged(store), queries=store.queries.slice(0, 0), query_features=store.query_features[:0])

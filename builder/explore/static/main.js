@@ -256,6 +256,7 @@ function place() {
   if (state.query === null && queries.length) state.query = String(queries[0]);
   if (!queries.length && state.view !== "search") state.view = "browse";
   if (queries.length && state.view === "browse") state.view = "judged";
+  if (!release.judgments && state.view === "judged") state.view = "catalogue";
   if (state.view === "search" && !state.q && !image) state.view = queries.length ? "judged" : "browse"; // an image is in no link
   for (const side of ["first", "second"]) {
     if (!release.methods.includes(state[side]) && !state[side].startsWith("fusion:")) state[side] = release.methods[0] ?? state[side];

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pytest
 from encoder_fixtures import encoded, make_image
-from explore_fixtures import LABELS, LONG, SCRIPT, Served, served, served_app
+from explore_fixtures import LABELS, LONG, SCRIPT, Bare, Served, served, served_app, unasked, unjudged
 from search_fixtures import QueryVectors, brute_force
+from tiny_release import write_release
 
 from builder.explore.app import MAX_UPLOAD, make_app
 from builder.explore.catalogue import LONGEST, MAX_TOP, Catalogue
 from builder.explore.guard import allowed_names
-from sqid_lib import evaluation
+from builder.explore.release import read_brands
+from sqid_lib import evaluation, schemas
 from sqid_lib.errors import EncoderError
 from sqid_lib.store import EmbeddingStore
 
@@ -278,31 +282,14 @@ def test_an_encoder_that_cannot_be_loaded_is_reported_and_not_tried_again(store:
     assert len(tried) == 1
 
 
-class Bare:
-    """A store with other tables in place of its own."""
-
-    def __init__(self, store: EmbeddingStore, **tables: Any) -> None:
-        self._store, self._tables = store, tables
-
-    def __getattr__(self, name: str) -> Any:
-        return self._tables[name] if name in self._tables else getattr(self._store, name)
-
-
 def test_a_release_without_judgments_or_queries(store: EmbeddingStore) -> None:
-    none = np.empty(0, np.int64)
-    unjudged = Bare(
-        store, judgments=store.judgments.slice(0, 0), judgment_query_index=none, judgment_product_index=none
-    )
     query_id = store.queries["query_id"][0].as_py()
-    with served(Catalogue(unjudged)) as explorer:
+    with served(Catalogue(unjudged(store))) as explorer:
         found = explorer.json(f"api/query/{query_id}")
         assert (found["ndcg"], found["products"], found["curve"], found["query"]["judged"]) == (None, [], [], 0)
         assert len(explorer.json(f"api/query/{query_id}/catalogue")["products"]) == 40
         assert explorer.json("api/release")["labels"] == []
-    unasked = Bare(
-        store, queries=store.queries.slice(0, 0), judgments=store.judgments.slice(0, 0), judgment_query_index=none
-    )
-    with served(Catalogue(unasked)) as explorer:
+    with served(Catalogue(unasked(store))) as explorer:
         assert explorer.json("api/queries") == {"total": 0, "queries": []}
         assert len(ids(explorer.json("api/products?offset=50"))) == 10
 
@@ -315,3 +302,15 @@ def test_a_failure_inside_is_one_line(store: EmbeddingStore, caplog: pytest.LogC
         answer = explorer.get("api/products")
     assert answer.status == 500 and answer.json["error"].startswith("the server failed")
     assert "content-security-policy" in answer.headers
+
+
+def test_the_classic_files_alone_have_no_texts(tmp_path: Path) -> None:
+    write_release(tmp_path / "release", classic=True)
+    shutil.rmtree(tmp_path / "release/data")
+    (tmp_path / "release" / schemas.SHA256SUMS).unlink()
+    store = EmbeddingStore.open(tmp_path / "release", cache_dir=tmp_path / "cache")
+    with served(Catalogue(store, brands=read_brands(store, tmp_path / "release", None, None))) as explorer:
+        (query, *_) = explorer.json("api/queries")["queries"]
+        assert query["query"] == f"query {query['query_id']}"
+        cards = explorer.json(f"api/query/{query['query_id']}/catalogue?top=3")["products"]
+        assert [card["title"] for card in cards] == [card["brand"] for card in cards] == [None] * 3

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import pytest
 from axe_core_python.sync_playwright import Axe
 from encoder_fixtures import encoded, make_image
-from explore_fixtures import LONG, SCRIPT, Served, served
+from explore_fixtures import LONG, SCRIPT, Served, served, unasked, unjudged
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 from search_fixtures import QueryVectors
 
@@ -344,3 +344,20 @@ def test_without_an_encoder_the_error_is_one_line(open_page: Open, store: Embedd
         expect(page.get_by_test_id("error")).to_be_hidden()
         expect(page.get_by_test_id("card")).to_have_count(7)
     assert len(messages) == 1 and "503" in messages.pop()
+
+
+def test_a_release_without_judgments_and_one_without_queries(open_page: Open, store: EmbeddingStore) -> None:
+    with served(Catalogue(unjudged(store), encoder=QueryVectors(store))) as server:
+        page = open_page(server=server)
+        expect(page.get_by_test_id("card")).to_have_count(40)
+        expect(page.get_by_test_id("ndcg")).to_have_text("–")
+        page.get_by_role("button", name="Judged").click()
+        expect(page.locator("#empty")).to_contain_text("No product is judged for this query")
+    with served(Catalogue(unasked(store), encoder=QueryVectors(store))) as server:
+        page = open_page(server=server)
+        expect(page.get_by_test_id("query")).to_be_disabled()
+        shows(page, store.products["product_id"].to_pylist()[:40])
+        page.get_by_test_id("search").fill("red mug")
+        page.get_by_test_id("search").press("Enter")
+        expect(page.locator("#search-title")).to_have_text("red mug")
+        expect(page.get_by_role("button", name="Back to all products")).to_be_visible()
