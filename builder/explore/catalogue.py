@@ -95,7 +95,7 @@ class Catalogue:
             "images": int(np.count_nonzero(store.has_image)),
             "labels": labels,
             "methods": list(self.orders.methods) if self.orders is not None else [],
-            "query_ids": store.queries["query_id"].to_pylist(),
+            "query_ids": list(map(str, store.queries["query_id"].to_pylist())),  # JavaScript rounds large integers
             "encoder": str(store.model) if store.model is not None else None,
         }
 
@@ -117,6 +117,7 @@ class Catalogue:
         return [
             {
                 "query_id": found["query_id"],
+                "id": str(found["query_id"]),
                 "query": _shortened(found.get("query")) or f"query {found['query_id']}",
                 "source": found.get("source"),
                 "judged": judged,

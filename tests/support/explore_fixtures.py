@@ -104,7 +104,7 @@ def read_column(release: Path, config: str, column: str) -> list[Any]:
 
 
 def odd_release(root: Path) -> Path:
-    """60 products, of which the first two judged for the first query have hostile titles; labels are not ESCI's."""
+    """60 products, of which the first two judged for the first query have hostile titles; labels are not ESCI's, ids of queries have 61 bits."""
     release = write_release(root / "release", shards=1)
     titles = read_column(release, schemas.FEATURES, "product_title")
     ids = read_column(release, schemas.FEATURES, "product_id")
@@ -118,6 +118,9 @@ def odd_release(root: Path) -> Path:
     labels = [names[label] for label in read_column(release, schemas.JUDGMENTS, "esci_label")]
     rewrite(release, schemas.JUDGMENTS, "esci_label", labels)
     rewrite(release, schemas.JUDGMENTS, "gain", [LABELS[label] for label in labels])
+    for config in (schemas.QUERIES, schemas.JUDGMENTS):  # ids that a JavaScript number cannot hold
+        numbers = read_column(release, config, "query_id")
+        rewrite(release, config, "query_id", [2**60 + number for number in numbers])
     queries = read_column(release, schemas.QUERIES, "query")
     queries[1] = "靴 & <b>zapatos</b> naïve"
     rewrite(release, schemas.QUERIES, "query", queries)

@@ -30,7 +30,7 @@ export function badge(card, judgedOnly = false) {
 export function imageBox(card, lazy = true) {
   const box = element("div", { class: "image" });
   if (card.image === null) {
-    box.append(statusOf(card.image_status ?? "no image"));
+    box.append(statusOf(card.image_status ?? "unknown status", card.has_image ? "no image URL" : "no image"));
     return box;
   }
   const image = element("img", { alt: "", decoding: "async", referrerpolicy: "no-referrer" });
@@ -45,9 +45,9 @@ export function imageBox(card, lazy = true) {
   return box;
 }
 
-function statusOf(text) {
+function statusOf(text, first = "no image") {
   const shown = element("p", { class: "status" });
-  shown.append(element("span", { text: "no image" }), element("span", { class: "status-name", text: text.replaceAll("_", " ") }));
+  shown.append(element("span", { text: first }), element("span", { class: "status-name", text: text.replaceAll("_", " ") }));
   return shown;
 }
 

@@ -86,16 +86,16 @@ function change({ push = false, reload = false } = {}) {
   else if (found) render();
 }
 
-function chooseQuery({ query_id: id }) {
-  Object.assign(state, { query: String(id), top: MORE, labels: [], status: "", brand: "" });
+function chooseQuery({ id }) {
+  Object.assign(state, { query: id, top: MORE, labels: [], status: "", brand: "" });
   if (!VIEWS.includes(state.view)) state.view = "judged";
   change({ push: true, reload: true });
 }
 
 function step(by) {
   if (!queries.length || !VIEWS.includes(state.view)) return;
-  const at = queries.indexOf(Number(state.query));
-  chooseQuery({ query_id: queries[(at + by + queries.length) % queries.length] });
+  const at = queries.indexOf(state.query);
+  chooseQuery({ id: queries[(at + by + queries.length) % queries.length] });
 }
 
 function setWeight(weight) {
@@ -167,8 +167,8 @@ function render() {
 
 function renderQuery(query) {
   picker.set(query.query);
-  const at = queries.indexOf(query.query_id) + 1;
-  const parts = [`${count(at)} of ${count(queries.length)}`, `${count(query.judged)} judged`, query.source?.replaceAll("_", " "), `id ${query.query_id}`];
+  const at = queries.indexOf(query.id) + 1;
+  const parts = [`${count(at)} of ${count(queries.length)}`, `${count(query.judged)} judged`, query.source?.replaceAll("_", " "), `id ${query.id}`];
   byId("meta").textContent = parts.filter(Boolean).join("  ·  ");
   document.title = `${query.query} · SQID explorer`;
 }
@@ -253,7 +253,7 @@ function listen() {
 
 // A state that this release can show, in the fields of the page.
 function place() {
-  if (state.query === null && queries.length) state.query = String(queries[0]);
+  if (!queries.includes(state.query)) state.query = queries[0] ?? null;
   if (!queries.length && state.view !== "search") state.view = "browse";
   if (queries.length && state.view === "browse") state.view = "judged";
   if (!release.judgments && state.view === "judged") state.view = "catalogue";

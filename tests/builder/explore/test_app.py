@@ -45,6 +45,8 @@ def test_the_release(explorer: Served, store: EmbeddingStore) -> None:
 def test_queries_are_all_there_and_can_be_filtered(explorer: Served, store: EmbeddingStore) -> None:
     found = explorer.json("api/queries")
     assert [row["query_id"] for row in found["queries"]] == store.queries["query_id"].to_pylist()
+    assert [row["id"] for row in found["queries"]] == explorer.json("api/release")["query_ids"]
+    assert [int(row["id"]) for row in found["queries"]] == store.queries["query_id"].to_pylist()
     assert (found["total"], {row["judged"] for row in found["queries"]}) == (12, {7})
     assert explorer.json("api/queries?text=QUERY NUMBER&top=3&offset=2".replace(" ", "%20"))["total"] == 11
     (one,) = explorer.json(f"api/queries?text={quote('靴 & <b>')}")["queries"]
