@@ -104,7 +104,10 @@ def read_column(release: Path, config: str, column: str) -> list[Any]:
 
 
 def odd_release(root: Path) -> Path:
-    """60 products, of which the first two judged for the first query have hostile titles; labels are not ESCI's, ids of queries have 61 bits."""
+    """60 products, of which the first two judged for the first query have hostile titles.
+
+    Labels are not ESCI's, and ids of queries have 61 bits.
+    """
     release = write_release(root / "release", shards=1)
     titles = read_column(release, schemas.FEATURES, "product_title")
     ids = read_column(release, schemas.FEATURES, "product_id")
