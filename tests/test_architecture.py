@@ -51,12 +51,13 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "validate": ("release",),  # it checks what release defines
     "hub": ("release", "validate"),
     "diff": ("release",),
+    "explore": (),
     "stages": _PIPELINE,
     "plan": _PIPELINE,
     "pipeline": _PIPELINE,
     "check_work": _PIPELINE,
     "demo": (*_PIPELINE, "pipeline"),
-    "cli": (*_PIPELINE, "pipeline", "check_work", "demo", "hub", "diff"),
+    "cli": (*_PIPELINE, "pipeline", "check_work", "demo", "hub", "diff", "explore"),
     "__main__": ("cli",),
 }
 # one importer for a module that costs much to import or would open a circle

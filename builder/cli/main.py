@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Protocol
 
-from builder.cli import build, diff, evaluate, init, push, recipe, search, validate
+from builder.cli import build, diff, evaluate, explore, init, push, recipe, search, validate
 from builder.cli.terminal import prepare_output
 from sqid_lib.errors import SqidError, UsageError, unknown_name, write_error
 
@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, Command] = {
     "push": push,
     "evaluate": evaluate,
     "search": search,
+    "explore": explore,
     "diff": diff,
     "recipe": recipe,
 }

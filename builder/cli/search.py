@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nothing to search for", expected="TEXT, --image FILE or both")
     where = _where(args.where)
     store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir)
-    encoder = args.encoder or _of_the_demo(store.model)
+    encoder = args.encoder or encoder_of_the_demo(store.model)
     found = store.search(args.query, image=args.image, top=args.top, where=where, weight=args.weight, encoder=encoder)
     if args.json:
         write_data(found.to_json() + "\n")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_the_demo(model: Model | None) -> Path | None:
+def encoder_of_the_demo(model: Model | None) -> Path | None:
     """The encoder of the demo, which lies in this package, if the release was made with it."""
     from sqid_lib.encoders.loading import content_revision
 
