@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sqid report` on `parser`."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLE
     add = parser.add_argument
-    add("dataset", metavar="WORK_OR_RELEASE", help="the work directory of a build, a release directory or a Hub dataset")
+    add(
+        "dataset", metavar="WORK_OR_RELEASE", help="the work directory of a build, a release directory or a Hub dataset"
+    )
     default = "default report.html in WORK, or here for a release"
     add("--out", type=Path, metavar="FILE", help=f"where to write it ({default})")
     add("--revision", help="revision of the Hub dataset")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,7 @@ def lines(series: Sequence[Line], x_label: str, y_label: str, title: str, *, ste
         path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in points)
         drawn.append(f'<polyline class="line {colour(number)}" points="{path}"/>')
     body = axes.frame(x_label, y_label) + markers + "".join(drawn)
-    return _svg(body, title) + (legend([line.name for line in series]) if len(series) > 1 else "")
+    return _svg(body, title) + (legend({n: line.name for n, line in enumerate(series)}) if len(series) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,20 @@ class Axes:
         """Grid, ticks and the names of the axes."""
         bottom, parts = self.height - _BOTTOM, []
         for value in ticks(self.low_x, self.high_x):
-            parts.append(f'<text class="tick" x="{self.x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{value:g}</text>')
+            parts.append(
+                f'<text class="tick" x="{self.x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{_tick(value)}</text>'
+            )
         for value in ticks(self.low_y, self.high_y, 4):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:g}</text>')
+            parts.append(
+                f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick(value)}</text>'
+            )
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-        parts.append(f'<text class="label" x="{middle}" y="{self.height - 8}" text-anchor="middle">{text(x_label)}</text>')
+        parts.append(
+            f'<text class="label" x="{middle}" y="{self.height - 8}" text-anchor="middle">{text(x_label)}</text>'
+        )
         half = (_TOP + bottom) / 2
         turned = f'transform="rotate(-90 11 {half})"'
         parts.append(f'<text class="label" x="11" y="{half}" text-anchor="middle" {turned}>{text(y_label)}</text>')
@@ -132,6 +138,10 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     return [value + 0.0 for value in found]  # no -0
 
 
+def _tick(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
+
+
 def intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, title: str) -> str:
     """A dot and an interval for each row: name, low, middle, high. Names are drawn above the dots."""
     height = _TOP + _BOTTOM + 30 * len(rows)
@@ -142,13 +152,15 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, tit
     for value in ticks(axes.low_x, axes.high_x):
         x = f"{axes.x(value):.1f}"
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{x}" y="{bottom + 15}" text-anchor="middle">{value:g}</text>')
+        parts.append(f'<text class="tick" x="{x}" y="{bottom + 15}" text-anchor="middle">{_tick(value)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{height - 8}" text-anchor="middle">{text(x_label)}</text>')
     for number, (name, left, centre, right) in enumerate(rows):
         y = _TOP + 30 * number + 20
         x1, x, x2 = (f"{axes.x(value):.1f}" for value in (left, centre, right))
-        parts.append(f'<line class="whisker" x1="{x1}" x2="{x2}" y1="{y}" y2="{y}"/><circle class="dot" cx="{x}" cy="{y}" r="4"/>')
+        parts.append(
+            f'<line class="whisker" x1="{x1}" x2="{x2}" y1="{y}" y2="{y}"/><circle class="dot" cx="{x}" cy="{y}" r="4"/>'
+        )
         anchor, at = ("start", x1) if axes.x(left) < _WIDTH * 0.7 else ("end", x2)
         parts.append(f'<text class="name" x="{at}" y="{y - 7}" text-anchor="{anchor}">{text(name, 48)}</text>')
     return _svg("".join(parts), title, height)
@@ -161,23 +173,23 @@ def points(name: str, x: Floats, y: Floats, groups: Sequence[Sequence[int]], pre
         groups: for each grouping, the group of every point.
         prefixes: the letter of each grouping.
     """
-    inner = MAP - 2 * _MARGIN
+    inner, radius = MAP - 2 * _MARGIN, 4 if len(x) <= 1_000 else 3
     circles = []
     for at, (left, down) in enumerate(zip(x, y, strict=True)):
         kinds = " ".join(f"{prefix}{min(group[at], SERIES)}" for prefix, group in zip(prefixes, groups, strict=True))
         place = f'cx="{_MARGIN + inner * left:.1f}" cy="{MAP - _MARGIN - inner * down:.1f}"'
-        circles.append(f'<circle class="{kinds}" {place} r="4"/>')
+        circles.append(f'<circle class="{kinds}" {place} r="{radius}"/>')
     return (
         f'<svg class="map" id="{name}" viewBox="0 0 {MAP} {MAP}" role="img" tabindex="0" aria-label="{text(title, 400)}">'
         f"{''.join(circles)}</svg>"
     )
 
 
-def legend(names: Sequence[str], kind: str = "") -> str:
-    """Colours and their names."""
+def legend(names: Mapping[int, str], kind: str = "") -> str:
+    """Colours, by number, and their names."""
     items = "".join(
         f'<li><span class="swatch {colour(number)}" aria-hidden="true"></span><bdi>{text(name, 40)}</bdi></li>'
-        for number, name in enumerate(names)
+        for number, name in names.items()
     )
     return f'<ul class="legend{" " + kind if kind else ""}">{items}</ul>'
 

@@ -16,21 +16,33 @@ def funnel_section(release: Release) -> str:
         return section("funnel", "From catalogue to vectors", empty("The release has no products."))
     first, items = steps[0].count, []
     for step in steps:
-        lost = "".join(f"<li>−{count(n)} <b>{text(reason)}</b> {text(_meaning(reason))}</li>" for reason, n in step.lost.items())
-        bar = charts.bars([Bar(step.name, first, step.count, f"{count(step.count)} · {percent(step.count / first)}")], step.name)
+        lost = "".join(
+            f"<li>−{count(n)} <b>{text(reason)}</b> {text(_meaning(reason))}</li>" for reason, n in step.lost.items()
+        )
+        bar = charts.bars(
+            [Bar(step.name, first, step.count, f"{count(step.count)} · {percent(step.count / first)}")], step.name
+        )
         items.append(f"<li>{bar}{f'<ul class=lost>{lost}</ul>' if lost else ''}</li>")
     rows = [
-        (step.name, count(step.count), percent(step.count / first), ", ".join(f"{r} {n:,}" for r, n in step.lost.items()))
+        (
+            step.name,
+            count(step.count),
+            percent(step.count / first),
+            ", ".join(f"{r} {n:,}" for r, n in step.lost.items()),
+        )
         for step in steps
     ]
     caption = (
-        f"{things(first, 'product')} of the selection; each step keeps what passed all earlier ones. "
-        f"{_beside(release)}"
+        f"{things(first, 'product')} of the selection; each step keeps what passed all earlier ones. {_beside(release)}"
     )
     shown = figure(
         f'<ol class="funnel">{"".join(items)}</ol>',
         caption,
-        data(table("funnel-data", "Products after each step", ("step", "products", "of all", "lost here, by reason"), rows)),
+        data(
+            table(
+                "funnel-data", "Products after each step", ("step", "products", "of all", "lost here, by reason"), rows
+            )
+        ),
     )
     return section("funnel", "From catalogue to vectors", shown)
 
@@ -41,7 +53,9 @@ def _beside(release: Release) -> str:
     words = f"{count(texts)} of them have a text vector ({percent(texts / len(release.products))})."
     if release.supp:
         total = sum(release.supp.values())
-        shown = ", ".join(f"{text(name)} {n:,}" for name, n in sorted(release.supp.items(), key=lambda i: (-i[1], i[0])))
+        shown = ", ".join(
+            f"{text(name)} {n:,}" for name, n in sorted(release.supp.items(), key=lambda i: (-i[1], i[0]))
+        )
         words += f" Besides, {things(total, 'supplementary product')}: {shown}."
     return words
 
@@ -96,7 +110,14 @@ def _sources(release: Release) -> str:
         return title + empty("The release has no judgments, so no products belong to its queries.")
     found = numbers.by_source(release)
     rows = [
-        (s.name, count(s.queries), count(s.judged.total), count(s.judged.covered), percent(s.judged.share), count(s.complete))
+        (
+            s.name,
+            count(s.queries),
+            count(s.judged.total),
+            count(s.judged.covered),
+            percent(s.judged.share),
+            count(s.complete),
+        )
         for s in found
     ]
     header = ("source", "queries", "judgments", "with an image vector", "share", "queries with all images")

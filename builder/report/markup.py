@@ -79,6 +79,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def number(value: float, decimals: int, sign: bool = False) -> str:
+    """A number with so many decimals and a real minus sign."""
+    return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+
+
 def percent(share: float) -> str:
     """A share from 0 to 1 in percent; what is not quite all or nothing does not look so."""
     value = 100 * share

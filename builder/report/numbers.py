@@ -217,14 +217,14 @@ def _largest_first(counts: Mapping[str, int] | Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def cut_groups(values: Sequence[str], most: int, empty: str) -> tuple[list[str], list[int]]:
-    """The names of the most frequent values and the group of each value; the others share the last group.
+def cut_groups(values: Sequence[str], most: int, empty: str) -> tuple[dict[int, str], list[int]]:
+    """Number → name of the most frequent values, and the number of each value; number `most` is of all others.
 
     Args:
         empty: the name for "".
     """
     named = [value or empty for value in values]
     names = list(_largest_first(Counter(named)))
-    kept = names if len(names) <= most else names[: most - 1]
-    group = {name: number for number, name in enumerate(kept)}
-    return kept if len(kept) == len(names) else [*kept, OTHER], [group.get(name, len(kept)) for name in named]
+    number = {name: n for n, name in enumerate(names[:most])}
+    legend = {n: name for name, n in number.items()} | ({most: OTHER} if len(names) > most else {})
+    return legend, [number.get(name, most) for name in named]

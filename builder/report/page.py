@@ -47,9 +47,15 @@ def render(release: Release, work: Work | None, name: str, key: str, method: str
             ranking.build_section(release, work),
         )
     )
-    title = f"{text(release.manifest.get('name') or name, 60)} {text(release.manifest.get('version') or '', 30)}".strip()
+    title = (
+        f"{text(release.manifest.get('name') or name, 60)} {text(release.manifest.get('version') or '', 30)}".strip()
+    )
     style, script = ((_HERE / file).read_text(encoding="utf-8") for file in ("report.css", "report.js"))
-    module = f'<script type="application/json" id="points">{points}</script><script type="module">{script}</script>' if points else ""
+    module = (
+        f'<script type="application/json" id="points">{points}</script><script type="module">{script}</script>'
+        if points
+        else ""
+    )
     links = "".join(f'<li><a href="#{anchor}">{words}</a></li>' for anchor, words in _SECTIONS.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -102,7 +102,8 @@ def require_umap() -> Callable[..., Any]:
         from umap import UMAP as Reducer
     except ImportError:
         raise MissingExtraError(
-            "the package 'umap-learn' is needed to draw the map with UMAP", fix="Install it with: pip install umap-learn"
+            "the package 'umap-learn' is needed to draw the map with UMAP",
+            fix="Install it with: pip install umap-learn",
         ) from None
     found: Callable[..., Any] = Reducer
     return found

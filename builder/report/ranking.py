@@ -8,7 +8,7 @@ import numpy as np
 
 from builder.report import charts
 from builder.report.charts import Line
-from builder.report.markup import data, empty, figure, section, table, text
+from builder.report.markup import data, empty, figure, number, section, table, text
 from builder.report.release import Release
 from builder.report.work import Work
 from builder.stages import STAGES
@@ -44,22 +44,41 @@ def ranking_section(comparison: Comparison | None, why: str) -> str:
     for method, sweep in comparison.sweeps.items():
         parts.append(_curve(method, sweep))
     if not comparison.sweeps:
-        parts.append(f"<div><h3>Fusion weight</h3>{empty('A fusion weight needs images and at least two judged queries.')}</div>")
+        parts.append(
+            f"<div><h3>Fusion weight</h3>{empty('A fusion weight needs images and at least two judged queries.')}</div>"
+        )
     notes = "".join(f"<li>{text(words, 600)}</li>" for words in comparison.notes)
-    return section("ranking", "Ranking", _table(comparison), f'<div class="pair">{"".join(parts)}</div><ul class="note">{notes}</ul>')
+    return section(
+        "ranking",
+        "Ranking",
+        _table(comparison),
+        f'<div class="pair">{"".join(parts)}</div><ul class="note">{notes}</ul>',
+    )
 
 
 def _table(comparison: Comparison) -> str:
     first, *others = comparison.metrics
     published = any(row.get("published") for row in comparison.rows)
-    header = ["method", first.title, "95 % interval", *(m.title for m in others), f"vs {comparison.rows[0]['baseline']}", "p"]
+    header = [
+        "method",
+        first.title,
+        "95 % interval",
+        *(m.title for m in others),
+        f"vs {comparison.rows[0]['baseline']}",
+        "p",
+    ]
     rows = []
     for row in comparison.rows:
         line = [row["method"], f"{row[first.key]:.4f}", f"{row[f'{first.key}_low']:.4f}–{row[f'{first.key}_high']:.4f}"]
         line += [f"{row[m.key]:.4f}" for m in others]
-        line += [f"{row['delta']:+.4f}".replace("-", "−"), f"{row['p_value']:.4f}"] if "delta" in row else ["", ""]
+        line += [number(row["delta"], 4, sign=True), f"{row['p_value']:.4f}"] if "delta" in row else ["", ""]
         rows.append([*line, f"{row['published']:.4f}" if row.get("published") else ""] if published else line)
-    return table("ranking-table", "Rankings of the judged products of each query", header + (["published"] if published else []), rows)
+    return table(
+        "ranking-table",
+        "Rankings of the judged products of each query",
+        header + (["published"] if published else []),
+        rows,
+    )
 
 
 def _intervals(comparison: Comparison) -> str:
@@ -76,7 +95,14 @@ def _curve(method: str, sweep: evaluation.Sweep) -> str:
     marks = "".join(axes.vertical(weight, "chosen") for weight in chosen)
     best = int(sweep.ndcg.argmax())
     title = f"nDCG by fusion weight: highest, {sweep.ndcg[best]:.4f}, at weight {sweep.weights[best]:.2f}"
-    chart = charts.lines([line], f"weight of {sweep.first}; the rest is {sweep.second}", "nDCG, all queries", title, steps=False, markers=marks)
+    chart = charts.lines(
+        [line],
+        f"weight of {sweep.first}; the rest is {sweep.second}",
+        "nDCG, all queries",
+        title,
+        steps=False,
+        markers=marks,
+    )
     rows = [(f"{weight:.2f}", f"{value:.4f}") for weight, value in zip(sweep.weights, sweep.ndcg, strict=True)]
     words = ", ".join(f"{weight:.2f}" for weight in chosen)
     caption = f"Dashed: the weights chosen on the other folds of queries ({words}). Highest: {sweep.ndcg[best]:.4f} at {sweep.weights[best]:.2f}."
@@ -89,15 +115,30 @@ def build_section(release: Release, work: Work | None) -> str:
     times = _times(work)
     manifest = release.manifest
     if not manifest:
-        return section("build", "Build", times, empty("The release has no manifest.json that can be read: model and versions are not known."))
-    rows = [("model", manifest.get("model", "")), ("revision of the model", manifest.get("revision") or "not stated"), ("width", release.width or "no vectors")]
+        return section(
+            "build",
+            "Build",
+            times,
+            empty("The release has no manifest.json that can be read: model and versions are not known."),
+        )
+    rows = [
+        ("model", manifest.get("model", "")),
+        ("revision of the model", manifest.get("revision") or "not stated"),
+        ("width", release.width or "no vectors"),
+    ]
     versions = manifest.get("versions")
     rows += sorted(versions.items()) if isinstance(versions, dict) else []
     made = table("versions", "Model, and the versions of packages that made the release", ("", "value"), rows, 2)
     recipe = manifest.get("recipe")
     settings = _settings(recipe) if isinstance(recipe, dict) else []
     shown = table("recipe", "Settings that manifest.json states", ("key", "value"), settings, 2)
-    return section("build", "Build", times, f"<h3>Model and versions</h3>{made}", f"<h3>Recipe</h3><details><summary>Settings</summary>{shown}</details>")
+    return section(
+        "build",
+        "Build",
+        times,
+        f"<h3>Model and versions</h3>{made}",
+        f"<h3>Recipe</h3><details><summary>Settings</summary>{shown}</details>",
+    )
 
 
 def _times(work: Work | None) -> str:
@@ -110,7 +151,11 @@ def _times(work: Work | None) -> str:
     bars = [charts.Bar(stage, seconds, seconds, duration(seconds)) for stage, seconds in found.items()]
     rows = [(stage, f"{seconds:.1f}") for stage, seconds in found.items()]
     caption = "Of the run that finished each stage; a run that was interrupted before is not counted."
-    return title + figure(charts.bars(bars, "time of each stage"), caption, data(table("times", "Time of each stage", ("stage", "seconds"), rows)))
+    return title + figure(
+        charts.bars(bars, "time of each stage"),
+        caption,
+        data(table("times", "Time of each stage", ("stage", "seconds"), rows)),
+    )
 
 
 def duration(seconds: float) -> str:

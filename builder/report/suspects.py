@@ -13,7 +13,7 @@ from builder.report.numbers import title_cosines
 from builder.report.release import Release
 from sqid_lib import schemas
 from sqid_lib.evaluation.arrays import Float32s, Floats, Ints
-from sqid_lib.evaluation.cosine import unit
+from sqid_lib.evaluation.cosine import cosine, unit
 from sqid_lib.evaluation.judged import JudgedLists
 
 NEAR = 0.98  # cosine of two image vectors from which they count as near-duplicates
@@ -24,10 +24,17 @@ _LEAST_PAIRS = 6  # pairs of judgments with different gains that a query must ha
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Products that share one image: those with the same file or the same vector, the largest group first."""
+    """Products that share one image.
+
+    Attributes:
+        rows: of the products, ascending.
+        same_file: whether the stored files are the same; otherwise only the vectors are known to be.
+        titles: the lowest cosine of the first one's text vector with those of the others.
+    """
 
     rows: tuple[int, ...]
     same_file: bool
+    titles: float
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class Contradicted:
 def duplicates(release: Release, sha256s: Sequence[str | None] | None) -> list[Duplicates]:
     """Groups of products with the same image, over all products; the generic image, shared on purpose, is left out.
 
+    The largest come first, and of equal ones those whose titles differ most.
+
     Args:
         sha256s: of each product's stored image; None where they are not known.
     """
@@ -100,9 +109,16 @@ def duplicates(release: Release, sha256s: Sequence[str | None] | None) -> list[D
     by_file = _groups((sha256s[row], row) for row in rows if sha256s[row]) if sha256s else []
     in_files = {frozenset(group) for group in by_file}
     by_vector = _groups((xxhash.xxh3_128_digest(release.image_features[row].tobytes()), int(row)) for row in rows)
-    found = [Duplicates(group, True) for group in by_file]
-    found += [Duplicates(group, False) for group in by_vector if frozenset(group) not in in_files]
-    return sorted(found, key=lambda group: (-len(group.rows), group.rows))
+    groups = [(group, True) for group in by_file]
+    groups += [(group, False) for group in by_vector if frozenset(group) not in in_files]
+    found = [Duplicates(group, same_file, _titles(release, group)) for group, same_file in groups]
+    return sorted(found, key=lambda group: (-len(group.rows), group.titles, group.rows))
+
+
+def _titles(release: Release, group: tuple[int, ...]) -> float:
+    others = np.array(group[1:], np.int64)
+    first = np.full(len(others), group[0], np.int64)
+    return float(cosine(release.text_features, release.text_features, first, others).min())
 
 
 def _own_images(release: Release) -> list[int]:

@@ -9,7 +9,21 @@ import numpy as np
 
 from builder.report import charts, numbers, projection
 from builder.report.charts import Line
-from builder.report.markup import as_json, count, data, empty, figure, note, percent, plain, section, table, text, things
+from builder.report.markup import (
+    as_json,
+    count,
+    data,
+    empty,
+    figure,
+    note,
+    number,
+    percent,
+    plain,
+    section,
+    table,
+    text,
+    things,
+)
 from builder.report.numbers import Histogram
 from builder.report.release import Release
 from builder.report.work import Work
@@ -19,6 +33,7 @@ _THUMBNAILS = 600
 _SIDE = 72
 _LISTED = 200  # points in the table of the map
 _GROUPINGS = ("label", "status", "brand")
+Grouping = tuple[dict[int, str], list[int]]  # number → name of its groups, and the number of each point
 
 
 def vectors_section(release: Release) -> str:
@@ -40,7 +55,9 @@ def vectors_section(release: Release) -> str:
     for kind, what in (("text", "Query and product text"), ("image", "Query and product image")):
         found = numbers.judged_cosines(release, kind) if len(release.judgments) else []
         reason = "No judged product has such a vector." if len(release.judgments) else "The release has no judgments."
-        charts_.append(_histograms(f"cosine-{kind}", what, found, f"cosine of query and {kind} vector", "judgments", reason))
+        charts_.append(
+            _histograms(f"cosine-{kind}", what, found, f"cosine of query and {kind} vector", "judgments", reason)
+        )
     words = (
         "Where the lines of two labels lie on each other, the vectors cannot tell these labels apart. Cosines of a text "
         "and an image are lower than those of two texts: compare shapes, not values, between the charts."
@@ -53,20 +70,22 @@ def _histograms(name: str, title: str, found: Sequence[Histogram], x: str, what:
     if not found:
         return f"<div>{head}{empty(reason)}</div>"
     lines = [Line(h.name, h.edges, 100 * h.counts / h.total) for h in found]
-    means = "; ".join(f"{h.name} {h.mean:.3f} ± {h.spread:.3f}" for h in found)
+    means = "; ".join(f"{h.name} {number(h.mean, 3)} ± {h.spread:.3f}" for h in found)
     edges = found[0].edges
     header = (f"{x}: from", "to", *(h.name for h in found))
     rows = [
-        (f"{low:.4f}", f"{high:.4f}", *(count(int(h.counts[n])) for h in found))
+        (number(low, 4), number(high, 4), *(count(int(h.counts[n])) for h in found))
         for n, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
     ]
-    chart = charts.lines(lines, x, f"share of {what} per bin, %", f"{title}: {x}, mean ± standard deviation: {means}", steps=True)
+    chart = charts.lines(
+        lines, x, f"share of {what} per bin, %", f"{title}: {x}, mean ± standard deviation: {means}", steps=True
+    )
     shown = table(f"{name}-data", f"{title}: {what} per bin", header, rows)
     summary = table(
         f"{name}-means",
         f"{title}: mean and standard deviation",
         ("", what, "mean", "standard deviation"),
-        [(h.name, count(h.total), f"{h.mean:.4f}", f"{h.spread:.4f}") for h in found],
+        [(h.name, count(h.total), number(h.mean, 4), number(h.spread, 4)) for h in found],
     )
     caption = f"{things(sum(h.total for h in found), what.removesuffix('s'))}, {len(edges) - 1} bins. Means: {text(means, 600)}."
     return f"<div>{head}{figure(chart, caption, data(summary, shown))}</div>"
@@ -112,30 +131,35 @@ _HOW = (
 )
 
 
-def _groupings(release: Release, rows: Ints) -> dict[str, tuple[list[str], list[int]]]:
-    """Grouping → names of its groups and the group of each point."""
-    most = charts.SERIES
-    names = numbers.main_labels(release, most - 1)
-    gains = release.gains
-    labels = release.judgments["esci_label"].to_pylist()
-    best: dict[int, str] = {}
-    for product, label in zip(release.judgment_product_index.tolist(), labels, strict=True):
-        if product not in best or gains[label] > gains[best[product]]:
-            best[product] = label
-    of_points = [best.get(row, "") for row in rows.tolist()]
-    group = {name: n for n, name in enumerate(names)}
-    more = [numbers.OTHER] if any(label and label not in group for label in of_points) else []
-    legend = [*names, *more, "not judged"]
-    numbers_of = [
-        (len(legend) - 1 if len(legend) <= most else most) if not label else group.get(label, len(names))
-        for label in of_points
-    ]
+def _groupings(release: Release, rows: Ints) -> dict[str, Grouping]:
+    labels = [label or "" for label in _best_labels(release)]
     statuses, brands = release.statuses, release.texts("product_brand")
     return {
-        "label": (legend, numbers_of),
-        "status": numbers.cut_groups([statuses[row] for row in rows], most, "no status"),
-        "brand": numbers.cut_groups([brands[row] for row in rows], most, "no brand stated"),
+        "label": _by_label(release, [labels[row] for row in rows]),
+        "status": numbers.cut_groups([statuses[row] for row in rows], charts.SERIES, "no status"),
+        "brand": numbers.cut_groups([brands[row] for row in rows], charts.SERIES, "no brand stated"),
     }
+
+
+def _best_labels(release: Release) -> list[str | None]:
+    """Of every product the label with the highest gain among its judgments."""
+    gains = release.gains
+    best: list[str | None] = [None] * len(release.products)
+    labels = release.judgments["esci_label"].to_pylist()
+    for product, label in zip(release.judgment_product_index.tolist(), labels, strict=True):
+        known = best[product]
+        if known is None or gains[label] > gains[known]:
+            best[product] = label
+    return best
+
+
+def _by_label(release: Release, labels: Sequence[str]) -> Grouping:
+    """Labels in the order of their gains, so that a label has the colour that it has in the histograms."""
+    names = numbers.main_labels(release, charts.SERIES - 1)
+    number = {name: n for n, name in enumerate(names)} | {"": charts.SERIES}
+    group = [number.get(label, len(names)) for label in labels]
+    legend = dict(enumerate([*names, numbers.OTHER])) | {charts.SERIES: "not judged"}
+    return {n: name for n, name in legend.items() if n in set(group)}, group
 
 
 def _pictures(release: Release, work: Work | None, rows: Ints, shown: Ints) -> tuple[dict[int, str], str]:
@@ -149,9 +173,7 @@ def _pictures(release: Release, work: Work | None, rows: Ints, shown: Ints) -> t
     return found, "" if len(found) >= len(rows) else f"{things(len(found), 'point')} with a thumbnail."
 
 
-def _plot(
-    kind: str, vectors: np.ndarray, kept: Ints, groupings: dict[str, tuple[list[str], list[int]]], method: str
-) -> tuple[str, str]:
+def _plot(kind: str, vectors: np.ndarray, kept: Ints, groupings: dict[str, Grouping], method: str) -> tuple[str, str]:
     found = projection.project(vectors, method)
     groups = [[group[n] for n in kept] for _, group in groupings.values()]
     title = f"Map of {things(len(kept), 'product')} by their {kind} vectors; the table behind it lists them."
@@ -175,7 +197,7 @@ def _controls(kinds: Sequence[str]) -> str:
 def _map_data(
     release: Release,
     rows: Ints,
-    groupings: dict[str, tuple[list[str], list[int]]],
+    groupings: dict[str, Grouping],
     pictures: dict[int, str],
     kept: dict[str, Ints],
 ) -> dict[str, object]:
@@ -183,25 +205,26 @@ def _map_data(
     titles, brands, statuses = (release.texts(name) for name in ("product_title", "product_brand", "image_status"))
     names, group = groupings["label"]
     points = [
-        [plain(titles[row], 120), plain(brands[row], 40), plain(statuses[row], 40), plain(names[min(group[n], len(names) - 1)], 40), pictures.get(row, "")]
+        [
+            plain(titles[row], 120),
+            plain(brands[row], 40),
+            plain(statuses[row], 40),
+            plain(names[group[n]], 40),
+            pictures.get(row, ""),
+        ]
         for n, row in enumerate(rows.tolist())
     ]
     return {"points": points, "shown": {kind: found.tolist() for kind, found in kept.items()}}
 
 
-def _map_tables(
-    release: Release, rows: Ints, groupings: dict[str, tuple[list[str], list[int]]]
-) -> list[str]:
+def _map_tables(release: Release, rows: Ints, groupings: dict[str, Grouping]) -> list[str]:
     tables = []
     for name, (names, group) in groupings.items():
-        counts = Counter(min(n, len(names) - 1) for n in group)
-        lines = [(names[n], count(counts[n])) for n in range(len(names)) if counts[n]]
+        counts = Counter(group)
+        lines = [(group_name, count(counts[n])) for n, group_name in names.items()]
         tables.append(table(f"map-{name}", f"Points by {name}", (name, "points"), lines))
     names, group = groupings["label"]
     columns = [release.texts(column) for column in ("product_id", "product_title", "product_brand", "image_status")]
-    lines = [
-        (*(values[row] for values in columns), names[min(group[n], len(names) - 1)])
-        for n, row in enumerate(rows[:_LISTED].tolist())
-    ]
+    lines = [(*(values[row] for values in columns), names[group[n]]) for n, row in enumerate(rows[:_LISTED].tolist())]
     caption = f"The first {count(len(lines))} of {things(len(rows), 'point')}"
     return [*tables, table("map-points", caption, ("product", "title", "brand", "status", "label"), lines, 5)]
