@@ -90,7 +90,8 @@ class StoredImages:
     def _at(self, sha256s: Sequence[str]) -> NDArray[np.int64]:
         """The position of each image in all files, −1 where none has it."""
         at = pc.fill_null(pc.index_in(_digests(sha256s), value_set=self._stored), -1)
-        return at.to_numpy(zero_copy_only=False).astype(np.int64)
+        positions: NDArray[np.int64] = at.to_numpy(zero_copy_only=False).astype(np.int64)
+        return positions
 
 
 def _digests(sha256s: Sequence[str]) -> pa.Array:

@@ -95,26 +95,22 @@ class Axes:
 
     def frame(self, x_label: str, y_label: str) -> str:
         """Grid, ticks and the names of the axes."""
-        bottom, parts = self.height - _BOTTOM, []
-        for value in ticks(self.low_x, self.high_x):
-            parts.append(
-                f'<text class="tick" x="{self.x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{_tick(value)}</text>'
-            )
+        bottom, middle = self.height - _BOTTOM, (_TOP + self.height - _BOTTOM) / 2
+        parts = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
         for value in ticks(self.low_y, self.high_y, 4):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(
-                f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick(value)}</text>'
-            )
-        middle = (_LEFT + _WIDTH - _RIGHT) / 2
-        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-        parts.append(
-            f'<text class="label" x="{middle}" y="{self.height - 8}" text-anchor="middle">{text(x_label)}</text>'
-        )
-        half = (_TOP + bottom) / 2
-        turned = f'transform="rotate(-90 11 {half})"'
-        parts.append(f'<text class="label" x="11" y="{half}" text-anchor="middle" {turned}>{text(y_label)}</text>')
-        return "".join(parts)
+            parts.append(_words("tick", _LEFT - 6, y + 3.5, "end", _tick(value)))
+        turned = f' transform="rotate(-90 11 {middle})"'
+        return "".join(parts) + self.below(x_label) + _words("label", 11, middle, "middle", y_label, turned)
+
+    def below(self, x_label: str) -> str:
+        """Ticks and name of the axis below."""
+        bottom = self.height - _BOTTOM
+        parts = [
+            _words("tick", self.x(value), bottom + 15, "middle", _tick(value)) for value in ticks(self.low_x, self.high_x)
+        ]
+        return "".join(parts) + _words("label", (_LEFT + _WIDTH - _RIGHT) / 2, self.height - 8, "middle", x_label)
 
 
 def axes_of(series: Sequence[Line], *, from_zero: bool = False) -> Axes:
@@ -142,28 +138,26 @@ def _tick(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
+def _words(kind: str, x: float, y: float, anchor: str, words: str, more: str = "") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{text(words, 60)}</text>'
+
+
 def intervals(rows: Sequence[tuple[str, float, float, float]], x_label: str, title: str) -> str:
     """A dot and an interval for each row: name, low, middle, high. Names are drawn above the dots."""
     height = _TOP + _BOTTOM + 30 * len(rows)
     low, high = min(row[1] for row in rows), max(row[3] for row in rows)
     room = 0.06 * (high - low) or 0.05
-    axes = Axes(low - room, high + room, 0, max(1, len(rows)), height)
-    parts, bottom = [], height - _BOTTOM
-    for value in ticks(axes.low_x, axes.high_x):
-        x = f"{axes.x(value):.1f}"
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{x}" y="{bottom + 15}" text-anchor="middle">{_tick(value)}</text>')
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text class="label" x="{middle}" y="{height - 8}" text-anchor="middle">{text(x_label)}</text>')
+    axes = Axes(low - room, high + room, 0, 1, height)
+    parts = [axes.vertical(value, "grid") for value in ticks(axes.low_x, axes.high_x)]
     for number, (name, left, centre, right) in enumerate(rows):
         y = _TOP + 30 * number + 20
         x1, x, x2 = (f"{axes.x(value):.1f}" for value in (left, centre, right))
-        parts.append(
-            f'<line class="whisker" x1="{x1}" x2="{x2}" y1="{y}" y2="{y}"/><circle class="dot" cx="{x}" cy="{y}" r="4"/>'
-        )
-        anchor, at = ("start", x1) if axes.x(left) < _WIDTH * 0.7 else ("end", x2)
-        parts.append(f'<text class="name" x="{at}" y="{y - 7}" text-anchor="{anchor}">{text(name, 48)}</text>')
-    return _svg("".join(parts), title, height)
+        parts.append(f'<line class="whisker" x1="{x1}" x2="{x2}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle class="dot" cx="{x}" cy="{y}" r="4"/>')
+        to_the_right = axes.x(left) < 0.7 * _WIDTH
+        place, anchor = (left, "start") if to_the_right else (right, "end")
+        parts.append(_words("name", axes.x(place), y - 7, anchor, name))
+    return _svg("".join(parts) + axes.below(x_label), title, height)
 
 
 def points(name: str, x: Floats, y: Floats, groups: Sequence[Sequence[int]], prefixes: str, title: str) -> str:
@@ -179,10 +173,8 @@ def points(name: str, x: Floats, y: Floats, groups: Sequence[Sequence[int]], pre
         kinds = " ".join(f"{prefix}{min(group[at], SERIES)}" for prefix, group in zip(prefixes, groups, strict=True))
         place = f'cx="{_MARGIN + inner * left:.1f}" cy="{MAP - _MARGIN - inner * down:.1f}"'
         circles.append(f'<circle class="{kinds}" {place} r="{radius}"/>')
-    return (
-        f'<svg class="map" id="{name}" viewBox="0 0 {MAP} {MAP}" role="img" tabindex="0" aria-label="{text(title, 400)}">'
-        f"{''.join(circles)}</svg>"
-    )
+    shown = f'role="img" tabindex="0" aria-label="{text(title, 400)}"'
+    return f'<svg class="map" id="{name}" viewBox="0 0 {MAP} {MAP}" {shown}>{"".join(circles)}</svg>'
 
 
 def legend(names: Mapping[int, str], kind: str = "") -> str:

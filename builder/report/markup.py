@@ -36,7 +36,8 @@ def data_uri(kind: str, data: bytes) -> str:
 
 def section(name: str, title: str, *parts: str) -> str:
     """A section with a heading; `name` is its anchor."""
-    return f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{"".join(parts)}</section>'
+    heading = f'<h2 id="{name}-title">{title}</h2>'
+    return f'<section id="{name}" aria-labelledby="{name}-title">{heading}{"".join(parts)}</section>'
 
 
 def empty(reason: str) -> str:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.report import coverage, examples, ranking, vectors
+from builder.report import coverage, doubts, examples, ranking, vectors
 from builder.report.markup import count, percent, text
 from builder.report.release import Release
 from builder.report.work import Work
@@ -30,7 +30,7 @@ def render(release: Release, work: Work | None, name: str, key: str, method: str
 
     Args:
         name: of the release, where its manifest states none.
-        key: what the report was made of, for `report.report_of_build`.
+        key: what the report was made of, for `write.report_of_build`.
         method: of the map, `projection.PCA` or `projection.UMAP`.
     """
     comparison, why = ranking.compare(release)
@@ -42,7 +42,7 @@ def render(release: Release, work: Work | None, name: str, key: str, method: str
             vectors.vectors_section(release),
             plot,
             examples.products_section(release, work),
-            examples.suspects_section(release, work, comparison, why),
+            doubts.suspects_section(release, work, comparison, why),
             ranking.ranking_section(comparison, why),
             ranking.build_section(release, work),
         )
@@ -61,7 +61,8 @@ def render(release: Release, work: Work | None, name: str, key: str, method: str
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(style, script if points else "")}">'
         f'<meta name="made-of" content="{text(key)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<title>Report: {title}</title><style>{style}</style></head><body>"
         f'<a class="skip" href="#funnel">To the content</a><header><p class="kind">SQID report</p><h1>{title}</h1>'
         f"{_model(release)}{_tiles(release)}</header>"
@@ -90,7 +91,8 @@ def _model(release: Release) -> str:
     if not model:
         return ""
     revision = release.manifest.get("revision")
-    return f"<p>Vectors of {release.width} numbers by <b>{text(model)}</b>{f' at {text(revision, 50)}' if revision else ''}.</p>"
+    version = f" at {text(revision, 50)}" if revision else ""
+    return f"<p>Vectors of {release.width} numbers by <b>{text(model)}</b>{version}.</p>"
 
 
 def _tiles(release: Release) -> str:
@@ -103,4 +105,5 @@ def _tiles(release: Release) -> str:
         "judgments": count(len(release.judgments)),
         "labels": count(len(release.gains)),
     }
-    return f'<dl class="tiles">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())}</dl>'
+    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())
+    return f'<dl class="tiles">{items}</dl>'

@@ -85,7 +85,8 @@ def _intervals(comparison: Comparison) -> str:
     rows = [(str(r["method"]), float(r["ndcg_low"]), float(r["ndcg"]), float(r["ndcg_high"])) for r in comparison.rows]
     title = "nDCG of each method: " + ", ".join(f"{name} {middle:.4f}" for name, _, middle, _ in rows)
     chart = charts.intervals(rows, "nDCG over the judged list, from 0 to 1", title)
-    return f"<div><h3>nDCG</h3>{figure(chart, 'nDCG with its 95 % bootstrap interval over queries; values in the table above.')}</div>"
+    caption = "nDCG with its 95 % bootstrap interval over queries; the values are in the table above."
+    return f"<div><h3>nDCG</h3>{figure(chart, caption)}</div>"
 
 
 def _curve(method: str, sweep: evaluation.Sweep) -> str:
@@ -94,18 +95,12 @@ def _curve(method: str, sweep: evaluation.Sweep) -> str:
     chosen = sorted(set(sweep.chosen))
     marks = "".join(axes.vertical(weight, "chosen") for weight in chosen)
     best = int(sweep.ndcg.argmax())
-    title = f"nDCG by fusion weight: highest, {sweep.ndcg[best]:.4f}, at weight {sweep.weights[best]:.2f}"
-    chart = charts.lines(
-        [line],
-        f"weight of {sweep.first}; the rest is {sweep.second}",
-        "nDCG, all queries",
-        title,
-        steps=False,
-        markers=marks,
-    )
+    highest = f"Highest: {sweep.ndcg[best]:.4f} at {sweep.weights[best]:.2f}."
+    x_label, title = f"weight of {sweep.first}; the rest is {sweep.second}", f"nDCG by fusion weight. {highest}"
+    chart = charts.lines([line], x_label, "nDCG, all queries", title, steps=False, markers=marks)
     rows = [(f"{weight:.2f}", f"{value:.4f}") for weight, value in zip(sweep.weights, sweep.ndcg, strict=True)]
     words = ", ".join(f"{weight:.2f}" for weight in chosen)
-    caption = f"Dashed: the weights chosen on the other folds of queries ({words}). Highest: {sweep.ndcg[best]:.4f} at {sweep.weights[best]:.2f}."
+    caption = f"Dashed: the weights chosen on the other folds of queries ({words}). {highest}"
     shown = data(table(f"{method}-curve", "nDCG by fusion weight", (f"weight of {sweep.first}", "nDCG"), rows))
     return f"<div><h3>Fusion weight</h3>{figure(chart, caption, shown)}</div>"
 

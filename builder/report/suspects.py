@@ -85,7 +85,7 @@ class Contradicted:
         pairs: pairs of them that have different gains.
         wrong: the share of these pairs in which the product with the lower gain has the higher score.
         z: Kendall's statistic of the agreement: negative where labels and scores disagree.
-        best, worst: judgments, by their number: the lowest-scored of the highest gain; the highest-scored of the lowest.
+        best, worst: judgments, by their row: the lowest-scored of the highest gain, the highest-scored of the lowest.
     """
 
     query: int

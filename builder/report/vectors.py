@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,6 +30,10 @@ from builder.report.release import Release
 from builder.report.work import Work
 from sqid_lib.evaluation.arrays import Ints
 
+_LINES = (
+    "Where the lines of two labels lie on each other, the vectors cannot tell these labels apart. Cosines of a text and "
+    "an image are lower than those of two texts: compare shapes, not values, between the charts."
+)
 _THUMBNAILS = 600
 _SIDE = 72
 _LISTED = 200  # points in the table of the map
@@ -58,11 +63,7 @@ def vectors_section(release: Release) -> str:
         charts_.append(
             _histograms(f"cosine-{kind}", what, found, f"cosine of query and {kind} vector", "judgments", reason)
         )
-    words = (
-        "Where the lines of two labels lie on each other, the vectors cannot tell these labels apart. Cosines of a text "
-        "and an image are lower than those of two texts: compare shapes, not values, between the charts."
-    )
-    return section("vectors", "Vectors", note(words), f'<div class="pair">{"".join(charts_)}</div>')
+    return section("vectors", "Vectors", note(_LINES), f'<div class="pair">{"".join(charts_)}</div>')
 
 
 def _histograms(name: str, title: str, found: Sequence[Histogram], x: str, what: str, reason: str) -> str:
@@ -75,7 +76,7 @@ def _histograms(name: str, title: str, found: Sequence[Histogram], x: str, what:
     header = (f"{x}: from", "to", *(h.name for h in found))
     rows = [
         (number(low, 4), number(high, 4), *(count(int(h.counts[n])) for h in found))
-        for n, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+        for n, (low, high) in enumerate(pairwise(edges))
     ]
     chart = charts.lines(
         lines, x, f"share of {what} per bin, %", f"{title}: {x}, mean ± standard deviation: {means}", steps=True
@@ -87,7 +88,8 @@ def _histograms(name: str, title: str, found: Sequence[Histogram], x: str, what:
         ("", what, "mean", "standard deviation"),
         [(h.name, count(h.total), number(h.mean, 4), number(h.spread, 4)) for h in found],
     )
-    caption = f"{things(sum(h.total for h in found), what.removesuffix('s'))}, {len(edges) - 1} bins. Means: {text(means, 600)}."
+    values = things(sum(h.total for h in found), what.removesuffix("s"))
+    caption = f"{values}, {len(edges) - 1} bins. Means: {text(means, 600)}."
     return f"<div>{head}{figure(chart, caption, data(summary, shown))}</div>"
 
 
@@ -101,7 +103,7 @@ def map_section(release: Release, work: Work | None, method: str) -> tuple[str, 
         return section("map", title, empty("The release has no text vectors of products.")), ""
     rows, shown = projection.sample_rows(len(release.products))
     groupings = _groupings(release, rows)
-    pictures, why = _pictures(release, work, rows, shown)
+    pictures, why = _pictures(work, rows, shown)
     plots, captions = [], []
     for kind, matrix, there in (
         ("text", release.text_features, release.has_text),
@@ -117,17 +119,18 @@ def map_section(release: Release, work: Work | None, method: str) -> tuple[str, 
     caption = f"{sampled if len(rows) < len(release.products) else everything}. {' '.join(captions)} {text(why, 300)}"
     legends = "".join(charts.legend(names, f"by-{name}") for name, (names, _) in groupings.items())
     drawing = "".join(plot for _, plot, _ in plots)
-    chart = f'{_controls([kind for kind, _, _ in plots])}<div class="maps" data-by="label" data-kind="text">{legends}{drawing}</div>'
+    kinds = [kind for kind, _, _ in plots]
+    maps = f'<div class="maps" data-by="label" data-kind="{kinds[0] if kinds else "text"}">{legends}{drawing}</div>'
     tip = '<div id="tip" role="status" hidden></div>'
     return (
-        section("map", title, note(_HOW), figure(chart + tip, caption, data(*_map_tables(release, rows, groupings)))),
+        section("map", title, note(_HOW), figure(_controls(kinds) + maps + tip, caption, data(*_map_tables(release, rows, groupings)))),
         as_json(_map_data(release, rows, groupings, pictures, {kind: kept for kind, _, kept in plots})),
     )
 
 
 _HOW = (
-    "Near points have similar vectors. Move the pointer over a point, or focus the map and use the arrow keys, to see its "
-    "product. A product judged for several queries has the colour of its highest gain."
+    "Near points have similar vectors. Move the pointer over a point, or focus the map and use the arrow keys, to see "
+    "its product. A product judged for several queries has the colour of its highest gain."
 )
 
 
@@ -162,7 +165,7 @@ def _by_label(release: Release, labels: Sequence[str]) -> Grouping:
     return {n: name for n, name in legend.items() if n in set(group)}, group
 
 
-def _pictures(release: Release, work: Work | None, rows: Ints, shown: Ints) -> tuple[dict[int, str], str]:
+def _pictures(work: Work | None, rows: Ints, shown: Ints) -> tuple[dict[int, str], str]:
     if work is None:
         return {}, "No thumbnails: a release holds no images."
     pictured = [int(row) for row in shown if work.sha256s[int(row)]]
