@@ -108,7 +108,8 @@ class Axes:
         """Ticks and name of the axis below."""
         bottom = self.height - _BOTTOM
         parts = [
-            _words("tick", self.x(value), bottom + 15, "middle", _tick(value)) for value in ticks(self.low_x, self.high_x)
+            _words("tick", self.x(value), bottom + 15, "middle", _tick(value))
+            for value in ticks(self.low_x, self.high_x)
         ]
         return "".join(parts) + _words("label", (_LEFT + _WIDTH - _RIGHT) / 2, self.height - 8, "middle", x_label)
 

@@ -14,9 +14,7 @@ from sqid_lib.evaluation import Comparison
 
 _GROUPS = 8
 _IN_GROUP = 6
-_DOUBT = (
-    "Rows that are more often wrong than others. None of them is wrong for sure: look before you change anything."
-)
+_DOUBT = "Rows that are more often wrong than others. None of them is wrong for sure: look before you change anything."
 _EQUAL = (
     "<b>What to do:</b> open the image URLs. If the image is a placeholder, its URL should not count as the product's "
     "own image; if one URL is wrong, correct its row in the table of [resolve]; variants of one product, whose titles "

@@ -123,7 +123,12 @@ def map_section(release: Release, work: Work | None, method: str) -> tuple[str, 
     maps = f'<div class="maps" data-by="label" data-kind="{kinds[0] if kinds else "text"}">{legends}{drawing}</div>'
     tip = '<div id="tip" role="status" hidden></div>'
     return (
-        section("map", title, note(_HOW), figure(_controls(kinds) + maps + tip, caption, data(*_map_tables(release, rows, groupings)))),
+        section(
+            "map",
+            title,
+            note(_HOW),
+            figure(_controls(kinds) + maps + tip, caption, data(*_map_tables(release, rows, groupings))),
+        ),
         as_json(_map_data(release, rows, groupings, pictures, {kind: kept for kind, _, kept in plots})),
     )
 
