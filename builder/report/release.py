@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from sqid_lib.files import File
 from sqid_lib.sources import Address, snapshot
 from sqid_lib.streams.release_files import shards
 from sqid_lib.tables.keys import key_strings
-from sqid_lib.tables.reader import open_parquet, read_parquet
+from sqid_lib.tables.reader import read_parquet
 from sqid_lib.tables.vector_columns import read_vectors, row_groups, vector_width
 
 _PATTERNS = [schemas.MANIFEST, schemas.SHA256SUMS, "data/*/*.parquet"]
@@ -163,34 +164,27 @@ def _read_vectors(
 ) -> tuple[Float32s, Float32s, Bools]:
     """Text and image vectors and has_image; image vectors of queries are none."""
     columns = [name for name in schemas.VECTOR_COLUMNS if name in schemas.DECLARED[config].names]
-    count = sum(_rows(path) for path in files[config]) if width else 0
-    matrices = {name: _empty((count, width), temporary) for name in columns}
-    shown = np.zeros(count, np.bool_)
-    start = 0
-    for table, where in row_groups(files[config] if width else [], [*columns, "has_image"]):
-        block = slice(start, start + len(table))
-        for name in columns:
-            matrices[name][block], valid = read_vectors(table, name, width, where)
-        if "has_image" in table.column_names:
-            shown[block] = pc.fill_null(table["has_image"], False).to_numpy()
-        else:
-            shown[block] = valid
-        start += len(table)
-    first, *others = matrices.values()
-    return first, others[0] if others else first[:0], shown
+    shown = [np.zeros(0, np.bool_)]
+    with contextlib.ExitStack() as stack:  # the mappings keep unnamed files until they are not used any more
+        parts = {name: stack.enter_context(tempfile.TemporaryFile(dir=temporary)) for name in columns}
+        for table, where in row_groups(files[config] if width else [], [*columns, "has_image"]):
+            valid = np.ones(len(table), np.bool_)
+            for name, part in parts.items():
+                vectors, valid = read_vectors(table, name, width, where)
+                part.write(np.ascontiguousarray(vectors).data)  # on a full disk a mapping would end the process
+            stated = "has_image" in table.column_names
+            shown.append(pc.fill_null(table["has_image"], False).to_numpy() if stated else valid)
+        has_image = np.concatenate(shown)
+        first, *others = (_map(part, (len(has_image), width)) for part in parts.values())
+    return first, others[0] if others else first[:0], has_image
 
 
-def _rows(path: Path) -> int:
-    with open_parquet(str(path)) as parquet:
-        return int(parquet.metadata.num_rows)
-
-
-def _empty(shape: tuple[int, int], temporary: Path | None) -> Float32s:
+def _map(file: IO[bytes], shape: tuple[int, int]) -> Float32s:
     """A matrix that need not stay in memory."""
+    file.flush()
     if not shape[0] * shape[1]:
         return np.zeros(shape, np.float32)
-    with tempfile.TemporaryFile(dir=temporary) as file:  # the mapping keeps it until it is not used any more
-        return np.asarray(np.memmap(file, np.float32, "w+", shape=shape))
+    return np.asarray(np.memmap(file, np.float32, "r", shape=shape))
 
 
 def _present(matrix: Float32s) -> Bools:

@@ -31,8 +31,8 @@ from builder.report.work import Work
 from sqid_lib.evaluation.arrays import Ints
 
 _LINES = (
-    "Where the lines of two labels lie on each other, the vectors cannot tell these labels apart. Cosines of a text and "
-    "an image are lower than those of two texts: compare shapes, not values, between the charts."
+    "Where the lines of two labels lie on each other, the vectors cannot tell these labels apart. Cosines of a text "
+    "and an image are lower than those of two texts: compare shapes, not values, between the charts."
 )
 _THUMBNAILS = 600
 _SIDE = 72
