@@ -196,7 +196,7 @@ def _build_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool:
     if stage in STAMPED:
         stamps.write(stage, key or "")
         worked = stamps.read(stage) != before if worked is None else worked
-    if worked:
+    if worked and stage in STAMPED:  # of validate, which always runs, the time with the release is recorded
         times.record(work, stage, time.monotonic() - began)
     run.say(f"{stage}: {summary.made(stage, work)}{'' if worked else ', done before'}")
     if stage == "fetch":

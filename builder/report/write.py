@@ -71,7 +71,7 @@ def report(
     if method == projection.UMAP:
         projection.require_umap()
     path = out or ((work or Path()) / FILE)
-    _check(path, address.local if work is None else work / schemas.RELEASE_DIR)
+    _check(path)
     downloads = None if address.local else download_cache(cache_dir)
     place = parse_address(work / schemas.RELEASE_DIR) if work else address
     release = read_release(place, downloads=downloads)
@@ -102,10 +102,10 @@ def _work(address: Address) -> Path | None:
     return local
 
 
-def _check(path: Path, release: Path | None) -> None:
+def _check(path: Path) -> None:
     if path.is_dir():
         raise UsageError("a directory stands where the report should be", where=path, expected="--out FILE")
-    if release is not None and path.resolve().is_relative_to(release.resolve()):
+    if any((folder / schemas.MANIFEST).is_file() for folder in path.resolve().parents):
         raise UsageError(
             "a release holds no other files than its own", where=path, expected="--out FILE outside of the release"
         )
