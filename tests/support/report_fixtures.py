@@ -105,7 +105,7 @@ def _judgments(topic: Array, query: Array, rng: np.random.Generator) -> dict[str
 def write_shop(root: Path, made: Shop, configs: tuple[str, ...] = schemas.CONFIGS) -> Path:
     """Write the configs of a release to `root`; with all of them also its card, manifest and checksums."""
     features: dict[str, list[Any]] = made.products | {
-        "has_image": made.image.any(axis=1).tolist(),
+        "has_image": [bool(vector.any()) for vector in made.image],
         "clip_text_features": list(made.text),
         "clip_image_features": list(made.image),
     }
