@@ -26,7 +26,8 @@ _FAR = (
 )
 _AGAINST = (
     "<b>What to do:</b> read the judgments of the query. If labels are exchanged or belong to another query, correct "
-    "the judgments; if they are right, the encoder does not understand the query: negations and brands are often such."
+    "the judgments; if they are right, the encoder does not understand the query: negations and brands are often such. "
+    "Where z is far above 0, as it should be, there is nothing to do."
 )
 
 
@@ -120,7 +121,7 @@ def _against(release: Release, comparison: Comparison | None, why: str) -> str:
     method = "fusion" if "fusion" in comparison.scores else next(iter(comparison.scores))
     found = suspects.contradicted(comparison.lists, comparison.scores[method])
     if not found:
-        return empty("No query with enough judgments of different gains is ranked against its labels.")
+        return empty("No query with enough judgments of different gains has a pair of products in the wrong order.")
     header = (
         *("query", "best label, lowest score", "worst label, highest score"),
         *("judged", "pairs", "in the wrong order", "z"),

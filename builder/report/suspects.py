@@ -77,7 +77,7 @@ class FarImage:
 
 @dataclass(frozen=True)
 class Contradicted:
-    """A query whose products are ranked against their labels.
+    """A query some of whose products are ranked against their labels.
 
     Attributes:
         query: its row.
@@ -164,8 +164,10 @@ def _near(vectors: Float32s, start: int) -> tuple[Ints, Ints, Floats]:
 
 
 def far_images(release: Release, most: int = 12) -> list[FarImage]:
-    """The products whose image vector is farthest from their text vector, the farthest first."""
+    """The products whose image vector is farthest from their text vector, the farthest first; no generic images."""
     rows, cosines = title_cosines(release)
+    own = np.isin(rows, _own_images(release))
+    rows, cosines = rows[own], cosines[own]
     if len(rows) < 2 or not (spread := float(cosines.std())):
         return []
     order = np.argsort(cosines, kind="stable")[:most]
@@ -183,7 +185,7 @@ def contradicted(lists: JudgedLists, scores: Floats, most: int = 12) -> list[Con
     ends = np.append(lists.starts[1:], len(lists.row))
     for query, (start, end) in enumerate(zip(lists.starts, ends, strict=True)):
         case = _contradicted(int(lists.query_index[query]), int(start), lists.gain[start:end], scores[start:end])
-        if case is not None and case.z < 0:
+        if case is not None and case.wrong:
             found.append(case)
     found.sort(key=lambda case: (case.z, case.query))
     rows = lists.row

@@ -322,6 +322,13 @@ def test_images_come_from_the_work_directory(page: Page, text: str, work: Path) 
     assert [row[0] for row in failures].count("placeholder (2)") == 2
 
 
+def test_without_pillow_there_are_no_thumbnails(monkeypatch: pytest.MonkeyPatch, work: Path, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    page = Page(report(work, tmp_path / "out.html", method="pca").path.read_text(encoding="utf-8"))
+    assert "No thumbnails: the stored images cannot be read" in page.texts["products"]
+    assert "data:image/jpeg" not in {reference.split(";")[0] for reference in page.references}
+
+
 def test_damaged_images_cost_the_thumbnails_alone(tmp_path: Path, made: Shop) -> None:
     broken = fixtures.write_work(tmp_path / "work", made)
     images = broken / "fetch" / "images-00000.parquet"
