@@ -145,7 +145,7 @@ def _times(work: Work | None) -> str:
         return title + empty("No times are recorded: this work directory was built by an earlier version.")
     bars = [charts.Bar(stage, seconds, seconds, duration(seconds)) for stage, seconds in found.items()]
     rows = [(stage, f"{seconds:.1f}") for stage, seconds in found.items()]
-    caption = "Of the run that finished each stage; one that was interrupted before is not counted. Release includes its check."
+    caption = "Of the run that finished each stage, not of interrupted ones before. Release includes its validation."
     return title + figure(
         charts.bars(bars, "time of each stage"),
         caption,

@@ -18,13 +18,14 @@ from builder.stamps import STAMPED, Stamps
 from sqid_lib import schemas
 from sqid_lib.cache import download_cache
 from sqid_lib.errors import UsageError
-from sqid_lib.files import write_text
+from sqid_lib.files import text_checksum, write_text
 from sqid_lib.sources import Address, parse_address
 
 FILE = "report.html"
 LIMIT = 10_000_000  # bytes of a report; what is sampled and cut keeps it far below
 _FORMAT = 1  # raised when the report of the same release becomes another
 _MADE_OF = re.compile(r'<meta name="made-of" content="([0-9a-f]*)">')
+_CHECKSUM = "<!-- checksum "  # begins the last line
 _HEAD = 4_096  # characters that hold `_MADE_OF`
 
 
@@ -114,7 +115,8 @@ def _check(path: Path) -> None:
 def _write(path: Path, release: Release, work: Path | None, address: Address, key: str, method: str) -> None:
     found = read_work(work, release) if work else None
     name = address.repo or (work or Path(address.path)).name
-    write_text(path, page.render(release, found, name, key, method))
+    content = page.render(release, found, name, key, method)
+    write_text(path, f"{content}{_CHECKSUM}{text_checksum(content)} -->\n")
 
 
 def _key(work: Path) -> str:
@@ -125,9 +127,10 @@ def _key(work: Path) -> str:
 
 
 def _made_of(path: Path) -> str | None:
+    """The key of a report that is whole; None for any other file."""
     try:
-        with path.open(encoding="utf-8") as file:
-            match = _MADE_OF.search(file.read(_HEAD))
+        content, _, end = path.read_text(encoding="utf-8").rpartition(_CHECKSUM)
     except (OSError, ValueError):
         return None
-    return match[1] if match else None
+    match = _MADE_OF.search(content, 0, _HEAD)
+    return match[1] if match and end == f"{text_checksum(content)} -->\n" else None

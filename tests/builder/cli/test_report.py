@@ -48,7 +48,7 @@ def test_a_build_writes_a_report_beside_its_release(
     assert main(command) == 0
     assert f"· report: {page}, done before\n" in capsys.readouterr().err
     assert page.read_bytes() == written
-    page.write_bytes(written[:10])
+    page.write_bytes(written.replace(b"<h1>", b"<h2>"))  # damage
     assert main(command) == 0
     assert page.read_bytes() == written
     assert {path.name for path in work.iterdir() if not path.name.startswith(".")} == {
