@@ -238,6 +238,39 @@ def test_a_release_without_images(tmp_path: Path, made: Shop) -> None:
     assert "A fusion weight needs images" in page.texts["ranking"]
 
 
+def test_parts_without_rows_are_empty_sections(tmp_path: Path) -> None:
+    bare = fixtures.shop()
+    bare.queries, bare.judgments = ({name: [] for name in part} for part in (bare.queries, bare.judgments))
+    bare.query = bare.query[:0]
+    bare.products["product_brand"] = bare.products["product_title"] = [None] * fixtures.PRODUCTS
+    configs = tuple(config for config in schemas.CONFIGS if config != schemas.SUPP)
+    release = fixtures.write_shop(tmp_path / "release", bare, configs)
+    page = Page(report(release, tmp_path / "out.html", method="pca").path.read_text(encoding="utf-8"))
+    assert "No product states a brand." in page.texts["coverage"]
+    assert "The release has no queries." in page.texts["coverage"]
+    assert "The release has no vectors of queries." in page.texts["ranking"]
+    assert page.tables["map-label"][1:] == [["not judged", "60"]]
+    assert "supplementary" not in page.texts["funnel"]
+
+
+def test_one_judged_query_has_no_fusion(tmp_path: Path) -> None:
+    single = fixtures.shop()
+    single.judgments = {name: values[: fixtures.JUDGED] for name, values in single.judgments.items()}
+    release = fixtures.write_shop(tmp_path / "release", single)
+    page = Page(report(release, tmp_path / "out.html", method="pca").path.read_text(encoding="utf-8"))
+    assert [row[0] for row in page.tables["ranking-table"][1:]] == ["random", "clip_text", "clip_image", "rrf"]
+    assert "A fusion weight needs images and at least two judged queries." in page.texts["ranking"]
+
+
+def test_gains_that_cannot_rank_are_explained(tmp_path: Path) -> None:
+    wrong = fixtures.shop()
+    wrong.judgments["gain"] = [float(n) for n in range(len(wrong.judgments["gain"]))]  # a label has many
+    configs = tuple(config for config in schemas.CONFIGS if config != schemas.SUPP)
+    release = fixtures.write_shop(tmp_path / "release", wrong, configs)
+    page = Page(report(release, tmp_path / "out.html", method="pca").path.read_text(encoding="utf-8"))
+    assert "The ranking table cannot be made: a label has two gains." in page.texts["ranking"]
+
+
 def test_a_release_without_products(tmp_path: Path) -> None:
     empty = fixtures.shop()
     empty.products = {name: [] for name in empty.products}
