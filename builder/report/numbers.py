@@ -193,9 +193,9 @@ def judged_cosines(release: Release, kind: str, most: int = 6) -> list[Histogram
 
 def main_labels(release: Release, most: int) -> list[str]:
     """The most frequent labels, in the order of their gains; all of them if there are no more than `most`."""
-    counts = Counter(release.judgments["esci_label"].to_pylist())
-    frequent = [name for name, _ in counts.most_common(most)]
-    return [name for name in release.gains if name in frequent]
+    counts, gains = Counter(release.judgments["esci_label"].to_pylist()), list(release.gains)
+    frequent = sorted(gains, key=lambda name: -counts[name])[:most]  # of equal ones that with the higher gain
+    return [name for name in gains if name in frequent]
 
 
 def histograms(groups: Mapping[str, Floats], bins: int = _BINS) -> list[Histogram]:
