@@ -33,11 +33,12 @@ LIBRARY = (
 # builder: a room imports itself, sqid_lib and the rooms listed here
 _SHARED = ("recipe", "progress", "engines", "http", "database", "catalogue")
 _STAGES = ("sample", "resolve", "fetch", "embed")
-_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary", "stamps", "stages", "plan")
+_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary", "stamps", "times", "stages", "plan")
 BUILDER: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "database": (),
     "stamps": (),
+    "times": (),
     "progress": (),
     "recipe_values": (),
     "recipe": ("recipe_values",),
@@ -56,8 +57,9 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "plan": _PIPELINE,
     "pipeline": _PIPELINE,
     "check_work": _PIPELINE,
+    "report": ("embed", "stamps", "times", "stages"),
     "demo": (*_PIPELINE, "pipeline"),
-    "cli": (*_PIPELINE, "pipeline", "check_work", "demo", "hub", "diff", "explore"),
+    "cli": (*_PIPELINE, "pipeline", "check_work", "demo", "hub", "diff", "explore", "report"),
     "__main__": ("cli",),
 }
 # one importer for a module that costs much to import or would open a circle

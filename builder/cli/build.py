@@ -12,13 +12,14 @@ from pathlib import Path
 
 from builder import demo, pipeline
 from builder.engines import ENGINES
-from sqid_lib.errors import UsageError
+from sqid_lib.errors import SqidError, UsageError, first_line
 
 HELP = "make a release from a recipe"
 DESCRIPTION = f"""Run the stages {" → ".join(pipeline.STAGES)}.
 Finished work is kept: after an interruption, run it again and it continues.
 Failures of images that may pass, and those that a changed setting caused, are tried again by
-themselves. Prints the directory of the release; with --only, what that stage made."""
+themselves. Prints the directory of the release; with --only, what that stage made. A whole
+build also writes WORK/report.html, which shows what is in the release."""
 EXAMPLE = """examples:
   sqid build demo --work demo-work
   sqid build recipe.toml --work WORK --dry-run
@@ -79,8 +80,24 @@ def run(args: argparse.Namespace) -> int:
             say=_report_stage,
             command=_command(args),
         )
+        if args.only is None:
+            _write_report(args.work)
     sys.stdout.write(f"{made}\n")
     return 0
+
+
+def _write_report(work: Path) -> None:
+    """Write WORK/report.html; a release that is valid stays so without it, whatever happens here."""
+    from builder.report import report_of_build
+
+    try:
+        made = report_of_build(work)
+    except Exception as error:
+        reason = str(error) if isinstance(error, SqidError) else f"{type(error).__name__}: {first_line(error)}"
+        _report_stage(f"report: not written ({reason}); the release is complete")
+        return
+    took = f", {made.seconds:.1f} s" if made.seconds else ", done before"
+    _report_stage(f"report: {made.path}{took}")
 
 
 def _check(work: Path) -> int:

@@ -69,10 +69,29 @@ class StoredImages:
                 raise CorruptFileError("an image is not that of its sha256", where=self._files[number], fix=_AGAIN)
             yield image
 
+    def read_few(self, sha256s: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Each of some images that is stored with its bytes, in the order of files; other row groups are not read.
+
+        Raises:
+            CorruptFileError: a file cannot be read, or the bytes are not those that fetch stored.
+        """
+        wanted = sorted((at, sha256) for sha256, at in zip(sha256s, self._at(sha256s).tolist(), strict=True) if at >= 0)
+        for number, path in enumerate(self._files):
+            start, end = int(self._starts[number]), int(self._starts[number + 1])
+            here = [(at - start, sha256) for at, sha256 in wanted if start <= at < end]
+            if here:
+                yield from _read_rows(path, here)
+
     def _numbers(self, sha256s: Sequence[str]) -> NDArray[np.int64]:
         """The number of the first file that has each image, −1 where none has."""
-        at = pc.fill_null(pc.index_in(_digests(sha256s), value_set=self._stored), -1).to_numpy(zero_copy_only=False)
+        at = self._at(sha256s)
         return np.where(at < 0, -1, np.searchsorted(self._starts, at, side="right") - 1)
+
+    def _at(self, sha256s: Sequence[str]) -> NDArray[np.int64]:
+        """The position of each image in all files, −1 where none has it."""
+        at = pc.fill_null(pc.index_in(_digests(sha256s), value_set=self._stored), -1)
+        positions: NDArray[np.int64] = at.to_numpy(zero_copy_only=False).astype(np.int64)
+        return positions
 
 
 def _digests(sha256s: Sequence[str]) -> pa.Array:
@@ -88,3 +107,21 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
     if table.column_names != columns:
         raise SchemaError("columns are missing", where=path, expected=columns, got=table.column_names)
     return table.cast(wanted)
+
+
+def _read_rows(path: Path, rows: Sequence[tuple[int, str]]) -> Iterator[tuple[str, bytes]]:
+    """Images by their row in a file, ascending, and sha256; one row group at a time."""
+    try:
+        with pq.ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
+            starts, current = np.cumsum([0, *sizes]), -1
+            for row, sha256 in rows:
+                group = int(np.searchsorted(starts, row, side="right")) - 1
+                if group != current:
+                    current, images = group, file.read_row_group(group, columns=["image"])["image"]
+                image: bytes = images[row - int(starts[group])].as_py()
+                if hashlib.sha256(image).hexdigest() != sha256:
+                    raise CorruptFileError("an image is not that of its sha256", where=path, fix=_AGAIN)
+                yield sha256, image
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise CorruptFileError(f"cannot be read: {error}", where=path, fix=_AGAIN) from error
