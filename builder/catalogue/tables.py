@@ -123,15 +123,6 @@ class Tables:
             return f"{name}, {what} {next(islice(json_objects(name), row, None))[0]}"
         return f"{name}, row {row + 1}"
 
-    def has_image_bytes(self, column: str) -> bool:
-        """Whether a column holds the bytes of images, in one of the files."""
-        for file, kind in zip(self.files, self.kinds, strict=True):
-            if kind == PARQUET:
-                with open_parquet(file) as parquet, reporting(str(file)):
-                    if is_image_column(parquet, column):
-                        return True
-        return False
-
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """CSV, JSON or PARQUET of each file."""

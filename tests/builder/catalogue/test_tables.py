@@ -168,7 +168,6 @@ def test_bytes_of_images_become_references_and_are_not_read(tmp_path: Path, monk
     ]
     assert wanted == [["sku"], ["sku"]]
     assert read(tables, "image", image="image") == [{"image": "row:0:0"}, {"image": "row:0:1"}]
-    assert tables.has_image_bytes("image") and not tables.has_image_bytes("sku")
 
 
 @pytest.mark.parametrize("statistics", [True, False])
@@ -188,7 +187,6 @@ def test_rows_without_bytes_have_the_path_or_nothing(tmp_path: Path, statistics:
 def test_urls_in_a_binary_column_are_texts(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [None, b"https://x.example/1.jpg"]}), tmp_path / "a.parquet")
     tables = open_tables(str(tmp_path / "a.parquet"))
-    assert not tables.has_image_bytes("image")
     assert read(tables, image="image") == [{"image": None}, {"image": b"https://x.example/1.jpg"}]
 
 
