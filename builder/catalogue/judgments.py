@@ -129,7 +129,8 @@ def _judgments(
             _log.info("%s: %d pairs with fewer than %d impressions are left out", rows.name, left, least)
         log, first = log.only(kept), first[kept]
         labels, gains = log.labels(), click_gains(log, query[first], settings.clicks)
-    return _table([list(ids)[number] for number in query[first]], products.take(product[first]), labels, gains, ids)
+    names = list(ids)
+    return _table([names[number] for number in query[first]], products.take(product[first]), labels, gains, ids)
 
 
 def _table(

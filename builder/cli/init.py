@@ -128,7 +128,7 @@ def _model(model: str, out: Path) -> str:
 def _name(address: str) -> str:
     """The name of the table as the name of a dataset: "my-shop" for my shop.csv.gz."""
     place = parse_address(address, file=True)
-    path = place.path or place.repo
+    path = place.repo or place.path
     last = unquote(urlsplit(path).path if "://" in path else path).rstrip("/").rpartition("/")[2]
     stem = re.sub(r"(\.(csv|tsv|txt|jsonl?|ndjson|parquet|pq|gz|bz2|zst|zstd))+$", "", last, flags=re.IGNORECASE)
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "my-catalogue"

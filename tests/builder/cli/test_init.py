@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from encoder_fixtures import encoded, make_image
+from loopback_hub import LoopbackHub
 
 from builder import recipe
 from builder.catalogue.catalogue import Catalogue, read_catalogue
 from builder.cli import main
+from builder.cli.init import _name
 from builder.recipe import CardSettings, CatalogueSettings
 from sqid_lib.errors import LabelError, SqidError
 
@@ -326,3 +328,39 @@ def test_no_text_of_a_table_breaks_the_recipe(shop: Path, init: Run) -> None:
     status, _, _ = init('odd "shop".parquet', "judged.parquet")
     assert status == 0
     assert settings().columns["product_id"] == "sku"
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("a b/My shop.csv.gz", "My-shop"),
+        ("shop", "shop"),
+        ("https://shop.example/export/products.jsonl.zst?token=1", "products"),
+        ("hf://datasets/ORG/fashion@v1.0/data/train.parquet", "fashion"),
+        ("???.csv", "my-catalogue"),
+    ],
+)
+def test_the_name_is_that_of_the_table(address: str, name: str) -> None:
+    assert _name(address) == name
+
+
+ON_THE_HUB = """
+import sys
+from builder.cli import main
+from builder.cli.init import _name
+print(main(["init", sys.argv[1], "--out", sys.argv[2]]))
+"""
+
+
+def test_a_dataset_on_the_hub(shop: Path) -> None:
+    images: list[dict[str, Any]] = [{"bytes": encoded(make_image(0)), "path": "0.png"}]
+    (shop / "repo" / "data").mkdir(parents=True)
+    table = pa.table({"id": ["1"], "title": ["x"], "image": images})
+    pq.write_table(table, shop / "repo" / "data" / "train-00000-of-00001.parquet")
+    with LoopbackHub(shop / "hub") as hub:
+        hub.add_repo("ORG/shop", shop / "repo")
+        printed = hub.run(ON_THE_HUB, "hf://datasets/ORG/shop", str(shop / "hub.toml"))
+    assert printed.splitlines()[-1] == "0"
+    values = tomllib.loads((shop / "hub.toml").read_text(encoding="utf-8"))
+    assert (values["name"], values["catalogue"]["products"]) == ("shop", "hf://datasets/ORG/shop")
+    assert "images" not in values["catalogue"] and values["catalogue"]["columns"]["image"] == "image"
