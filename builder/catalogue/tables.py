@@ -196,6 +196,8 @@ def find_tables(address: str) -> tuple[File, ...]:
         return (sources.find_file(address),)
     if place.kind == LOCAL:
         files = sources.listing(place)
+        direct = {name: file for name, file in files.items() if "/" not in name and _is_table(name)}
+        files = direct or files  # a folder below may hold anything, such as a model
     else:
         folder, _, name = place.path.rpartition("/")
         files = sources.listing(replace(place, path=folder))
@@ -206,10 +208,8 @@ def find_tables(address: str) -> tuple[File, ...]:
 
 
 def _tables_among(files: Mapping[str, File], address: str) -> tuple[File, ...]:
-    names = [name for name in files if name.rpartition("/")[2] not in _NOT_TABLES]
-    parquet = [name for name in names if name.lower().endswith(_PARQUET_NAMES)]
-    texts = [name for name in names if kind_of(name) != PARQUET and ".txt" not in name.lower()]
-    chosen = sorted(parquet or texts)
+    names = [name for name in files if _is_table(name)]
+    chosen = sorted([name for name in names if name.lower().endswith(_PARQUET_NAMES)] or names)
     if not chosen:
         raise MissingFileError(
             "there is no table in this folder",
@@ -221,6 +221,12 @@ def _tables_among(files: Mapping[str, File], address: str) -> tuple[File, ...]:
     if len(chosen) > 1:
         _log.info("%s: %d files are read as one table: %s …", address, len(chosen), ", ".join(chosen[:3]))
     return tuple(files[name] for name in chosen)
+
+
+def _is_table(name: str) -> bool:
+    lower, file = name.lower(), name.rpartition("/")[2]
+    text = kind_of(name) != PARQUET and ".txt" not in lower
+    return file not in _NOT_TABLES and (text or lower.endswith(_PARQUET_NAMES))
 
 
 def _array(values: list[Any], name: str, file: File) -> pa.Array:

@@ -81,7 +81,7 @@ def _open(url: str) -> None:
 
 
 def _catalogue(args: argparse.Namespace) -> Catalogue:
-    from builder.cli.search import encoder_of_the_demo
+    from builder.cli.search import known_encoder
     from builder.explore.catalogue import Catalogue
     from builder.explore.release import read_brands
     from builder.explore.work_images import WorkImages
@@ -96,5 +96,5 @@ def _catalogue(args: argparse.Namespace) -> Catalogue:
         images=WorkImages(args.images, store.products) if args.images else None,
         methods=args.methods,
         run_files=args.runs,
-        encoder=args.encoder or encoder_of_the_demo(store.model),
+        encoder=args.encoder or known_encoder(store.model, args.dataset),
     )

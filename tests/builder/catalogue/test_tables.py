@@ -87,11 +87,22 @@ def test_a_folder_of_parquet_files_is_one_table_and_other_files_in_it_are_not_re
     for name, rows in (("data/b.parquet", ROWS[1:]), ("data/a.parquet", ROWS[:1])):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
-    (tmp_path / "notes.csv").write_text("a,b\n")
+    (tmp_path / "data" / "notes.csv").write_text("a,b\n")
     (tmp_path / "README.md").write_text("x")
     tables = open_tables(str(tmp_path))
     assert [Path(file.path).name for file in tables.files] == ["a.parquet", "b.parquet"]
     assert read(tables) == ROWS and places(tables) == ["a.parquet, row 1", "b.parquet, row 1"]
+
+
+def test_a_folder_with_tables_in_it_is_not_searched_further(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"a": 1}')
+    (tmp_path / "model" / "more.csv").write_text("other\n1\n")
+    (tmp_path / "a.csv").write_text("sku,title\n1,a\n")
+    assert [Path(file.path).name for file in find_tables(str(tmp_path))] == ["a.csv"]
+    (tmp_path / "a.csv").unlink()
+    (tmp_path / "model" / "config.json").unlink()
+    assert [Path(file.path).name for file in find_tables(str(tmp_path))] == ["more.csv"]
 
 
 def test_a_folder_of_csv_files_may_have_its_columns_in_any_order(tmp_path: Path) -> None:
@@ -207,7 +218,7 @@ def test_a_file_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 ON_THE_HUB = """
 import sys
-from builder.catalogue.tables import open_tables
+from builder.catalogue.tables import find_tables, open_tables
 for address in sys.argv[1:]:
     tables = open_tables(address)
     found = [row for batch in tables.read(tables.names, image="image") for row in batch.table.to_pylist()]
