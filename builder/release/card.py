@@ -14,7 +14,7 @@ import pyarrow as pa
 from builder.release import card_tables
 from builder.release.card_yaml import SEPARATOR
 from builder.release.catalogue_values import stated_parts
-from builder.release.stated import licence_entries, one_line
+from builder.release.stated import licence_entries, markdown, one_line
 from builder.release.statistics import Statistics
 from sqid_lib import schemas
 from sqid_lib.files import replacing
@@ -42,7 +42,7 @@ def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revisio
     values = card_tables.values(release, statistics, recipe, revision)
     present = {*statistics.splits, *stated_parts(values)}
     template = _with_parts(path.read_text(encoding="utf-8"), present)
-    body = Template(template).substitute(values, title=_title(recipe))
+    body = Template(template).substitute(values, title=markdown(_title(recipe)))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()  # a name that stands for nothing leaves blank lines
     card = DatasetCard(f"{SEPARATOR}\n{metadata(statistics, recipe).to_yaml()}\n{SEPARATOR}\n\n{body}\n")
     path = release / schemas.CARD

@@ -95,7 +95,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Seque
 
 def _cell(value: object) -> str:
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("\n", " ").replace("<!--", "&lt;!--")
 
 
 def _notice(recipe: Recipe) -> str:

@@ -49,7 +49,8 @@ def _kept(statistics: Statistics) -> str:
 def _labels(labels: Labels) -> str:
     if labels.gains:
         names = [f"`{stated.one_line(name)}`" for name in labels.gains]
-        return f"Each has one of the labels {_listed(names, 'or')}. `gain` is the number of the label: {labels.shown}."
+        gains = stated.markdown(labels.shown)
+        return f"Each has one of the labels {_listed(names, 'or')}. `gain` is the number of the label: {gains}."
     if labels.kind == CLICKS:
         return (
             "They are made from a click log: `esci_label` states clicks/impressions of the query and the product, and "

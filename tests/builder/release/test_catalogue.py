@@ -294,6 +294,23 @@ def test_text_of_the_recipe_breaks_neither_yaml_nor_checks(tmp_path: Path) -> No
     assert "````bibtex\n@misc{x}\n```\n# escaped\n````" in body
 
 
+def test_labels_and_titles_open_no_comment(tmp_path: Path) -> None:
+    labels = {"gut": 1.0, "mittel": 0.4, "schlecht": 0.0, "<!-- | x": 0.7}
+    catalogue = catalogue_recipe().to_dict()["catalogue"] | {"labels": labels}
+    work = write_work(tmp_path)
+    path = work / "sample/judgments.parquet"
+    changed = [
+        row | ({"esci_label": "<!-- | x", "gain": 0.7} if row["esci_label"] == "mittel" else {})
+        for row in pq.read_table(path).to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(changed, schemas.SAMPLED_JUDGMENTS_SCHEMA), path)
+    release(catalogue_recipe(catalogue=catalogue, card=CardSettings(title="<!-- Laden")), work, lambda _: None)
+    made = work / schemas.RELEASE_DIR
+    assert validate(made) == []
+    assert "| label &lt;!-- \\| x | 2 |" in text(made) and "# &lt;!-- Laden" in text(made)
+    assert "<!--" not in text(made).replace("`<!-- | x`", "").partition("\n---\n")[2]
+
+
 def test_a_card_that_contradicts_the_recipe_is_a_problem(tmp_path: Path) -> None:
     made = write_release(tmp_path, recipe=catalogue_recipe(card=CardSettings(licence=("mit",), language=("de",))))
     path = made / schemas.CARD
