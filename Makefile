@@ -20,7 +20,7 @@ test-slow: $(VENV)/.dev
 
 # the loading tests under datasets 3.6
 test-compat: $(COMPAT)/.installed
-	$(COMPAT)/bin/python -m pytest -m compat tests/test_sqid.py tests/sqid_lib/test_schemas.py tests/builder/release/test_release.py
+	$(COMPAT)/bin/python -m pytest -m compat tests/test_sqid.py tests/sqid_lib/test_schemas.py tests/builder/release/test_release.py tests/builder/release/test_catalogue.py
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
