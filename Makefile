@@ -11,15 +11,16 @@ PINNED := $(PIP) -c constraints.txt
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m builder.demo --work demo-work
 
+# in a process for each core; the tests of one file stay together, since they share what is costly to make
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m slow
 
 # the loading tests under datasets 3.6
 test-compat: $(COMPAT)/.installed
-	$(COMPAT)/bin/python -m pytest -m compat tests/test_sqid.py tests/sqid_lib/test_schemas.py tests/builder/release/test_release.py
+	$(COMPAT)/bin/python -m pytest -m compat tests/test_sqid.py tests/sqid_lib/test_schemas.py tests/builder/release/test_release.py tests/builder/release/test_catalogue.py
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

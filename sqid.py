@@ -22,10 +22,11 @@ import pyarrow as pa
 
 from sqid_lib import schemas, sources
 from sqid_lib.cache import damaged_files, note_files
-from sqid_lib.errors import DiskError, SqidError, UsageError
+from sqid_lib.errors import DiskError, DownloadError, MissingFileError, SqidError, UsageError
 from sqid_lib.joined import rows as joined
 from sqid_lib.joined.selection import Selection
 from sqid_lib.sources.retry import MOVE_CACHE, disk_error
+from sqid_lib.streams.release_files import is_catalogue, shards
 
 __all__ = ["Sqid", "SqidConfig", "load"]
 
@@ -266,6 +267,25 @@ def _check_slices(split: str, rows: Mapping[str, Any]) -> None:
             )
 
 
+def _catalogue_files(address: str | os.PathLike[str], config: str) -> dict[str, list[str]] | None:
+    """Split → files of a config, if the address is that of a release of a shop's own catalogue; otherwise None."""
+    place = sources.parse_address(address)
+    try:
+        files = sources.listing(place)
+    except (MissingFileError, DownloadError):  # no place, or offline: what needs its files says so
+        return None
+    manifest = files.get(schemas.MANIFEST)
+    if manifest is None or not is_catalogue(Path(sources.download(manifest).path)):
+        return None
+    found: dict[str, list[str]] = {}
+    for split, name in shards(files, config, place):
+        found.setdefault(split, []).append(files[name].url)
+    if not found:
+        known = [name for name in schemas.CONFIGS if shards(files, name, place)]
+        raise UsageError(f"the release has no config {config!r}", where=address, expected=" or ".join(known))
+    return found
+
+
 def load(
     config: str = schemas.DEFAULT_CONFIG,
     split: str | None = None,
@@ -288,7 +308,8 @@ def load(
             supp has the one split "train".
         esci: directory, https:// URL, ORG/NAME or hf://datasets/ORG/NAME[@REVISION] of the official ESCI files.
         artifacts: the same for the four SQID files or a release. Products and queries that they lack come back as
-            missing: image_status "missing", has_image false, zero vectors.
+            missing: image_status "missing", has_image false, zero vectors. The release of a shop's own catalogue,
+            without `esci`, is returned as it is: it is joined already.
         version: "small" or "large".
         locale: "us", "es", "jp" or a list of them.
         streaming: rows are made while they are read, and nothing is prepared on disk.
@@ -311,6 +332,11 @@ def load(
         ContractError: duplicated keys, unknown labels, judged products without a row, vectors with NaN beside numbers.
         DiskError: the cache is full or cannot be written.
     """
+    if esci is None and artifacts is not None and (files := _catalogue_files(artifacts, config)) is not None:
+        if options or version != "small" or locale != "us":
+            raise UsageError("a catalogue is joined already", where=artifacts, fix="Leave the options of ESCI out.")
+        own = {"cache_dir": cache_dir, "num_proc": num_proc, "download_mode": download_mode}
+        return datasets.load_dataset("parquet", data_files=files, split=split, streaming=streaming, **own)
     if split is not None and config in schemas.CONFIGS:
         names = _dataset_split(config, split, streaming)
         if config != schemas.SUPP:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from builder.recipe import Recipe
 
 FETCH = ("PIL", "pycurl", "yarl")  # by the names they are imported by
+LOCAL = ("PIL",)  # of images on this machine
 EMBED = ("PIL", "safetensors", "torch", "transformers")
 _PAGES = ("protego", "pycurl", "selectolax", "yarl")
 _REPLICATE = ("replicate",)
@@ -26,7 +27,8 @@ def needed(stage: str, recipe: Recipe, engine: str = "local") -> Sequence[str]:
         case "resolve":
             return _PAGES if recipe.resolve.pages.permission else ()
         case "fetch":
-            return (*FETCH, *engines)
+            # a URL among the images of a catalogue is an error then
+            return (*(FETCH if recipe.catalogue is None else LOCAL), *engines)
         case "embed":
             return (*(_REPLICATE if recipe.encoder.backend == "replicate" else EMBED), *engines)
         case _:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from builder import engines, packages, summary
+from builder import engines, packages, summary, times
 from builder.plan import pending, plan
 from builder.sample import sample
 from builder.stages import STAGES, check_stage, inputs_of, key_of, stages_of
@@ -185,6 +186,7 @@ def _build_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool:
         return False
     run.say(f"{stage} …")
     stamps.remove(stage)
+    began = time.monotonic()
     try:
         worked = _run_stage(run, stage, retry)
     except BaseException:
@@ -194,6 +196,8 @@ def _build_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool:
     if stage in STAMPED:
         stamps.write(stage, key or "")
         worked = stamps.read(stage) != before if worked is None else worked
+    if worked and stage in STAMPED:  # of validate, which always runs, the time with the release is recorded
+        times.record(work, stage, time.monotonic() - began)
     run.say(f"{stage}: {summary.made(stage, work)}{'' if worked else ', done before'}")
     if stage == "fetch":
         summary.check_images(recipe, work, run.command)
@@ -244,7 +248,9 @@ def _run_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool | None:
 
             def check(building: Path) -> None:
                 run.say("validate …")
+                began = time.monotonic()
                 _validate(building)
+                times.record(work, "validate", time.monotonic() - began)
                 run.say(f"validate: {summary.made('validate', work)}")
 
             release(recipe, work, check)

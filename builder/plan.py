@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.catalogue.catalogue import addresses_of
 from builder.stages import inputs_of, key_of, stages_of
 from builder.stamps import Stamps, describe
 from sqid_lib import schemas
@@ -72,27 +73,37 @@ def _pending_stamp(stage: str, recipe: Recipe, work: Path, stamps: Stamps, unfin
         return _first_time(stage, recipe, work)
     if changed:
         return f"would run again: {describe(changed)}"
-    source = recipe.esci if stage == "sample" else recipe.artifacts
-    if source and not Path(source.path).is_absolute():
-        return f"would run again if the recipe or a file at {without_secrets(source.path)} changed"
+    elsewhere = [source for source in _sources(stage, recipe) if not Path(source).is_absolute()]
+    if elsewhere:
+        return f"would run again if the recipe or a file at {without_secrets(' or '.join(elsewhere))} changed"
     if stamp.key != key_of(stage, recipe, stamps):
         return "would run again: the recipe or its inputs changed"
     return f"would run again if {' or '.join(unfinished)} changes its inputs" if unfinished else None
+
+
+def _sources(stage: str, recipe: Recipe) -> list[str]:
+    """The addresses that sample or release reads."""
+    if stage == "release":
+        return [recipe.artifacts.path] if recipe.artifacts else []
+    return [recipe.source] if recipe.catalogue is None else list(addresses_of(recipe.catalogue).values())
 
 
 def _first_time(stage: str, recipe: Recipe, work: Path) -> str:
     """What a stage would do that has not run yet, or whose inputs are not there yet."""
     match stage:
         case "sample":
-            return f"would read ESCI from {without_secrets(recipe.esci.path)}"
+            what = "ESCI" if recipe.catalogue is None else "the catalogue"
+            return f"would read {what} from {without_secrets(recipe.source)}"
         case "resolve":
-            tables, pages = len(recipe.resolve.tables), recipe.resolve.pages.permission
-            words = f"would look for image URLs in {tables} table{'' if tables == 1 else 's'}"
-            return f"{words}, then on product pages" if pages else words
+            from builder.resolve.stage import describe_tables
+
+            words = f"would look for image URLs in {describe_tables(recipe)}"
+            return f"{words}, then on product pages" if recipe.resolve.pages.permission else words
         case "fetch":
             mirrors = sorted({without_secrets(mirror) for mirror in recipe.fetch.mirrors.values()})
             through = f", from {' and '.join(mirrors)} where that is a mirror" if mirrors else ""
-            return f"would download the images, at most {recipe.fetch.concurrency} at once{through}"
+            first = "read local images and " if recipe.catalogue is not None else ""
+            return f"would {first}download the images, at most {recipe.fetch.concurrency} at once{through}"
         case "embed":
             device = "the service replicate" if recipe.encoder.backend == "replicate" else recipe.encoder.device
             return f"would encode texts and images with {recipe.encoder.model} (device {device})"

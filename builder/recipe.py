@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, RecipeError, UsageError, did_you_mean, missing_extra
-from sqid_lib.joined.selection import Selection
+from sqid_lib.joined.selection import ALL, Selection
 from sqid_lib.sources import parse_address
 
 try:
@@ -29,9 +29,10 @@ try:
         ValidationInfo,
         field_serializer,
         field_validator,
+        model_validator,
     )
     from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-    from pydantic_core import CoreSchema, core_schema
+    from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 except ImportError as error:
     raise missing_extra("pydantic", "build", "to read recipes") from error
 
@@ -52,6 +53,72 @@ class EsciSettings(_Section):
 
     path: str
     """Directory or URL that holds the three official files."""
+
+
+class ClickSettings(_Section):
+    """[catalogue.clicks]: how a click log becomes gains.
+
+    The rate of a query and a product is clicks / (impressions + prior), summed over the rows of the log that name them;
+    the gain is this rate divided by the largest of the query: 0 without a click, 1 for the best product of the query.
+    """
+
+    prior: NonNegativeFloat = 20.0
+    """Impressions without a click that are added to every pair, so that one click in one impression proves little."""
+    min_impressions: NonNegativeInt = 1
+    """Least impressions of a pair of query and product; pairs with fewer are left out."""
+
+
+CATALOGUE_COLUMNS = (  # the keys of [catalogue.columns]
+    *("product_id", "product_title", "product_description", "product_bullet_point", "product_brand", "product_color"),
+    *("image", "query", "label", "impressions", "clicks", "query_id", "split"),
+)
+_CatalogueColumn = Annotated[str, GetPydanticSchema(lambda *_: core_schema.literal_schema(list(CATALOGUE_COLUMNS)))]
+
+
+class CatalogueSettings(_Section):
+    """[catalogue]: a shop's own tables, in place of [esci]."""
+
+    products: str
+    """Table of products: csv, tsv, jsonl (.gz, .bz2, .zst) or parquet; a folder of them; https:// or hf://."""
+    locale: Word
+    """Locale of the products, such as de; the value of product_locale."""
+    images: str | None = None
+    """Folder of local images, named in the image column or by product id; images outside it are refused. Without it
+    the folder of the products is meant."""
+    judgments: str | None = None
+    """Table of judgments: query, product_id and a label, a number, or impressions and clicks."""
+    queries: str | None = None
+    """Table of queries without judgments: query, and query_id if there is one."""
+    columns: dict[_CatalogueColumn, Word] = Field(default={})
+    """Our column = the tables' column; those left out are recognised by usual names, which the build reports."""
+    keep: Items[Word] = ()
+    """Further columns of the products to carry into the release, by the tables' names, such as ["price"]."""
+    labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(default={})
+    """Every label of the judgments, with its gain; a label that is a number is its own gain."""
+    unknown_products: Literal["refuse", "drop"] = "refuse"
+    """Judgments of products that the table of products has not: "refuse" them as an error, or "drop" and count them."""
+    clicks: ClickSettings = Field(default_factory=ClickSettings)
+    """How a click log becomes gains."""
+
+
+class CardSettings(_Section):
+    """[card]: what the Hub card may claim; nothing is claimed that is not stated here.
+
+    With [esci], whose claims are known, title, licence and language replace those, and the rest is added.
+    """
+
+    title: str = ""
+    """Title of the card; the name of the recipe where it is empty."""
+    description: str = ""
+    """What the data is: some sentences in Markdown."""
+    licence: Items[Word] = ()
+    """Licences, as the Hub names them, such as ["cc-by-4.0"]; another name is published as "other" with that name."""
+    language: Items[Word] = ()
+    """Languages of the texts (ISO 639-1), such as ["de"]."""
+    homepage: str = Field(default="", pattern=r"^(https?://.*)?$")
+    """Web page of the data."""
+    citation: str = ""
+    """How to cite it: BibTeX, or any text."""
 
 
 class SelectionSettings(_Section):
@@ -246,6 +313,14 @@ def _selection_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
     )
 
 
+def _default_selection(settings: dict[str, Any]) -> Selection:
+    """All products of a catalogue, whose labels are its own; otherwise the published selection."""
+    catalogue = settings.get("catalogue")
+    if catalogue is None:
+        return Selection()
+    return Selection(locales=(catalogue.locale,), products=ALL, labels=tuple(catalogue.labels.items()))
+
+
 class Recipe(_Section):
     """What `sqid build` builds, and how. Relative paths are relative to the recipe."""
 
@@ -253,8 +328,10 @@ class Recipe(_Section):
     """Name of the dataset; "sqid" is the published one."""
     version: str
     """Version of the dataset, such as 1.0.0."""
-    esci: EsciSettings
-    selection: Annotated[Selection, GetPydanticSchema(_selection_schema)] = Field(default_factory=Selection)
+    esci: EsciSettings | None = None
+    catalogue: CatalogueSettings | None = None
+    card: CardSettings = Field(default_factory=CardSettings)
+    selection: Annotated[Selection, GetPydanticSchema(_selection_schema)] = Field(default_factory=_default_selection)
     artifacts: ArtifactsSettings | None = None
     resolve: ResolveSettings = Field(default_factory=ResolveSettings)
     fetch: FetchSettings = Field(default_factory=FetchSettings)
@@ -262,6 +339,23 @@ class Recipe(_Section):
     engine: EngineSettings = Field(default_factory=EngineSettings)
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
     expect: ExpectSettings = Field(default_factory=ExpectSettings)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.esci is None) == (self.catalogue is None):
+            raise PydanticCustomError("one_source", "exactly one of [esci] and [catalogue]")
+        for name in ("selection", "artifacts"):
+            if self.catalogue is not None and name in self.model_fields_set and getattr(self, name) is not None:
+                raise PydanticCustomError("not_with_catalogue", "{name}", {"name": name})
+        return self
+
+    @property
+    def source(self) -> str:
+        """Address of the products it is made of."""
+        if self.catalogue is not None:
+            return self.catalogue.products
+        assert self.esci is not None
+        return self.esci.path
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the TOML file, for the manifest."""
@@ -295,7 +389,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, check_input
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise recipe_error(error, json_schema(), str(name_or_path)) from error
+        raise recipe_error(error, json_schema(), str(name_or_path), values) from error
     recipe = _absolute(recipe, base)
     if check_inputs:
         _check_inputs(recipe, str(name_or_path))
@@ -378,18 +472,26 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
     def absolute(path: str, *, file: bool = False) -> str:
         return str(parse_address(path, base, file=file))
 
-    model, artifacts = recipe.encoder.model, recipe.artifacts
+    model, artifacts, catalogue = recipe.encoder.model, recipe.artifacts, recipe.catalogue
     tables = tuple(absolute(table, file=True) for table in recipe.resolve.tables)
     if _exists(base / Path(model).expanduser(), folder=True):
         model = absolute(model)
     return recipe.model_copy(
         update={
-            "esci": EsciSettings(path=absolute(recipe.esci.path)),
+            "esci": recipe.esci and EsciSettings(path=absolute(recipe.esci.path)),
+            "catalogue": catalogue and catalogue.model_copy(update=_tables_of(catalogue, absolute)),
             "artifacts": artifacts and artifacts.model_copy(update={"path": absolute(artifacts.path)}),
             "resolve": recipe.resolve.model_copy(update={"tables": tables}),
             "encoder": recipe.encoder.model_copy(update={"model": model}),
         }
     )
+
+
+def _tables_of(catalogue: CatalogueSettings, absolute: Callable[..., str]) -> dict[str, str]:
+    """The addresses in [catalogue] that are set."""
+    names = ("products", "judgments", "queries", "images")
+    found = {name: getattr(catalogue, name) for name in names}
+    return {name: absolute(value, file=True) for name, value in found.items() if value is not None}
 
 
 def _exists(path: Path, *, folder: bool = False) -> bool:
@@ -400,7 +502,10 @@ def _exists(path: Path, *, folder: bool = False) -> bool:
 
 
 def _check_inputs(recipe: Recipe, where: str) -> None:
-    inputs = {"esci.path": recipe.esci.path}
+    inputs = {"esci.path": recipe.esci.path} if recipe.esci else {}
+    if recipe.catalogue:
+        paths = _tables_of(recipe.catalogue, lambda path, file: path)  # noqa: ARG005
+        inputs |= {f"catalogue.{name}": path for name, path in paths.items()}
     if recipe.artifacts:
         inputs["artifacts.path"] = recipe.artifacts.path
     inputs |= {f"resolve.tables[{i}]": table for i, table in enumerate(recipe.resolve.tables)}

@@ -62,14 +62,20 @@ def words(pattern: str) -> str:
     return _PATTERNS.get(pattern, pattern)
 
 
-def recipe_error(error: ValidationError, schema: Mapping[str, Any], where: str) -> RecipeError:
+def recipe_error(
+    error: ValidationError, schema: Mapping[str, Any], where: str, values: Mapping[str, Any]
+) -> RecipeError:
     """One error that names every problem.
 
     Args:
         schema: the JSON schema of recipes, for the keys there are.
-        where: the recipe.
+        where: the recipe. values: what it holds.
     """
-    problems = [_problem(details, schema) for details in error.errors(include_url=False)]
+    found = error.errors(include_url=False)
+    own = [details for details in found if details["type"] != "default_factory_not_called"]  # because of another
+    problems = [_problem(details, schema) for details in own]
+    if not any(details["type"] == "one_source" for details in own) and ("esci" in values) == ("catalogue" in values):
+        problems.append(_no_source())  # pydantic looks at the whole only where every part is right
     if len(problems) == 1:
         problems[0].where = where
         return problems[0]
@@ -77,11 +83,20 @@ def recipe_error(error: ValidationError, schema: Mapping[str, Any], where: str) 
     return RecipeError(f"{len(problems)} problems: {listed}", where=where)
 
 
+def _no_source() -> RecipeError:
+    return RecipeError(
+        "exactly one of the sections [esci] and [catalogue] is needed",
+        fix='Add [esci] with path = "…", or [catalogue] with products = "…" and locale = "…".',
+    )
+
+
 def _problem(details: ErrorDetails, schema: Mapping[str, Any]) -> RecipeError:
-    kind, loc = details["type"], details["loc"]
+    kind, loc, context = details["type"], details["loc"], details.get("ctx", {})
     key, got = _key(loc), repr(details["input"])[:120]
-    if kind == "missing" and loc == ("esci",):
-        return RecipeError("section [esci] is missing", fix='Add [esci] with path = "…".')
+    if kind == "one_source":
+        return _no_source()
+    if kind == "not_with_catalogue":
+        return RecipeError(f"[{context['name']}] does not go with [catalogue]", fix="Remove it.")
     if kind == "missing":
         return RecipeError(f"key {key!r} is missing", fix="Add it.")
     if kind == "extra_forbidden":
@@ -91,7 +106,6 @@ def _problem(details: ErrorDetails, schema: Mapping[str, Any]) -> RecipeError:
         return RecipeError(f"unknown key {key!r}", expected=f"one of {', '.join(known)}", fix=fix)
     if kind in _TYPES:
         return RecipeError(f"wrong type for {key!r}", expected=_TYPES[kind], got=got, fix="Correct it.")
-    context = details.get("ctx", {})
     words = _PATTERNS.get(context.get("pattern", "")) or context.get("error")
     expected = words or details["msg"].partition("should ")[2].removeprefix("be ")
     return RecipeError(f"bad value for {key!r}", expected=expected, got=got, fix="Correct it.")

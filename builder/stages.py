@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from builder.catalogue.catalogue import catalogue_state
 from builder.sample import esci_files
 from builder.stamps import Stamps
 from sqid_lib import schemas
@@ -53,8 +54,10 @@ def key_of(stage: str, recipe: Recipe, stamps: Stamps) -> str | None:
     """The hash of all that sample or release is made of; the other stages record their finished work themselves."""
     settings = recipe.to_dict()
     if stage == "sample":
-        files = {table: (file.url, file.version) for table, file in esci_files(recipe).items()}
         expected = {name: count for name, count in settings["expect"].items() if name != "min_images"}  # fetch's
+        if recipe.catalogue is not None:
+            return _hash(catalogue_state(recipe.catalogue), settings["catalogue"], expected, schemas.fingerprint())
+        files = {table: (file.url, file.version) for table, file in esci_files(recipe).items()}
         return _hash(files, settings["selection"], expected, schemas.fingerprint())
     if stage == "release":
         settings = {key: value for key, value in settings.items() if key not in ("resolve", "fetch", "engine")}

@@ -16,7 +16,7 @@ FOLDER = ".stamps"
 # the files of a stage, as patterns; images and SQLite records of fetch and resolve carry checksums of their own
 _OUTPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "sample": tuple(f"sample/{name}.parquet" for name in ("products", "supp", "queries", "judgments")),
+        "sample": tuple(f"sample/{name}.parquet" for name in ("products", "supp", "queries", "judgments", "images")),
         "resolve": ("resolve/urls.parquet",),
         "fetch": ("fetch/outcomes.parquet",),
         "embed": ("embed/*.parquet", "embed/encoder.json"),

@@ -26,11 +26,15 @@ FILE = "summary.json"
 _HOSTS = 10  # the worst ones, in the file; fewer are printed
 _PRINTED = 3
 _WITHOUT_URL = (schemas.MISSING, schemas.PLACEHOLDER)  # a placeholder's URL is that of no product's image
+_LOCAL = {schemas.FILE_IMAGE: "local files", schemas.ROW_IMAGE: "rows of the products"}  # kinds of local images
 
 
 @dataclass(frozen=True)
 class HostFailures:
-    """A host whose images failed: host and port as requested, products by result, and the main reason."""
+    """A host whose images failed: host and port as requested, products by result, and the main reason.
+
+    The images of local files, and those in rows of the products, count as a host each.
+    """
 
     host: str
     products: int
@@ -58,6 +62,8 @@ class Summary:
         statuses: products by image_status.
         hosts: those with the most failures first.
         next: what to run to get more images.
+        local: of those with a URL, how many have a reference to a local image in its place.
+        catalogue: whether the images are those of a shop's own tables.
     """
 
     products: int
@@ -66,6 +72,8 @@ class Summary:
     statuses: Mapping[str, int]
     hosts: tuple[HostFailures, ...] = ()
     next: tuple[NextStep, ...] = ()
+    local: int = 0
+    catalogue: bool = False
 
     def write(self, work: Path, recipe: Recipe) -> Path:
         """Write WORK/summary.json; returns its path."""
@@ -78,7 +86,8 @@ class Summary:
         """The same for people."""
         share = f" ({self.images / self.with_url:.0%} of those)" if self.with_url else ""
         lines = [
-            f"images: {self.products:,} products, {self.with_url:,} with a URL, {self.images:,} with an image{share}",
+            f"images: {self.products:,} products, {self.with_url:,} with {_a_url(self.local, self.with_url)}, "
+            f"{self.images:,} with an image{share}",
             f"image statuses: {_counts(self.statuses)}",
         ]
         for host in self.hosts[:_PRINTED]:
@@ -92,11 +101,12 @@ class Summary:
     def warning(self) -> str | None:
         """What is said aloud: nothing has a URL, or most of what has one got no image."""
         if self.products and not self.with_url and not self.images:
-            return f"NO IMAGES: none of the {self.products:,} products has a URL. Check [resolve] of the recipe."
+            what, where = ("an image", "[catalogue]") if self.catalogue else ("a URL", "[resolve]")
+            return f"NO IMAGES: none of the {self.products:,} products has {what}. Check {where} of the recipe."
         if self.images < self.with_url / 2:
             return (
-                f"FEW IMAGES: only {self.images:,} of the {self.with_url:,} products that have a URL got an image "
-                f"({_counts(self.statuses)})."
+                f"FEW IMAGES: only {self.images:,} of the {self.with_url:,} products that have "
+                f"{_a_url(self.local, self.with_url)} got an image ({_counts(self.statuses)})."
             )
         return None
 
@@ -116,8 +126,12 @@ def summarize(recipe: Recipe, work: Path, command: str) -> Summary | None:
     statuses = _statuses(rows["image_status"])
     images = sum(statuses.get(status, 0) for status in schemas.EMBEDDED_STATUSES)
     with_url = rows.filter(pc.and_(pc.is_valid(rows["image_url"]), pc.invert(_is_in(rows, _WITHOUT_URL))))
-    hosts = _hosts(with_url, recipe.fetch.mirrors)
-    return Summary(len(rows), len(with_url), images, statuses, hosts, _next(with_url, command))
+    catalogue = recipe.catalogue is not None
+    local = pc.and_(_is_local(with_url["image_url"]), catalogue)
+    hosts = _hosts(with_url, recipe.fetch.mirrors, _LOCAL if catalogue else {})
+    steps = (*_next(with_url.filter(pc.invert(local)), command), *_next_local(with_url.filter(local), command))
+    count = pc.sum(local).as_py() or 0
+    return Summary(len(rows), len(with_url), images, statuses, hosts, steps, count, catalogue)
 
 
 def check_images(recipe: Recipe, work: Path, command: str) -> None:
@@ -150,7 +164,9 @@ def made(stage: str, work: Path) -> str:
             return ", ".join([*counts, f"{_rows([work / 'sample' / 'supp.parquet']):,} supplementary products"])
         case "resolve":
             urls = _read(work / "resolve" / "urls.parquet", ["image_url"])["image_url"]
-            return f"{len(urls) - urls.null_count:,} of {len(urls):,} products have a URL"
+            found = len(urls) - urls.null_count
+            what = _a_url(pc.sum(_is_local(urls)).as_py() or 0, found)
+            return f"{found:,} of {len(urls):,} products have {what}"
         case "fetch":
             rows = _read(work / "fetch" / "outcomes.parquet", ["image_url", "image_status", "sha256"])
             stored = pc.count_distinct(rows["image_url"].filter(pc.is_valid(rows["sha256"])))
@@ -178,32 +194,39 @@ def _of_release(work: Path) -> Summary | None:
     return Summary(len(rows), pc.sum(with_url).as_py() or 0, images, _statuses(rows["image_status"]))
 
 
-def _hosts(rows: pa.Table, mirrors: Mapping[str, str]) -> tuple[HostFailures, ...]:
+def _hosts(rows: pa.Table, mirrors: Mapping[str, str], local: Mapping[str, str]) -> tuple[HostFailures, ...]:
     from builder.fetch.failures import NOT_REQUESTED  # recipes, and with them fetch, need an extra
 
     products: Counter[str] = Counter()
     reasons: dict[str, Counter[tuple[str, str | None]]] = {}
-    for row in _failures(rows, products, mirrors):
-        reasons.setdefault(row[0], Counter())[row[1:]] += 1
+    examples: dict[tuple[str, str, str | None], str] = {}  # a local image for each reason
+    for host, url, status, detail in _failures(rows, products, mirrors, local):
+        reasons.setdefault(host, Counter())[status, detail] += 1
+        examples.setdefault((host, status, detail), url)
     found = []
     for host, counted in reasons.items():
         asked = Counter({why: count for why, count in counted.items() if not (why[1] or "").startswith(NOT_REQUESTED)})
         (status, detail), _ = (asked or counted).most_common(1)[0]
+        if host in local.values():
+            detail = f"{detail}, such as {examples[host, status, detail].removeprefix(schemas.FILE_IMAGE)}"
         found.append(HostFailures(host, products[host], counted.total(), status, detail))
     found.sort(key=lambda host: (-host.failures, host.host))
     return tuple(found[:_HOSTS])
 
 
-def _failures(rows: pa.Table, products: Counter[str], mirrors: Mapping[str, str]) -> list[tuple[str, str, str | None]]:
-    """Host, status and detail of each failure; counts all rows by host."""
+def _failures(
+    rows: pa.Table, products: Counter[str], mirrors: Mapping[str, str], local: Mapping[str, str]
+) -> list[tuple[str, str, str, str | None]]:
+    """Host, URL, status and detail of each failure; counts all rows by host."""
     failed = []
     for url, status, detail in zip(
         *(rows[c].to_pylist() for c in ("image_url", "image_status", "detail")), strict=True
     ):
-        host = authority(mirrored(url, mirrors)) or "(no host)"
+        kind = next((words for prefix, words in local.items() if url.startswith(prefix)), None)
+        host = kind or authority(mirrored(url, mirrors)) or "(no host)"
         products[host] += 1
         if status not in schemas.EMBEDDED_STATUSES:
-            failed.append((host, status, detail))
+            failed.append((host, url, status, detail))
     return failed
 
 
@@ -229,6 +252,32 @@ def _next(rows: pa.Table, command: str) -> tuple[NextStep, ...]:
         purpose = f"if the servers changed, to try {lasting.total():,} failures again"
         steps.append(NextStep(f"{command} --retry {','.join(sorted(lasting))}", purpose))
     return tuple(steps)
+
+
+def _next_local(rows: pa.Table, command: str) -> tuple[NextStep, ...]:
+    """What local images need: fetch looks at each of them in every run."""
+    failed = rows.filter(pc.invert(_is_in(rows, schemas.EMBEDDED_STATUSES)))
+    refused = pc.sum(_is_in(failed, ["refused"])).as_py() or 0
+    steps = []
+    if len(failed) > refused:
+        purpose = f"once their files are there and sound, to read {len(failed) - refused:,} local images again"
+        steps.append(NextStep(command, purpose))
+    if refused:
+        purpose = f"once images of [catalogue] is the folder that holds them, to read {refused:,} local images again"
+        steps.append(NextStep(command, purpose))
+    return tuple(steps)
+
+
+def _a_url(local: int, among: int) -> str:
+    """What products have: URLs, and perhaps local images in their place."""
+    if not local:
+        return "a URL"
+    return "a local image" if local == among else "a URL or a local image"
+
+
+def _is_local(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each is a reference to a local image; false for null."""
+    return pc.fill_null(pc.or_(*(pc.starts_with(urls, prefix) for prefix in _LOCAL)), False)
 
 
 def _is_in(rows: pa.Table, statuses: Sequence[str]) -> pa.ChunkedArray:

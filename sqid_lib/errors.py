@@ -166,6 +166,10 @@ class IntegrityError(ContractError):
     """A reference to a row that does not exist."""
 
 
+class TextLengthError(ContractError):
+    """A text longer than any product's."""
+
+
 class CountError(ContractError):
     """A stated count is not met."""
 

@@ -7,7 +7,8 @@ and kept by a store follows from the declaration.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ SOURCES_SCHEMA = pa.schema([("query_id", pa.int64()), ("source", pa.string())])
 
 PRODUCT_KEY = ("product_id", "product_locale")  # the same id occurs under several locales
 TEXT_COLUMNS = tuple(name for name in PRODUCTS_SCHEMA.names if name not in PRODUCT_KEY)
+MAX_TEXT_BYTES = 1 << 20  # of one text of a product, in UTF-8
 ESCI_LOCALES = {"us": "en", "es": "es", "jp": "ja"}  # ESCI's locales and their languages (ISO 639-1)
 ESCI_QUERY_SOURCES = ("behavioral", "negations", "nlqec", "other", "parse_pattern")  # values of `source`
 SPLITS = ("train", "test")
@@ -60,7 +62,14 @@ VERSIONS = ("small", "large")
 
 LABELS = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
 GAINS = {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
+_CLICKS = re.compile(r"[0-9]+/[0-9]+")  # label of a pair from a click log: clicks/impressions
 GAINS_ESCI_REPO_SWAPPED = {"E": 1.0, "S": 0.01, "C": 0.1, "I": 0.0}  # the ESCI repo's script, its issue 9
+
+
+def is_clicks(label: str) -> bool:
+    """Whether a label states clicks and impressions of a pair: such a label has no gain of its own."""
+    return _CLICKS.fullmatch(label) is not None
+
 
 # -- the four SQID files, as published ----------------------------------------------------------------------------
 
@@ -145,6 +154,7 @@ class Column:
         meaning: one line, for the card.
         origin: the ESCI file it is read from, under the same name; "" where SQID makes it.
         nullable: whether null is a value; elsewhere validation reports it.
+        own: the meaning in a release of a shop's own catalogue; "" where it is the same.
     """
 
     name: str
@@ -152,6 +162,7 @@ class Column:
     meaning: str
     origin: str = ""
     nullable: bool = False
+    own: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,12 +173,14 @@ class Config:
         summary: one line, for the card.
         key: columns that identify a row within a split; rows are sorted by them.
         unique: further columns without duplicates.
+        own: the summary in a release of a shop's own catalogue; "" where it is the same.
     """
 
     summary: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     unique: tuple[str, ...] = ()
+    own: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -184,26 +197,52 @@ DEFAULT_CONFIG = URLS
 SUPP_SPLIT = "train"  # the supplementary products are published as split train
 SUPP_VECTORS_SPLIT = "supp"  # split of product_features when supplementary products are embedded too
 
-_PRODUCT_ID = Column("product_id", pa.string(), "Amazon ASIN; unique within a locale", EXAMPLES)
-_PRODUCT_LOCALE = Column("product_locale", pa.string(), "locale of the product, such as us", EXAMPLES)
-_TITLE = Column("product_title", pa.string(), "title, from ESCI", PRODUCTS, nullable=True)
-_DESCRIPTION = Column("product_description", pa.string(), "description, from ESCI", PRODUCTS, nullable=True)
-_BULLETS = Column("product_bullet_point", pa.string(), "bullet points, from ESCI", PRODUCTS, nullable=True)
-_BRAND = Column("product_brand", pa.string(), "brand, from ESCI", PRODUCTS, nullable=True)
-_COLOR = Column("product_color", pa.string(), "color, from ESCI", PRODUCTS, nullable=True)
-_IMAGE_URL = Column("image_url", pa.string(), "URL of the main image; null where none is known", nullable=True)
+_PRODUCT_ID = Column(
+    "product_id", pa.string(), "Amazon ASIN; unique within a locale", EXAMPLES, own="id of the product in the shop"
+)
+_PRODUCT_LOCALE = Column(
+    "product_locale", pa.string(), "locale of the product, such as us", EXAMPLES, own="locale of the catalogue"
+)
+_TITLE = Column("product_title", pa.string(), "title, from ESCI", PRODUCTS, nullable=True, own="title")
+_DESCRIPTION = Column(
+    "product_description", pa.string(), "description, from ESCI", PRODUCTS, nullable=True, own="description"
+)
+_BULLETS = Column(
+    "product_bullet_point", pa.string(), "bullet points, from ESCI", PRODUCTS, nullable=True, own="bullet points"
+)
+_BRAND = Column("product_brand", pa.string(), "brand, from ESCI", PRODUCTS, nullable=True, own="brand")
+_COLOR = Column("product_color", pa.string(), "color, from ESCI", PRODUCTS, nullable=True, own="color")
+_IMAGE_URL = Column(
+    "image_url",
+    pa.string(),
+    "URL of the main image; null where none is known",
+    nullable=True,
+    own="URL of the image; null where none is known, and for images that were files of the shop",
+)
 _IMAGE_STATUS = Column("image_status", pa.string(), "what is known of the image")
 _HAS_IMAGE = Column("has_image", pa.bool_(), "whether clip_image_features is a real vector (false: zeros)")
-_TEXT_VECTOR = Column("clip_text_features", VECTOR, "CLIP text embedding, projected, not normalised")
-_IMAGE_VECTOR = Column(
-    "clip_image_features", VECTOR, "CLIP image embedding, projected, not normalised; zeros where there is no image"
+_TEXT_VECTOR = Column(
+    "clip_text_features",
+    VECTOR,
+    "CLIP text embedding, projected, not normalised",
+    own="text embedding by the encoder, not normalised",
 )
-_QUERY_ID = Column("query_id", pa.int64(), "query, as numbered by ESCI", EXAMPLES)
-_QUERY = Column("query", pa.string(), "query text, from ESCI", EXAMPLES)
-_SOURCE = Column("source", pa.string(), "how ESCI sampled the query", SOURCES, nullable=True)
-_EXAMPLE_ID = Column("example_id", pa.int64(), "judgment, as numbered by ESCI", EXAMPLES)
-_LABEL = Column("esci_label", pa.string(), "E exact, S substitute, C complement, I irrelevant", EXAMPLES)
-_GAIN = Column("gain", pa.float32(), "E 1.0, S 0.1, C 0.01, I 0.0")
+_IMAGE_VECTOR = Column(
+    "clip_image_features",
+    VECTOR,
+    "CLIP image embedding, projected, not normalised; zeros where there is no image",
+    own="image embedding by the encoder, not normalised; zeros where there is no image",
+)
+_QUERY_ID = Column("query_id", pa.int64(), "query, as numbered by ESCI", EXAMPLES, own="number of the query")
+_QUERY = Column("query", pa.string(), "query text, from ESCI", EXAMPLES, own="query text")
+_SOURCE = Column(
+    "source", pa.string(), "how ESCI sampled the query", SOURCES, nullable=True, own="where the query is from, if known"
+)
+_EXAMPLE_ID = Column("example_id", pa.int64(), "judgment, as numbered by ESCI", EXAMPLES, own="number of the judgment")
+_LABEL = Column(
+    "esci_label", pa.string(), "E exact, S substitute, C complement, I irrelevant", EXAMPLES, own="label, as given"
+)
+_GAIN = Column("gain", pa.float32(), "E 1.0, S 0.1, C 0.01, I 0.0", own="number of the label")
 
 _PRODUCT_ROW = (
     *(_PRODUCT_ID, _PRODUCT_LOCALE, _IMAGE_URL, _IMAGE_STATUS),
@@ -211,7 +250,10 @@ _PRODUCT_ROW = (
 )
 DECLARED: Mapping[str, Config] = {
     URLS: Config(
-        "every product of the selection with its image URL, image status and ESCI text", _PRODUCT_ROW, PRODUCT_KEY
+        "every product of the selection with its image URL, image status and ESCI text",
+        _PRODUCT_ROW,
+        PRODUCT_KEY,
+        own="every product with its image URL, image status and texts",
     ),
     FEATURES: Config(
         "every product of the selection with its CLIP text and image embeddings",
@@ -220,9 +262,13 @@ DECLARED: Mapping[str, Config] = {
             *(_HAS_IMAGE, _TEXT_VECTOR, _IMAGE_VECTOR),
         ),
         PRODUCT_KEY,
+        own="every product with its text and image embeddings",
     ),
     QUERIES: Config(
-        "every query with its source and CLIP text embedding", (_QUERY_ID, _QUERY, _SOURCE, _TEXT_VECTOR), ("query_id",)
+        "every query with its source and CLIP text embedding",
+        (_QUERY_ID, _QUERY, _SOURCE, _TEXT_VECTOR),
+        ("query_id",),
+        own="every query with its text embedding",
     ),
     SUPP: Config("supplementary products: image URLs and ESCI text, no embeddings", _PRODUCT_ROW, PRODUCT_KEY),
     JUDGMENTS: Config(
@@ -236,23 +282,55 @@ CONFIGS = tuple(DECLARED)
 VECTOR_COLUMNS = tuple(column.name for column in DECLARED[FEATURES].columns if column.type == VECTOR)
 
 
-def config_schema(config: str, width: int = PUBLISHED_WIDTH) -> pa.Schema:
-    """Arrow schema of a joined config; vectors are fixed-size lists of `width` float32."""
+# a shop's own catalogue may have further columns, kept in these configs after the declared ones
+CARRYING = (URLS, FEATURES)
+Kept = Sequence[pa.Field]
+_WHOLE = (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
+
+
+def type_name(dtype: pa.DataType) -> str:
+    """The name of an Arrow type as `datasets` and numpy spell it."""
+    return {"float": "float32", "double": "float64"}.get(str(dtype), str(dtype))
+
+
+# types of their values, by name
+KEPT_TYPES = {type_name(dtype): dtype for dtype in (pa.string(), pa.bool_(), pa.float32(), pa.float64(), *_WHOLE)}
+
+
+def config_schema(config: str, width: int = PUBLISHED_WIDTH, kept: Kept = ()) -> pa.Schema:
+    """Arrow schema of a joined config; vectors are fixed-size lists of `width` float32.
+
+    Args:
+        kept: further columns of a catalogue; they follow in the configs of CARRYING, and are left out elsewhere.
+    """
     vector = pa.list_(pa.float32(), width)
-    return pa.schema([(c.name, vector if c.type == VECTOR else c.type) for c in DECLARED[config].columns])
+    declared = [pa.field(c.name, vector if c.type == VECTOR else c.type) for c in DECLARED[config].columns]
+    return pa.schema([*declared, *(kept if config in CARRYING else ())])
 
 
-def config_features(config: str, width: int = PUBLISHED_WIDTH) -> datasets.Features:
+def config_features(config: str, width: int = PUBLISHED_WIDTH, kept: Kept = ()) -> datasets.Features:
     """The same columns as `datasets.Features`, for whichever generation of datasets is installed."""
     import datasets
 
     def feature(dtype: pa.DataType) -> object:
         if not pa.types.is_fixed_size_list(dtype):
-            return datasets.Value({"float": "float32", "double": "float64"}.get(str(dtype), str(dtype)))
+            return datasets.Value(type_name(dtype))
         fixed_list = getattr(datasets, "List", None) or datasets.Sequence  # datasets 3.x has no List
         return fixed_list(datasets.Value("float32"), length=dtype.list_size)
 
-    return datasets.Features({field.name: feature(field.type) for field in config_schema(config, width)})
+    return datasets.Features({field.name: feature(field.type) for field in config_schema(config, width, kept)})
+
+
+def kept_columns(config: str, schema: pa.Schema) -> tuple[pa.Field, ...]:
+    """The columns of a file that a catalogue keeps beside the declared ones: those of CARRYING with plain values."""
+    if config not in CARRYING:
+        return ()
+    names = DECLARED[config].names
+    return tuple(
+        pa.field(f.name, f.type)
+        for f in schema
+        if f.name not in names and type_name(f.type) in KEPT_TYPES and schema.names.count(f.name) == 1
+    )
 
 
 def text_columns(config: str) -> tuple[str, ...]:
@@ -260,16 +338,18 @@ def text_columns(config: str) -> tuple[str, ...]:
     return DECLARED[config].of_origin(PRODUCTS)
 
 
-def shared_columns(config: str, other: str) -> tuple[str, ...]:
+def shared_columns(config: str, other: str, kept: Kept = ()) -> tuple[str, ...]:
     """Columns whose value in `config` must be that of the row of `other` with the same key.
 
     None unless `config` has the key of `other`. Vectors are left out: only one config states them for a key.
     """
     key = DECLARED[other].key
-    if config == other or not set(key) <= set(DECLARED[config].names):
+    names = config_schema(config, kept=kept).names
+    if config == other or not set(key) <= set(names):
         return ()
-    there = {c.name for c in DECLARED[other].columns if c.type != VECTOR and c.name not in key}
-    return tuple(name for name in DECLARED[config].names if name in there)
+    vectors = {c.name for c in DECLARED[other].columns if c.type == VECTOR}
+    there = set(config_schema(other, kept=kept).names) - vectors - set(key)
+    return tuple(name for name in names if name in there)
 
 
 def fingerprint() -> str:
@@ -299,6 +379,16 @@ SUPPLEMENTARY = "supp"
 SAMPLED_PRODUCTS_SCHEMA = PRODUCTS_SCHEMA  # sorted by PRODUCT_KEY
 SAMPLED_QUERIES_SCHEMA = pa.schema([(c.name, c.type) for c in DECLARED[QUERIES].columns if c.origin])
 SAMPLED_JUDGMENTS_SCHEMA = config_schema(JUDGMENTS).append(pa.field("split", pa.string()))
+# of a catalogue also WORK/sample/images.parquet, a row per product in the order of products: what it says of the image
+FILE_IMAGE = "file:"  # begins a reference to a local image: then its path
+ROW_IMAGE = "row:"  # begins "row:FILE:ROW": bytes in a row (from 0) of a file (from 0) of the products
+CATALOGUE_IMAGES_SCHEMA = pa.schema(
+    [
+        ("product_id", pa.string()),
+        ("product_locale", pa.string()),
+        ("image", pa.string()),  # a URL, or a reference to a local image; null where there is none
+    ]
+)
 # resolve: WORK/resolve/urls.parquet, a row per product, main then supp, each in the order of sample
 RESOLVED_SCHEMA = pa.schema(
     [

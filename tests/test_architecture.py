@@ -31,13 +31,14 @@ LIBRARY = (
     ("__init__",),
 )
 # builder: a room imports itself, sqid_lib and the rooms listed here
-_SHARED = ("recipe", "progress", "engines", "http", "database")
+_SHARED = ("recipe", "progress", "engines", "http", "database", "catalogue")
 _STAGES = ("sample", "resolve", "fetch", "embed")
-_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary", "stamps", "stages", "plan")
+_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary", "stamps", "times", "stages", "plan")
 BUILDER: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "database": (),
     "stamps": (),
+    "times": (),
     "progress": (),
     "recipe_values": (),
     "recipe": ("recipe_values",),
@@ -45,17 +46,20 @@ BUILDER: dict[str, tuple[str, ...]] = {
     "summary": ("recipe", "fetch", "http"),
     "engines": ("recipe", "progress"),
     "http": ("recipe", "progress", "database"),
+    "catalogue": ("recipe",),
     **dict.fromkeys(_STAGES, _SHARED),
     "release": ("recipe", "progress", "database"),
     "validate": ("release",),  # it checks what release defines
     "hub": ("release", "validate"),
     "diff": ("release",),
+    "explore": (),
     "stages": _PIPELINE,
     "plan": _PIPELINE,
     "pipeline": _PIPELINE,
     "check_work": _PIPELINE,
+    "report": ("embed", "stamps", "times", "stages"),
     "demo": (*_PIPELINE, "pipeline"),
-    "cli": (*_PIPELINE, "pipeline", "check_work", "demo", "hub", "diff"),
+    "cli": (*_PIPELINE, "pipeline", "check_work", "demo", "hub", "diff", "explore", "report"),
     "__main__": ("cli",),
 }
 # one importer for a module that costs much to import or would open a circle

@@ -59,10 +59,17 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Pat
         path.relative_to(ROOT).as_posix() for top in ("sqid_lib", "builder") for path in (ROOT / top).rglob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == modules | {"sqid.py"}
-    data = {"sqid_lib/py.typed", "sqid-stubs/__init__.pyi", "builder/dataset_card.md", f"{info}/licenses/LICENSE"}
+    data = {
+        "sqid_lib/py.typed",
+        "sqid-stubs/__init__.pyi",
+        "builder/dataset_card.md",
+        "builder/release/catalogue_card.md",
+        f"{info}/licenses/LICENSE",
+    }
     recipes = {f"builder/recipes/{name}.toml" for name in ("sqid", "demo")}
     model = {f"builder/demo/tiny_clip/{path.name}" for path in (ROOT / "builder/demo/tiny_clip").iterdir()}
-    assert data | recipes | model <= names
+    page = {f"builder/explore/static/{path.name}" for path in (ROOT / "builder/explore/static").iterdir()}
+    assert data | recipes | model | page <= names
     assert not [name for name in names if "test" in Path(name).name or "__pycache__" in name]
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from builder import demo, pipeline
 from builder.engines import ENGINES
-from sqid_lib.errors import UsageError
+from sqid_lib.errors import SqidError, UsageError, first_line
 
 HELP = "make a release from a recipe"
 DESCRIPTION = f"""Run the stages {" → ".join(pipeline.STAGES)}.
 Finished work is kept: after an interruption, run it again and it continues.
 Failures of images that may pass, and those that a changed setting caused, are tried again by
-themselves. Prints the directory of the release; with --only, what that stage made."""
+themselves. Prints the directory of the release; with --only, what that stage made. A whole
+build also writes WORK/report.html, which shows what is in the release."""
 EXAMPLE = """examples:
   sqid build demo --work demo-work
   sqid build recipe.toml --work WORK --dry-run
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         sys.stdout.writelines(f"{stage}: {words}\n" for stage, words in _plan(args).items())
         return 0
-    for name in ("sqid_lib.tables", "sqid_lib.joined"):  # how a file was read that is not as the official ones
+    for name in ("sqid_lib.tables", "sqid_lib.joined", "builder.catalogue"):  # how files were read
         logging.getLogger(name).setLevel(logging.INFO)
     with _demo_shop(args) as overrides:
         loaded = recipe.load(args.recipe, [*overrides, *args.overrides])
@@ -86,8 +87,24 @@ def run(args: argparse.Namespace) -> int:
             say=_report_stage,
             command=_command(args),
         )
+        if args.only is None:
+            _write_report(args.work)
     sys.stdout.write(f"{made}\n")
     return 0
+
+
+def _write_report(work: Path) -> None:
+    """Write WORK/report.html; a release that is valid stays so without it, whatever happens here."""
+    from builder.report import report_of_build
+
+    try:
+        made = report_of_build(work)
+    except Exception as error:
+        reason = str(error) if isinstance(error, SqidError) else f"{type(error).__name__}: {first_line(error)}"
+        _report_stage(f"report: not written ({reason}); the release is complete")
+        return
+    took = f", {made.seconds:.1f} s" if made.seconds else ", done before"
+    _report_stage(f"report: {made.path}{took}")
 
 
 def _check(work: Path) -> int:

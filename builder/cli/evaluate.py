@@ -66,12 +66,13 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     add("--missing", choices=MISSING, default="zero", help=missing)
     gains = (
         "esci: E 1.0, S 0.1, C 0.01, I 0.0; esci-repo: with S and C swapped, as in the ESCI script; release: the gain "
-        "column of the release. Default: esci if all labels are ESCI's, otherwise release"
+        "column of the release. Default: esci if all labels are ESCI's and the data is no shop's own, otherwise release"
     )
     add("--gains", choices=list(_GAINS), help=gains)
     relevant = (
         "labels that count for precision, MRR and recall: E (default), ES or ESC; with the gains of the release one "
-        "label, repeated for several, default those with the highest gain"
+        "label, repeated for several, default those with the highest gain; of clicks and numbers the least gain, "
+        "default half of the highest"
     )
     add("--relevant", action="append", metavar="LABELS", help=relevant)
     metrics = f"{METRICS}; default: {DEFAULT_METRICS}"

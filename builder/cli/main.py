@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Protocol
 
-from builder.cli import build, diff, evaluate, push, recipe, search, validate
+from builder.cli import build, diff, evaluate, explore, init, push, recipe, report, search, validate
 from builder.cli.terminal import prepare_output
 from sqid_lib.errors import SqidError, UsageError, unknown_name, write_error
 
@@ -34,12 +34,15 @@ class Command(Protocol):
 
 
 COMMANDS: Mapping[str, Command] = {
+    "init": init,
     "build": build,
     "validate": validate,
     "push": push,
     "evaluate": evaluate,
     "search": search,
+    "explore": explore,
     "diff": diff,
+    "report": report,
     "recipe": recipe,
 }
 

@@ -35,7 +35,7 @@ def as_toml(recipe: Recipe) -> str:
 def _table(path: tuple[str, ...], values: Mapping[str, Any]) -> Iterator[str]:
     if path:
         yield ""
-        yield f"[{'.'.join(map(_key, path))}]"
+        yield f"[{'.'.join(map(toml_key, path))}]"
     for name, value in values.items():
         if value is None:
             yield f"# {name} is not set"
@@ -47,18 +47,20 @@ def _table(path: tuple[str, ...], values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _line(name: str, value: object) -> str:
-    line = f"{_key(name)} = {_value(value)}"
-    masked = f"{_key(name, masked=True)} = {_value(value, masked=True)}"
+    line = f"{toml_key(name)} = {toml_value(value)}"
+    masked = f"{toml_key(name, masked=True)} = {toml_value(value, masked=True)}"
     return line if line == masked else masked + _MASKED
 
 
-def _key(name: str, *, masked: bool = False) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name, masked=masked)
+def toml_key(name: str, *, masked: bool = False) -> str:
+    """A key as TOML has it, in quotes where it needs them; with `masked` without secrets."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name, masked=masked)
 
 
-def _value(value: object, *, masked: bool = False) -> str:
+def toml_value(value: object, *, masked: bool = False) -> str:
+    """A text, number, boolean or list as TOML has it; with `masked` without secrets."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(item, masked=masked) for item in value)}]"
+        return f"[{', '.join(toml_value(item, masked=masked) for item in value)}]"
     if isinstance(value, str):
         text = json.dumps(without_secrets(value) if masked else value, ensure_ascii=False)
         return text.replace("\x7f", "\\u007f")  # a control character, which JSON leaves as it is and TOML refuses
@@ -109,9 +111,9 @@ def _sentence(description: str) -> str:
 
 def _inline(value: Any) -> str:
     if isinstance(value, Mapping):
-        items = ", ".join(f"{_key(name)} = {_inline(item)}" for name, item in value.items())
+        items = ", ".join(f"{toml_key(name)} = {_inline(item)}" for name, item in value.items())
         return f"{{ {items} }}" if items else "{}"
-    return _value(value)
+    return toml_value(value)
 
 
 def _type(value: Mapping[str, Any]) -> str:
@@ -119,7 +121,7 @@ def _type(value: Mapping[str, Any]) -> str:
     from builder.recipe import describe_pattern
 
     if "enum" in value or "const" in value:
-        return " or ".join(f"`{_value(choice)}`" for choice in value.get("enum", [value.get("const")]))
+        return " or ".join(f"`{toml_value(choice)}`" for choice in value.get("enum", [value.get("const")]))
     kind = value["type"]
     if kind == "array":
         return f"list of {_type(value['items'])}" + (", at least one" if value.get("minItems") else "")

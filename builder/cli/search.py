@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ much the text vector counts. The query is encoded with the encoder that the rele
 EXAMPLE = """examples:
   sqid search WORK/sqid "red shoes"
   sqid search ORG/sqid "red shoes" --weight 0.2 --where has_image=true --top 20
+  sqid search SHOP/sqid "red shoes" --where price=..50 --where brand=Acme
   sqid search WORK/sqid --image photo.jpg --encoder openai/clip-vit-large-patch14
   sqid search WORK/sqid "in black" --image photo.jpg --json > found.json
 """
@@ -35,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image", type=Path, metavar="FILE", help="an image on this machine to search for, alone or with TEXT")
     add("--top", type=int, default=10, metavar="N", help="products to print (default 10)")
     add("--weight", type=float, default=0.5, metavar="A", help="of text vectors, 0 to 1; images the rest (default 0.5)")
-    where = "only products with this value; again: another column, or another value of the same one"
+    where = (
+        "only products with this value, or with a number from LOW to HIGH as LOW..HIGH, either left out for no limit; "
+        "again: another column, or another value of the same one"
+    )
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help=where)
     add("--encoder", metavar="DIR_OR_MODEL", help="the model that made the vectors, where it cannot be found by itself")
     add("--revision", help="revision of the Hub dataset")
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nothing to search for", expected="TEXT, --image FILE or both")
     where = _where(args.where)
     store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir)
-    encoder = args.encoder or _of_the_demo(store.model)
+    encoder = args.encoder or known_encoder(store.model, args.dataset)
     found = store.search(args.query, image=args.image, top=args.top, where=where, weight=args.weight, encoder=encoder)
     if args.json:
         write_data(found.to_json() + "\n")
@@ -73,13 +78,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_the_demo(model: Model | None) -> Path | None:
-    """The encoder of the demo, which lies in this package, if the release was made with it."""
+def known_encoder(model: Model | None, dataset: str) -> str | None:
+    """The directory of the encoder that made a release, if this machine has it: the demo's, or that of a build here.
+
+    Args:
+        dataset: address of the release; of WORK/sqid, WORK/embed/encoder.json names the directory.
+    """
     from sqid_lib.encoders.loading import content_revision
 
-    if model is None or model.name != TINY_CLIP.name or model.revision != content_revision(TINY_CLIP):
+    if model is None or model.revision is None:
         return None
-    return TINY_CLIP
+    if model.name == TINY_CLIP.name and model.revision == content_revision(TINY_CLIP):
+        return str(TINY_CLIP)
+    try:
+        built = json.loads((Path(dataset).resolve().parent / "embed" / "encoder.json").read_text(encoding="utf-8"))
+        directory = Path(built["model"])
+        return str(directory) if directory.is_dir() and content_revision(directory) == model.revision else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _where(conditions: Sequence[str]) -> dict[str, list[str]] | None:

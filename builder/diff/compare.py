@@ -137,7 +137,9 @@ def _flat(stated: Manifest) -> dict[str, object]:
 
     for key in ("name", "version", "model", "revision", "width"):
         add(key, getattr(stated, key))
-    add("recipe", {k: v for k, v in stated.recipe.items() if k not in ("name", "version")})
+    # what a catalogue selects follows from its own section
+    left_out = ("name", "version", "selection") if stated.of_catalogue else ("name", "version")
+    add("recipe", {k: v for k, v in stated.recipe.items() if k not in left_out})
     add("versions", stated.versions)
     return found
 

@@ -73,6 +73,17 @@ class StoredImages:
                 images |= _read_images(path, group, wanted)
             yield from (images[name] for name in names)
 
+    def read_few(self, sha256s: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Each of some images that is stored with its bytes, in the order of files; other row groups are not read.
+
+        Raises:
+            CorruptFileError: a file cannot be read, or the bytes are not those that fetch stored.
+        """
+        numbers = self._numbers(sha256s)
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            path, group = self._groups[number]
+            yield from _read_images(path, group, set(sha256s)).items()
+
     def _numbers(self, sha256s: Sequence[str]) -> NDArray[np.int64]:
         """The number of the first row group that has each image, −1 where none has."""
         at = pc.fill_null(pc.index_in(_digests(sha256s), value_set=self._stored), -1).to_numpy(zero_copy_only=False)
@@ -104,7 +115,7 @@ def _read_images(path: Path, group: int, wanted: AbstractSet[str]) -> dict[str, 
 
 
 def _read(path: Path, file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
-    table = file.read_row_group(group, columns)
+    table = file.read_row_group(group, columns=columns)
     wanted = pa.schema([schemas.IMAGES_SCHEMA.field(name) for name in columns])
     if table.column_names != columns:
         raise SchemaError("columns are missing", where=path, expected=columns, got=table.column_names)

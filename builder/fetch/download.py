@@ -6,17 +6,16 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import IO
+from dataclasses import dataclass
 
 from builder.engines import Tick
 from builder.fetch.decoders import Decoders
 from builder.fetch.failures import NOT_REQUESTED, may_pass, rules_of
 from builder.fetch.ledger import Ledger, Outcome
+from builder.fetch.recorder import Recorder
 from builder.http.client import ACCEPT_IMAGES, Answer, Client
 from builder.http.mirrors import authority, mirrored
 from builder.recipe import FetchSettings
-from sqid_lib import schemas
 from sqid_lib.errors import FetchError
 
 _WAITING = 4  # workers per connection, so that a host in Retry-After back-off does not keep connections idle
@@ -25,7 +24,6 @@ _BACKOFF = 0.5  # seconds before the first retry, doubled each time
 _HOST_DOWN = 20  # URLs of one host failed in a row; a host of 50 images that dies is noticed, a short break is not
 _NETWORK_DOWN = 200  # URLs of several hosts failed in a row
 _OWN = ("bad_url", "refused")  # no request was made: says nothing about the host
-_TOGETHER = 0.005  # seconds in which results are gathered into one transaction
 
 
 @dataclass
@@ -60,7 +58,7 @@ async def download(urls: Iterable[str], limits: FetchSettings, ledger: Ledger, t
             Client(limits, accept=ACCEPT_IMAGES, spill=ledger.spool_path.parent) as client,
             Decoders(ledger, max_pixels=limits.max_pixels, keep_truncated=limits.truncated == "keep") as decoders,
         ):
-            await _Downloads(limits, ledger, client, decoders, tick).run(urls)
+            await _Downloads(limits, client, Recorder(ledger, decoders, tick)).run(urls)
     except BaseExceptionGroup as group:  # of the task group: the first failure ended the others
         raise group.exceptions[0] from None
 
@@ -70,17 +68,12 @@ class _Downloads:
     """One run over URLs that have no outcome yet."""
 
     limits: FetchSettings
-    ledger: Ledger
     client: Client
-    decoders: Decoders
-    tick: Tick
+    recorder: Recorder
     failed_in_a_row: int = 0
-    results: list[tuple[Outcome, int | None]] = field(default_factory=list)  # not yet committed
-    commit: asyncio.Task[None] | None = None  # of `results`
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.limits.concurrency)
-        self.checking = asyncio.Semaphore(2 * self.decoders.processes)
 
     async def run(self, urls: Iterable[str]) -> None:
         """Each host has a few workers; the slots are shared by all."""
@@ -104,8 +97,7 @@ class _Downloads:
                         await workers.acquire()
                         tasks.create_task(work(host, left))
         finally:
-            if self.commit:  # results of tasks that were cancelled since
-                await self.commit
+            await self.recorder.finish()
 
     async def _one(self, host: _Host, url: str) -> None:
         request_url = mirrored(url, self.limits.mirrors)
@@ -138,32 +130,13 @@ class _Downloads:
         """Check and store the image, if one came, and commit the outcome."""
         outcome, offset = Outcome(url, answer.status, answer.http_status, detail=answer.detail), None
         if answer.body is not None:
-            outcome, offset = await self._check(outcome, answer.body)
-        await self._record(outcome._replace(rules=rules_of(url, outcome.status, self.limits)), offset)
-        self.tick(1, outcome.status != schemas.OK)
+            async with self.recorder.checking:
+                with answer.body as body:
+                    data = body.read()
+                outcome, offset = await self.recorder.check(outcome, data)
+        await self.recorder.record(outcome._replace(rules=rules_of(url, outcome.status, self.limits)), offset)
         if answer is not host.closed and outcome.status not in _OWN:
             self._count_failures(host, outcome)
-
-    async def _check(self, outcome: Outcome, body: IO[bytes]) -> tuple[Outcome, int | None]:
-        """The outcome once the body is decoded, and the offset of the image in the spool if it is one."""
-        async with self.checking:  # so that few large bodies are in memory
-            with body:
-                data = body.read()
-            found = await self.decoders.check(data)
-        outcome = outcome._replace(status=found.status, bytes=len(data), sha256=found.sha256, detail=found.detail)
-        return outcome._replace(width=found.width, height=found.height), found.offset
-
-    async def _record(self, outcome: Outcome, offset: int | None) -> None:
-        """Commit a result together with those that arrive at the same time."""
-        self.results.append((outcome, offset))
-        if self.commit is None:
-            self.commit = asyncio.create_task(self._commit_soon())
-        await asyncio.shield(self.commit)
-
-    async def _commit_soon(self) -> None:
-        await asyncio.sleep(_TOGETHER)
-        results, self.results, self.commit = self.results, [], None
-        self.ledger.record(results)
 
     def _count_failures(self, host: _Host, outcome: Outcome) -> None:
         """Ask a host no more that does not answer, and end the run if none does."""

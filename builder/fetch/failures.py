@@ -1,14 +1,15 @@
-"""Failures of downloads: which are tried again by themselves, and which hosts do not answer any more."""
+"""Failures of images: which are tried again by themselves, and which hosts do not answer any more."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from builder.fetch.image_folder import ABSENT, FORBIDDEN
 from builder.fetch.ledger import Outcome
 from builder.http.mirrors import authority, mirrored
 from builder.recipe import FetchSettings
@@ -17,7 +18,7 @@ from sqid_lib import schemas
 NOT_REQUESTED = "not requested: "  # begins the detail of URLs whose host does not answer any more
 _NO_ANSWER = ("connection", "timeout")
 _MAY_PASS = (408, 425, 429)  # and 5xx
-_RULES = {  # settings of [fetch] that cause a status; every status also depends on mirrors and trust_env
+_RULES = {  # settings of [fetch] that cause a status; every status of a URL also depends on mirrors and trust_env
     "refused": ("allow_hosts", "ports"),
     "redirects": ("max_redirects",),
     "too_large": ("max_bytes",),
@@ -37,11 +38,23 @@ def may_pass(outcome: Outcome) -> bool:
     return code is None or code in _MAY_PASS or 500 <= code < 600
 
 
-def rules_of(url: str, status: str, limits: FetchSettings) -> str | None:
-    """A digest of the settings that a failure of this status depends on: when it changes, the URL is tried again."""
-    if status == schemas.OK:
-        return None
-    values: list[Any] = [mirrored(url, limits.mirrors), limits.trust_env]
+def rules_of(url: str, status: str, limits: FetchSettings, version: str | None = None) -> str | None:
+    """What an outcome of this status depends on: when it changes, the URL is tried again.
+
+    Args:
+        version: of a local image, None for a URL.
+
+    Returns:
+        A digest of settings, empty for an image; for a local image also a space and the version. None for an image of
+        a URL, which depends on nothing.
+    """
+    settings = "" if status == schemas.OK else _settings(url, status, limits, local=version is not None)
+    return (settings or None) if version is None else f"{settings} {version}"
+
+
+def _settings(url: str, status: str, limits: FetchSettings, *, local: bool) -> str:
+    """A digest of the settings that a failure depends on."""
+    values: list[Any] = [] if local else [mirrored(url, limits.mirrors), limits.trust_env]
     for name in _RULES.get(status, ()):
         value = getattr(limits, name)
         values.append(sorted(set(value)) if isinstance(value, tuple) else value)
@@ -55,6 +68,7 @@ class Earlier:
     Attributes:
         ok: URLs with an image.
         failed: URLs that failed and are not tried again.
+        replaced: local images that are others now.
         may_pass: URLs whose failures may pass.
         changed: URLs whose failures depend on settings that were changed since.
         asked: URLs whose status the user asked to retry.
@@ -62,6 +76,7 @@ class Earlier:
 
     ok: int = 0
     failed: int = 0
+    replaced: list[str] = field(default_factory=list)
     may_pass: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
@@ -74,33 +89,53 @@ class Earlier:
     @property
     def again(self) -> list[str]:
         """URLs that are tried again, for whatever reason."""
-        return [*self.may_pass, *self.changed, *self.asked]
+        return [*self.replaced, *self.may_pass, *self.changed, *self.asked]
 
     def add(self, other: Earlier) -> None:
         """Take in what was left in another folder."""
         self.ok, self.failed = self.ok + other.ok, self.failed + other.failed
+        self.replaced += other.replaced
         self.may_pass += other.may_pass
         self.changed += other.changed
         self.asked += other.asked
 
 
-def earlier(outcomes: Iterable[Outcome | None], limits: FetchSettings, retry: Sequence[str]) -> Earlier:
-    """Sort the outcomes that there are by what happens to them now."""
+def earlier(
+    outcomes: Iterable[Outcome | None],
+    limits: FetchSettings,
+    retry: Sequence[str],
+    version_of: Callable[[str], str | None] = lambda _: None,
+) -> Earlier:
+    """Sort the outcomes that there are by what happens to them now.
+
+    Args:
+        version_of: the version that a local image has now, None for a URL.
+    """
     found = Earlier()
     for outcome in outcomes:
         if outcome is None:
             continue
+        version = version_of(outcome.url)
         if outcome.status in retry:
             found.asked.append(outcome.url)
+        elif version is not None and _is_replaced(outcome, version):
+            found.replaced.append(outcome.url)
         elif outcome.status == schemas.OK:
             found.ok += 1
         elif may_pass(outcome):
             found.may_pass.append(outcome.url)
-        elif outcome.rules not in (None, rules_of(outcome.url, outcome.status, limits)):
+        elif outcome.rules not in (None, rules_of(outcome.url, outcome.status, limits, version)):
             found.changed.append(outcome.url)
         else:
             found.failed += 1
     return found
+
+
+def _is_replaced(outcome: Outcome, version: str) -> bool:
+    """Whether there is another local image now; one that is stored is kept when its file cannot be found any more."""
+    if outcome.status == schemas.OK and version in (ABSENT, FORBIDDEN):
+        return False
+    return (outcome.rules or "").partition(" ")[2] != version
 
 
 @dataclass

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from builder.database import reporting_disk_errors
 from builder.engines import Tick, Work
 from builder.fetch.ledger import Ledger, Outcome
+from builder.fetch.local_images import LocalImages, store
 from builder.fetch.shards import DamagedError, assemble, recover
 from builder.http.mirrors import authority, mirrored
 from builder.recipe import FetchSettings
@@ -71,15 +72,21 @@ class Partitions(Sequence[Partition]):
 
 
 def partitions(
-    folders: Sequence[Path], urls: Sequence[str], done: Mapping[str, int], limits: FetchSettings, machines: int
+    folders: Sequence[Path],
+    urls: Sequence[str],
+    done: Mapping[str, int],
+    limits: FetchSettings,
+    machines: int,
+    images: LocalImages | None = None,
 ) -> tuple[Partitions, FetchSettings]:
     """The partitions of all URLs, and the limits of each of them.
 
     Args:
         folders: those there are; the first is that of the stage.
         done: URL → number of the folder where its outcome is.
+        images: which of the URLs are local images.
     """
-    parts = share_out((url for url in urls if url not in done), limits, min(machines, limits.concurrency))
+    parts = share_out((url for url in urls if url not in done), limits, min(machines, limits.concurrency), images)
     at_once = len(set(parts.values()))
     places = [folders[0]] if at_once <= 1 else [part_folder(folders[0], part) for part in range(at_once)]
     folders = list(dict.fromkeys([*folders, *places]))
@@ -89,28 +96,40 @@ def partitions(
     return tasks, limits.model_copy(update={"concurrency": limits.concurrency // max(1, at_once)})
 
 
-def share_out(urls: Iterable[str], limits: FetchSettings, parts: int) -> dict[str, int]:
-    """URL → number of its partition, of at most `parts`: a host's URLs are in one, and all have about as many."""
-    hosts = [(url, authority(mirrored(url, limits.mirrors))) for url in urls]
+def share_out(
+    urls: Iterable[str], limits: FetchSettings, parts: int, images: LocalImages | None = None
+) -> dict[str, int]:
+    """URL → number of its partition, of at most `parts`: a host's URLs are in one, and all have about as many.
+
+    Local images, which ask no host, are in blocks of neighbours, which a file of the products has together.
+    """
+
+    def host(number: int, url: str) -> str:
+        if images is not None and images.is_local(url):
+            return f"local images {number // _BATCH}"
+        return authority(mirrored(url, limits.mirrors))
+
+    hosts = [(url, host(number, url)) for number, url in enumerate(urls)]
     loads = [(0, part) for part in range(parts)]
     part_of = {}
-    for host, count in Counter(host for _, host in hosts).most_common():
-        load, part_of[host] = loads[0]
-        heapq.heapreplace(loads, (load + count, part_of[host]))
-    return {url: part_of[host] for url, host in hosts}
+    for name, count in Counter(name for _, name in hosts).most_common():
+        load, part_of[name] = loads[0]
+        heapq.heapreplace(loads, (load + count, part_of[name]))
+    return {url: part_of[name] for url, name in hosts}
 
 
 @contextmanager
-def open_downloader(limits: FetchSettings, _place: str) -> Iterator[Work[Partition]]:
+def open_downloader(limits: FetchSettings, images: LocalImages, _place: str) -> Iterator[Work[Partition]]:
     """The worker of fetch; client and decoders belong to the event loop and the ledger of each partition."""
-    yield partial(complete, limits)
+    yield partial(complete, limits, images)
 
 
-def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
-    """Download the URLs that have no outcome, then make the folder's shards hold exactly the images of all URLs.
+def complete(limits: FetchSettings, images: LocalImages, partition: Partition, tick: Tick) -> None:
+    """Read or download what has no outcome, then make the folder's shards hold exactly the images of all URLs.
 
     Raises:
         FetchError: the network is down.
+        IntegrityError, SourceError: as `local_images.store`.
         DiskError: no space left.
         StageError: this machine cannot make connections or start decoder processes, or the ledger is in use by another
             build.
@@ -118,11 +137,15 @@ def complete(limits: FetchSettings, partition: Partition, tick: Tick) -> None:
     for _ in range(_ROUNDS):
         with Ledger(partition.folder) as ledger:
             todo = [url for url, outcome in outcomes([ledger], partition.urls) if outcome is None]
-            if todo:
-                from builder.fetch.download import download  # its packages are not needed where all is done
+            urls = [url for url in todo if not images.is_local(url)]
+            if urls:
+                from builder.fetch.download import download  # its packages are not needed where all is done or local
                 from builder.fetch.open_files import fit_open_files
-
-                asyncio.run(download(todo, fit_open_files(limits), ledger, tick))
+            if len(urls) < len(todo):
+                local = [url for url in todo if images.is_local(url)]
+                asyncio.run(store(local, images, limits, ledger, tick))
+            if urls:
+                asyncio.run(download(urls, fit_open_files(limits), ledger, tick))
             if _assemble(limits, partition, ledger):
                 return
     raise DiskError("images read back differ from what was written", where=partition.folder, fix="Check the disk.")

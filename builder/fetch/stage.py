@@ -1,4 +1,4 @@
-"""The stage as a whole: which URLs are wanted, who downloads them, and the table of outcomes at its end."""
+"""The stage as a whole: which images are wanted, who brings them, and the table of outcomes at its end."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from builder.database import query_copy, reporting_disk_errors
 from builder.engines import Job
 from builder.fetch.failures import Earlier, earlier, losses
 from builder.fetch.ledger import NAME, Ledger, Outcome
+from builder.fetch.local_images import LocalImages, local_images
 from builder.fetch.partition import open_downloader, outcomes, partitions
 from builder.fetch.shards import recover
 from builder.progress import note, progress
@@ -40,9 +41,11 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
     Can be killed at any moment and run again: only the requests in flight are repeated. Run again when finished, it
     makes no request; when URLs changed, it requests the new ones. The shards' bytes depend on the images alone.
     Failures of earlier runs are tried again where they may pass, and where they depend on settings that changed since.
+    Local images of a catalogue are read in the same way: again when their file has another size or time than before,
+    also if it was missing; an image that is stored is kept when its file is gone.
 
     Args:
-        recipe: `[fetch]` holds the limits, mirrors and allowed hosts.
+        recipe: `[fetch]` holds the limits, mirrors and allowed hosts, `[catalogue]` the folder of local images.
         work: reads resolve/urls.parquet; writes fetch/outcomes.parquet (`schemas.OUTCOMES_SCHEMA`, a row per product:
             main, and supp with `selection.embed_supp`) and fetch/images-*.parquet (`schemas.IMAGES_SCHEMA`), which are
             in fetch/part-*/ where several machines fetched from several hosts.
@@ -50,7 +53,7 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
         engine: of `builder.engines.ENGINES`.
 
     Returns:
-        How many URLs were tried; 0 if all of it was done before.
+        How many images were tried; 0 if all of it was done before.
 
     Raises:
         UsageError: an unknown engine, or a status in `retry` that is not a failure of fetch.
@@ -59,7 +62,8 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
         StageError: this machine cannot make connections or start decoder processes.
         DiskError: no space left.
         StageError: the ledger is in use by another build.
-        SourceError: resolve/urls.parquet is missing or damaged.
+        SourceError: resolve/urls.parquet, a folder of local images or a file of the products is missing or damaged.
+        IntegrityError: the products changed since the stage sample.
     """
     engines.find(engine)
     _check_retry(retry)
@@ -67,14 +71,16 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
     folder = work / _FOLDER
     urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
     folders = part_folders(folder)
-    before, done = _earlier_runs(folders, urls, recipe.fetch, retry)
-    _say_again(before)
+    images = local_images(recipe, work)
+    before, done = _earlier_runs(folders, urls, recipe.fetch, retry, images)
+    noun = _noun(urls, images)
+    _say_again(before, noun)
     with (
         engines.find(engine if len(done) < len(urls) else "local")(recipe.engine) as running,
-        progress(_FOLDER, len(urls), before.done, failed=before.failed) as bar,
+        progress(_FOLDER, len(urls), before.done, unit=noun, failed=before.failed) as bar,
     ):
-        tasks, limits = partitions(folders, urls, done, recipe.fetch, running.machines)
-        running.run(Job(partial(open_downloader, limits), tasks, whole_machine=True), bar.update)
+        tasks, limits = partitions(folders, urls, done, recipe.fetch, running.machines, images)
+        running.run(Job(partial(open_downloader, limits, images), tasks, whole_machine=True), bar.update)
     with ExitStack() as stack:
         ledgers = [stack.enter_context(Ledger(folder)) for folder in part_folders(folder)]
         _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledgers)
@@ -83,7 +89,7 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
 
 
 def _earlier_runs(
-    folders: Sequence[Path], urls: Sequence[str], limits: FetchSettings, retry: Sequence[str]
+    folders: Sequence[Path], urls: Sequence[str], limits: FetchSettings, retry: Sequence[str], images: LocalImages
 ) -> tuple[Earlier, dict[str, int]]:
     """What earlier runs left after their damage was repaired, and URL → number of the folder where it is done."""
     before, done = Earlier(), dict[str, int]()
@@ -91,7 +97,7 @@ def _earlier_runs(
         with Ledger(folder, check=True) as ledger:
             recover(folder, ledger)
             found = [(url, outcome) for url, outcome in outcomes([ledger], urls) if outcome and url not in done]
-            here = earlier((outcome for _, outcome in found), limits, retry)
+            here = earlier((outcome for _, outcome in found), limits, retry, images.version)
             ledger.forget_urls(here.again)
         again = set(here.again)
         done |= {url: number for url, _ in found if url not in again}
@@ -109,23 +115,31 @@ def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None
     ledgers = [folder / NAME for folder in part_folders(work / _FOLDER)]
     rows = (row for ledger in ledgers for row in query_copy(ledger, "SELECT * FROM outcomes"))
     outcomes = (Outcome(*row[: len(Outcome._fields)]) for row in rows if row[0] in urls)  # the checksum is left out
-    before = earlier(outcomes, recipe.fetch, retry)
+    images = local_images(recipe, work)
+    before = earlier(outcomes, recipe.fetch, retry, images.version)
     left = len(urls) - before.done
     if not left and (work / _FOLDER / "outcomes.parquet").exists():
         return None
-    again = f", of which {len(before.again):,} failed before" if before.again else ""
-    return f"{before.done:,} of {len(urls):,} URLs done, {left:,} to fetch{again}"
+    failed = len(before.again) - len(before.replaced)
+    again = f", of which {failed:,} failed before" if failed else ""
+    replaced = f", {len(before.replaced):,} local images changed" if before.replaced else ""
+    return f"{before.done:,} of {len(urls):,} {_noun(urls, images)}s done, {left:,} to fetch{again}{replaced}"
 
 
-def _say_again(before: Earlier) -> None:
+def _noun(urls: Iterable[str], images: LocalImages) -> str:
+    return "image" if any(images.is_local(url) for url in urls) else "URL"
+
+
+def _say_again(before: Earlier, noun: str) -> None:
     reasons = {
+        "their local files changed": before.replaced,
         "failures that may pass": before.may_pass,
         "failures that depend on settings of [fetch] which changed": before.changed,
         "failures of the statuses in --retry": before.asked,
     }
     for reason, urls in reasons.items():
         if urls:
-            note(f"{_FOLDER}: trying {len(urls):,} URLs again: {reason}")
+            note(f"{_FOLDER}: trying {len(urls):,} {noun}s again: {reason}")
 
 
 def _check_losses(recipe: Recipe, ended: Iterable[Outcome | None]) -> None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sqid_lib import schemas, sources
 from sqid_lib.errors import IntegrityError, MissingFileError, without_secrets
 from sqid_lib.files import File
 from sqid_lib.joined import joins
+from sqid_lib.joined.image_status import is_http
 from sqid_lib.joined.matches import both_sides, examples
 from sqid_lib.joined.vector_lookup import VectorLookup
 from sqid_lib.tables.keys import key_strings
@@ -34,7 +36,7 @@ class Artifacts:
 
     Attributes:
         urls, supp_urls: tables of `joins.IMAGE_URLS_SCHEMA`, of the judged and of the supplementary products.
-        products, queries: their vectors.
+        products, queries: their vectors; None where a catalogue has no queries.
         revision: resolved commit of the model, if known.
         where: where they are from, for messages.
         partial: whether text vectors may be missing.
@@ -43,7 +45,7 @@ class Artifacts:
     urls: pa.Table
     supp_urls: pa.Table
     products: VectorLookup
-    queries: VectorLookup
+    queries: VectorLookup | None
     revision: str | None
     where: str
     partial: bool = False
@@ -51,7 +53,8 @@ class Artifacts:
     def close(self) -> None:
         """Close the files of the vectors."""
         self.products.close()
-        self.queries.close()
+        if self.queries is not None:
+            self.queries.close()
 
 
 def artifact_files(recipe: Recipe) -> dict[str, tuple[sources.File, ...]]:
@@ -85,13 +88,16 @@ def existing_artifacts(recipe: Recipe, work: Path) -> Artifacts:
 def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
     """Those that the stages resolve, fetch and embed left in WORK.
 
+    A catalogue's images that are files of the shop have no URL, although WORK names them in its place.
+
     Raises:
         MissingFileError: stage resolve or embed has not run.
     """
     resolved = read_parquet(str(work / "resolve" / "urls.parquet"), schemas.RESOLVED_SCHEMA)
     embedded = {name: sorted((work / "embed").glob(f"{name}-*.parquet")) for name in ("products", "supp", "queries")}
     record = work / "embed" / "encoder.json"
-    if not (embedded["products"] and embedded["queries"] and record.exists()):
+    asked = recipe.catalogue is None or bool(pq.read_metadata(work / "sample" / "queries.parquet").num_rows)
+    if not (embedded["products"] and (embedded["queries"] or not asked) and record.exists()):
         raise MissingFileError("stage embed has not run", where=work / "embed", fix="Run it first: --only embed.")
     parts = {schemas.MAIN: embedded["products"]}
     if recipe.selection.embed_supp:
@@ -99,15 +105,18 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
     urls = {}
     for part in (schemas.MAIN, schemas.SUPPLEMENTARY):
         rows = resolved.filter(pc.equal(resolved.column("part"), part))
+        if recipe.catalogue is not None:  # a reference to a local image is of no use elsewhere
+            rows = _with_http_only(rows)
         urls[part] = rows.select(joins.IMAGE_URLS_SCHEMA.names).cast(joins.IMAGE_URLS_SCHEMA).combine_chunks()
     for part, paths in parts.items():
         urls[part] = _with_final_status(urls[part], paths)
     product_files = [File(str(path)) for paths in parts.values() for path in paths]
+    query_files = [File(str(path)) for path in embedded["queries"]]
     return Artifacts(
         urls=urls[schemas.MAIN],
         supp_urls=urls[schemas.SUPPLEMENTARY],
         products=joins.open_product_vectors(product_files, work / ".scratch"),
-        queries=joins.open_query_vectors([File(str(path)) for path in embedded["queries"]], work / ".scratch"),
+        queries=joins.open_query_vectors(query_files, work / ".scratch") if asked else None,
         revision=json.loads(record.read_text())["revision"],
         where=str(work / "embed"),
     )
@@ -140,10 +149,9 @@ def check_text_vectors(artifacts: Artifacts, products: pa.Table, queries: pa.Tab
     Raises:
         IntegrityError: there are some without, each named by count and three examples.
     """
-    found = (
-        ("products", products, joins.without_text(artifacts.products, products)),
-        ("queries", queries, joins.without_text(artifacts.queries, queries)),
-    )
+    found = [("products", products, joins.without_text(artifacts.products, products))]
+    if artifacts.queries is not None:
+        found.append(("queries", queries, joins.without_text(artifacts.queries, queries)))
     missing = [
         f"{without.num_rows:,} of {every.num_rows:,} {name}, such as {examples(without)}"
         for name, every, without in found
@@ -159,6 +167,12 @@ def check_text_vectors(artifacts: Artifacts, products: pa.Table, queries: pa.Tab
             got=f"none for {' and none for '.join(missing)}",
             fix="Complete the files, narrow [selection], or set artifacts.partial = true to give zeros to these.",
         )
+
+
+def _with_http_only(rows: pa.Table) -> pa.Table:
+    """The same rows with null for whatever is no http(s) URL."""
+    urls = pc.if_else(is_http(rows["image_url"]), rows["image_url"], None)
+    return rows.set_column(rows.column_names.index("image_url"), "image_url", urls)
 
 
 def _with_final_status(urls: pa.Table, paths: Iterable[Path]) -> pa.Table:

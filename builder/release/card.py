@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -12,6 +13,8 @@ import pyarrow as pa
 
 from builder.release import card_tables
 from builder.release.card_yaml import SEPARATOR
+from builder.release.catalogue_values import stated_parts
+from builder.release.stated import licence_entries, markdown, one_line
 from builder.release.statistics import Statistics
 from sqid_lib import schemas
 from sqid_lib.files import replacing
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 TITLE = "SQID: Shopping Queries Image Dataset"
 LICENCES = ("apache-2.0", "mit")  # of ESCI's text and judgments, and of what SQID adds
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
-_OF_CONFIG = re.compile(r"<!-- with (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+_PART = re.compile(r"<!-- with (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
 def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revision: str | None) -> Path:
@@ -34,9 +37,12 @@ def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revisio
     """
     from huggingface_hub import DatasetCard
 
-    template = (resources.files("builder") / "dataset_card.md").read_text(encoding="utf-8")
+    folder = resources.files("builder")
+    path = folder / "release" / "catalogue_card.md" if recipe.catalogue else folder / "dataset_card.md"
     values = card_tables.values(release, statistics, recipe, revision)
-    body = Template(_of_configs(template, statistics)).substitute(values, title=_title(recipe))
+    present = {*statistics.splits, *stated_parts(values)}
+    template = _with_parts(path.read_text(encoding="utf-8"), present)
+    body = Template(template).substitute(values, title=markdown(_title(recipe)))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()  # a name that stands for nothing leaves blank lines
     card = DatasetCard(f"{SEPARATOR}\n{metadata(statistics, recipe).to_yaml()}\n{SEPARATOR}\n\n{body}\n")
     path = release / schemas.CARD
@@ -46,16 +52,21 @@ def write_card(release: Path, recipe: Recipe, statistics: Statistics, *, revisio
 
 
 def metadata(statistics: Statistics, recipe: Recipe) -> Any:
-    """The YAML block, as `huggingface_hub.DatasetCardData`; it names only languages that are known."""
+    """The YAML block, as `huggingface_hub.DatasetCardData`; it names only languages that are known.
+
+    Of a catalogue it states what [card] states. Of ESCI it states what is known of it, unless [card] states otherwise.
+    """
     from huggingface_hub import DatasetCardData
 
+    if recipe.catalogue:
+        return DatasetCardData(**_of_catalogue(statistics, recipe))
     locales = recipe.selection.locales
-    languages = known_languages(locales)
+    languages = list(recipe.card.language) or known_languages(locales)
     all_known = all(locale in schemas.ESCI_LOCALES for locale in locales)
     multilinguality = "multilingual" if len(languages) > 1 else "monolingual" if all_known else None
     return DatasetCardData(
         pretty_name=_title(recipe),
-        license=list(LICENCES),
+        **licence_entries(recipe.card.licence or LICENCES),
         language=languages or None,
         multilinguality=multilinguality,
         annotations_creators=["found"],
@@ -67,6 +78,20 @@ def metadata(statistics: Statistics, recipe: Recipe) -> Any:
         configs=[_config(config, statistics) for config in statistics.splits],
         dataset_info=dataset_info(statistics),
     )
+
+
+def _of_catalogue(statistics: Statistics, recipe: Recipe) -> dict[str, Any]:
+    judged = ["text-ranking"] if schemas.JUDGMENTS in statistics.splits else []
+    return {
+        "pretty_name": _title(recipe),
+        **licence_entries(recipe.card.licence),
+        "language": list(recipe.card.language) or None,
+        "task_categories": ["text-retrieval", *judged, "image-feature-extraction"],
+        "size_categories": [size_category(statistics)],
+        "tags": ["e-commerce", "product-search", "multimodal", "embeddings", "image", "text"],
+        "configs": [_config(config, statistics) for config in statistics.splits],
+        "dataset_info": dataset_info(statistics),
+    }
 
 
 def known_languages(locales: tuple[str, ...]) -> list[str]:
@@ -103,13 +128,14 @@ def dataset_info(statistics: Statistics) -> list[dict[str, Any]]:
     return info
 
 
-def _of_configs(template: str, statistics: Statistics) -> str:
-    """The template without the parts `<!-- with CONFIG -->` … `<!-- end -->` of configs that the release lacks."""
-    return _OF_CONFIG.sub(lambda part: part[2] if part[1] in statistics.splits else "", template)
+def _with_parts(template: str, present: Container[str]) -> str:
+    """The template without the parts `<!-- with NAME -->` … `<!-- end -->` of which the name is not in `present`."""
+    return _PART.sub(lambda part: part[2] if part[1] in present else "", template)
 
 
 def _title(recipe: Recipe) -> str:
-    return TITLE if recipe.name == "sqid" else recipe.name
+    published = recipe.name == "sqid" and recipe.catalogue is None
+    return one_line(recipe.card.title) or (TITLE if published else recipe.name)
 
 
 def shard_pattern(config: str, split: str) -> str:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from builder.release import manifest
+from builder.release import catalogue_values, manifest
+from builder.release.card_labels import CLICKS, NUMBERS, Labels, own_labels
+from builder.release.stated import additions, one_line
 from builder.release.statistics import Statistics
 from sqid_lib import schemas
 from sqid_lib.joined.selection import ALL
@@ -16,21 +18,41 @@ from sqid_lib.joined.selection import ALL
 if TYPE_CHECKING:
     from builder.recipe import Recipe
 
+# what differs for a shop's own catalogue, whose images may be files
+_OWN_MEANINGS = {"image_count": "how many images the catalogue has of the product; the first is used"}
+_OWN_STATUSES = {
+    schemas.MISSING: "the catalogue names no image",
+    "not_found": "there is no such file, or the server answered 404 or 410",
+    "refused": "the address, or the place of the file, is not allowed",
+}
+dtype_name = schemas.type_name
 _COUNTED = {"supp": "supplementary products"}  # where the name of a count is not plain enough
 
 
 def values(release: Path, statistics: Statistics, recipe: Recipe, revision: str | None) -> dict[str, str]:
     """What the template's names stand for; nothing is claimed that the data or the recipe does not show."""
-    selection = recipe.selection
     main = statistics.splits[schemas.DEFAULT_CONFIG]
     classic = [name for name in schemas.CLASSIC_FILES if (release / name).exists()]
-    return {
+    own = own_labels(statistics) if recipe.catalogue else None
+    tables = data_tables(statistics, own or recipe.selection.gains)
+    common = {
         "name": recipe.name,
         "version": recipe.version,
-        "notice": _notice(recipe),
         "model": manifest.public(recipe.encoder.model),
         "width": str(statistics.width),
         "split": next(iter(main)),
+        "classic_files": _classic(classic, own=own is not None),
+        **{f"{name}_table": text for name, text in tables.items()},
+        "versions_table": _versions(recipe, revision),
+    }
+    return common | (catalogue_values.values(recipe, statistics, own) if own else _of_esci_values(recipe, statistics))
+
+
+def _of_esci_values(recipe: Recipe, statistics: Statistics) -> dict[str, str]:
+    selection = recipe.selection
+    return {
+        "notice": _notice(recipe),
+        "stated": additions(recipe.card),
         "judgments_shard": _first_file(statistics, schemas.JUDGMENTS),
         "locales": ", ".join(selection.locales),
         "supp_sentence": _supp(recipe, statistics),
@@ -40,18 +62,26 @@ def values(release: Path, statistics: Statistics, recipe: Recipe, revision: str 
         "urls_sentence": _urls(recipe),
         "generic_sentence": _generic(statistics),
         "encoder_biases": _encoder_biases(recipe),
-        "classic_files": _classic(classic),
-        **{f"{name}_table": text for name, text in data_tables(statistics, selection.gains).items()},
-        "versions_table": _versions(recipe, revision),
     }
 
 
-def data_tables(statistics: Statistics, gains: Mapping[str, float]) -> dict[str, str]:
-    """The tables that follow from the data and from the gain of each label."""
+def data_tables(statistics: Statistics, labels: Mapping[str, float] | Labels) -> dict[str, str]:
+    """The tables that follow from the data and from its labels.
+
+    Args:
+        labels: the gain of each label of ESCI or of a recipe in its layout; the own `Labels` of a catalogue.
+    """
+    if isinstance(labels, Labels):
+        return {
+            "configs": _configs(statistics, own=True),
+            "counts": _own_counts(statistics, labels),
+            "columns": _own_columns(statistics, labels),
+            "coverage": _own_coverage(statistics),
+        }
     return {
         "configs": _configs(statistics),
-        "counts": _counts(statistics, gains),
-        "columns": _columns(statistics, gains),
+        "counts": _counts(statistics, labels),
+        "columns": _columns(statistics, labels),
         "coverage": _coverage(statistics),
     }
 
@@ -63,20 +93,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Seque
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def dtype_name(dtype: pa.DataType) -> str:
-    """The name of an Arrow type as `datasets` and numpy spell it."""
-    return {"float": "float32", "double": "float64"}.get(str(dtype), str(dtype))
-
-
 def _cell(value: object) -> str:
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("\n", " ").replace("<!--", "&lt;!--")
 
 
 def _notice(recipe: Recipe) -> str:
     if recipe.name == "sqid":
         return ""
-    source = manifest.public(recipe.esci.path)
+    source = manifest.public(recipe.source)
     return (
         f"> **This is `{recipe.name}`, not the published SQID.** It was built from files in ESCI's layout at "
         f"`{source}`. What is said below about ESCI and Amazon is true only if those files are ESCI's.\n"
@@ -157,22 +182,26 @@ def _encoder_biases(recipe: Recipe) -> str:
     return f"The vectors reflect the training data of `{manifest.public(recipe.encoder.model)}`."
 
 
-def _classic(names: Sequence[str]) -> str:
+def _classic(names: Sequence[str], *, own: bool) -> str:
     if not names:
         return ""
     listed = ", ".join(f"`{name}`" for name in names)
+    if own:
+        return f"{listed} hold the same values in fewer columns, with null where there is no image."
     return (
         f"{listed} hold the same values under the names and columns of the published files, "
         "with null where there is no image."
     )
 
 
-def _configs(statistics: Statistics) -> str:
+def _configs(statistics: Statistics, *, own: bool = False) -> str:
     rows = []
     for config, splits in statistics.splits.items():
         for name, split in splits.items():
             label = f"`{config}`" + (" (default)" if config == schemas.DEFAULT_CONFIG else "")
-            rows.append((label, name, split.rows, _bytes(split.disk), schemas.DECLARED[config].summary))
+            declared = schemas.DECLARED[config]
+            what = declared.own if own and declared.own else declared.summary
+            rows.append((label, name, split.rows, _bytes(split.disk), what))
     return table(("config", "split", "rows", "size", "what"), rows, right=(2, 3))
 
 
@@ -189,15 +218,37 @@ def _counts(statistics: Statistics, gains: Mapping[str, float]) -> str:
 def _columns(statistics: Statistics, gains: Mapping[str, float]) -> str:
     labels = [f"{label} {schemas.LABELS[label].lower()}" if _of_esci(gains) else label for label in gains]
     of_labels = {"esci_label": ", ".join(labels), "gain": _gains(gains)}
-    alike: dict[str, list[str]] = {}  # configs with the same columns share a table
+    meanings = {
+        config: {column.name: column.meaning for column in declared.columns} | of_labels
+        for config, declared in schemas.DECLARED.items()
+    }
+    return _columns_tables(statistics, meanings)
+
+
+def _own_columns(statistics: Statistics, labels: Labels) -> str:
+    named = ", ".join(labels.gains)
+    kind = {CLICKS: "clicks/impressions of the query and the product", NUMBERS: "label, as given"}.get(labels.kind)
+    of_labels = {"esci_label": kind or f"label, as given: {named}", "gain": labels.shown}
+    meanings = {
+        config: {c.name: one_line(c.own or c.meaning) for c in declared.columns} | of_labels
+        for config, declared in schemas.DECLARED.items()
+    }
+    for config in schemas.CARRYING:
+        kept = schemas.kept_columns(config, statistics.columns.get(config, pa.schema([])))
+        meanings[config] |= {field.name: _OWN_MEANINGS.get(field.name, "column of the catalogue") for field in kept}
+    return _columns_tables(statistics, meanings)
+
+
+def _columns_tables(statistics: Statistics, meanings: Mapping[str, Mapping[str, str]]) -> str:
+    """A table of the columns of each config; configs with the same columns share one."""
+    alike: dict[str, list[str]] = {}
     for config, schema in statistics.columns.items():
-        meanings = {column.name: column.meaning for column in schemas.DECLARED[config].columns} | of_labels
         rows = []
         for field in schema:
             is_list = pa.types.is_fixed_size_list(field.type)
             length = f"[{field.type.list_size}]" if is_list else ""
             dtype = dtype_name(field.type.value_type if is_list else field.type)
-            rows.append((f"`{field.name}`", dtype + length, meanings.get(field.name, "")))
+            rows.append((f"`{field.name}`", dtype + length, meanings[config].get(field.name, "")))
         alike.setdefault(table(("column", "type", "meaning"), rows), []).append(f"`{config}`")
     return "\n\n".join(f"**{', '.join(configs)}**\n\n{text}" for text, configs in alike.items())
 
@@ -211,6 +262,28 @@ def _coverage(statistics: Statistics) -> str:
         if status in main or status in supp
     ]
     return table(("image_status", "meaning", "products", "share", "supplementary"), rows, right=(2, 3, 4))
+
+
+def _own_counts(statistics: Statistics, labels: Labels) -> str:
+    judgments = sum(statistics.labels.values())
+    rows: list[tuple[str, int, str]] = [(name, count, "") for name, count in statistics.counts.items() if count]
+    for label in labels.gains:
+        count = statistics.labels.get(label, 0)
+        rows.append((f"label {label}", count, _share(count, judgments)))
+    if judgments and not labels.gains:
+        rows.append(("different labels", len(statistics.labels), ""))
+    return table(("", "rows", "of all judgments"), rows, right=(1, 2))
+
+
+def _own_coverage(statistics: Statistics) -> str:
+    found = statistics.statuses.get(schemas.DEFAULT_CONFIG, {})
+    total = sum(found.values())
+    rows = [
+        (f"`{status}`", _OWN_STATUSES.get(status, meaning), found[status], _share(found[status], total))
+        for status, meaning in schemas.IMAGE_STATUS.items()
+        if status in found
+    ]
+    return table(("image_status", "meaning", "products", "share"), rows, right=(2, 3))
 
 
 def _versions(recipe: Recipe, revision: str | None) -> str:

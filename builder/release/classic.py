@@ -29,7 +29,8 @@ _BATCH_ROWS = 4_096
 def write_classic_files(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path) -> None:
     """Write the four files to `out`.
 
-    They have a column product_locale where ids of several locales, or of another locale than us, would be ambiguous.
+    They have a column product_locale where ids of several locales, or of another locale than us, would be ambiguous. A
+    catalogue has no supplementary products, and the file of queries only where it has queries.
 
     Args:
         sample: the directory that stage sample wrote.
@@ -40,6 +41,8 @@ def write_classic_files(recipe: Recipe, sample: Path, artifacts: Artifacts, out:
         (schemas.PRODUCT_URLS, main, artifacts.urls),
         (schemas.SUPP_URLS, supp, artifacts.supp_urls),
     ):
+        if recipe.catalogue and not keys.num_rows:
+            continue
         rows = pc.index_in(key_strings(keys), value_set=key_strings(urls))
         table = keys.append_column("image_url", urls.column("image_url").take(rows))
         write_urls(out / name, [table], located=located)
@@ -50,6 +53,8 @@ def write_classic_files(recipe: Recipe, sample: Path, artifacts: Artifacts, out:
             yield from _with_vectors(supp, artifacts.products)
 
     write_classic_features(out / schemas.PRODUCT_FEATURES, "product", products(), located=located)
+    if artifacts.queries is None:
+        return
     queries = read_parquet(str(sample / "queries.parquet"), pa.schema([("query_id", pa.int64())]))
     write_classic_features(out / schemas.QUERY_FEATURES, "query", _with_vectors(queries, artifacts.queries))
 

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ class Manifest:
         versions: of Python packages.
         counts: products, queries, judgments, supp → distinct keys.
         files: path within the release → file; all but manifest.json and SHA256SUMS.
+        kept: name → type of the columns that a catalogue has beside the declared ones.
     """
 
     name: str
@@ -62,11 +63,27 @@ class Manifest:
     versions: Mapping[str, str]
     counts: Mapping[str, int]
     files: Mapping[str, ReleaseFile]
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def of_catalogue(self) -> bool:
+        """Whether the data is a shop's own catalogue."""
+        return isinstance(self.recipe.get("catalogue"), dict)
+
+    @property
+    def kept_fields(self) -> tuple[pa.Field, ...]:
+        """`kept` as Arrow fields."""
+        return tuple(pa.field(name, schemas.KEPT_TYPES[dtype]) for name, dtype in self.kept.items())
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """What the recipe states for the card; nothing in releases of earlier versions."""
+        return self.recipe.get("card") or {}
 
     @property
     def gains(self) -> dict[str, float]:
-        """Label → gain as the recipe states them; ESCI's where it states none."""
-        stated = self.recipe.get("selection", {}).get("labels") or schemas.GAINS
+        """Label → gain as the recipe states them; where it states none, ESCI's, or none for a catalogue."""
+        stated = self.recipe.get("selection", {}).get("labels") or ({} if self.of_catalogue else schemas.GAINS)
         return {label: float(gain) for label, gain in stated.items()}
 
     @property
@@ -82,8 +99,8 @@ class Manifest:
 
     @property
     def of_esci(self) -> bool:
-        """Whether the data claims to be ESCI itself, not files of somebody in its layout."""
-        return self.name == "sqid" or _ESCI in str(self.recipe.get("esci"))
+        """Whether the data claims to be ESCI itself, not a catalogue or files of somebody in its layout."""
+        return not self.of_catalogue and (self.name == "sqid" or _ESCI in str(self.recipe.get("esci")))
 
     @property
     def locales(self) -> tuple[str, ...]:
@@ -104,6 +121,11 @@ def write(release: Path, recipe: Recipe, statistics: Statistics, *, revision: st
     settings = public(recipe.to_dict())
     del settings["engine"]  # it changes nothing of a release
     settings["selection"]["labels"] = recipe.selection.gains  # a table; `public` would drop some names from it
+    settings["card"] = recipe.card.model_dump(mode="json")  # texts to be published as they are
+    kept: tuple[pa.Field, ...] = ()
+    if recipe.catalogue:
+        settings["catalogue"] |= {"labels": dict(recipe.catalogue.labels), "columns": dict(recipe.catalogue.columns)}
+        kept = schemas.kept_columns(schemas.DEFAULT_CONFIG, statistics.columns[schemas.DEFAULT_CONFIG])
     manifest = Manifest(
         name=recipe.name,
         version=recipe.version,
@@ -114,8 +136,10 @@ def write(release: Path, recipe: Recipe, statistics: Statistics, *, revision: st
         versions=versions(),
         counts=statistics.counts,
         files={name: _describe(release / name) for name in listing(release)},
+        kept={field.name: schemas.type_name(field.type) for field in kept},
     )
-    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2, ensure_ascii=False)
+    values = {key: value for key, value in asdict(manifest).items() if key != "kept" or value}
+    text = json.dumps({"format": FORMAT, **values}, indent=2, ensure_ascii=False)
     write_text(release / schemas.MANIFEST, text + "\n")
     sums = {name: file.sha256 for name, file in manifest.files.items()}
     sums[schemas.MANIFEST] = sha256(release / schemas.MANIFEST)
@@ -255,17 +279,37 @@ def _wrong(manifest: Manifest) -> Iterator[str]:
             yield f"{key} is not text"
     if not isinstance(manifest.revision, str | None):
         yield "revision is not text"
-    for key in ("recipe", "versions", "counts"):
+    for key in ("recipe", "versions", "counts", "kept"):
         if not isinstance(getattr(manifest, key), dict):
             yield f"{key} is not an object"
     if not all(type(n) is int for n in (manifest.width, *manifest.counts.values())):
         yield "width or a count is not a whole number"
     yield from _wrong_selection(manifest.recipe.get("selection", {}))
+    yield from _wrong_card(manifest.recipe.get("card"))
+    declared = {name for config in schemas.CARRYING for name in schemas.DECLARED[config].names}
+    for name, dtype in manifest.kept.items():
+        if name in declared or not isinstance(dtype, str) or dtype not in schemas.KEPT_TYPES:
+            yield f"kept states a column {name!r} that a catalogue cannot keep"
     for name, file in manifest.files.items():
         if not inside(name):
             yield f"the path {name!r} leaves the release"
         if type(file.bytes) is not int or not isinstance(file.sha256, str) or not isinstance(file.rows, int | None):
             yield f"{name}: bytes, sha256 or rows has another type"
+
+
+def _wrong_card(card: Any) -> Iterator[str]:
+    """What validation reads of [card]: texts, and the lists licence and language."""
+    if card is None:
+        return
+    if not isinstance(card, dict):
+        yield "recipe.card is not an object"
+        return
+    for key in ("licence", "language"):
+        value = card.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            yield f"recipe.card.{key} is not a list of texts"
+    if not isinstance(card.get("title", ""), str):
+        yield "recipe.card.title is not text"
 
 
 def _wrong_selection(selection: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Statistics:
         statuses: config → image_status → rows, for configs that have one.
         labels: esci_label → judgments.
         counts: products, queries, judgments, supp → distinct keys, over all splits.
+        gains: esci_label → its least and its greatest gain.
     """
 
     splits: Mapping[str, Mapping[str, Split]]
@@ -50,6 +51,7 @@ class Statistics:
     statuses: Mapping[str, Mapping[str, int]]
     labels: Mapping[str, int]
     counts: Mapping[str, int]
+    gains: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def rows(self, config: str) -> int:
         """Rows of a config, over all splits."""
@@ -73,6 +75,7 @@ def gather_statistics(release: Path) -> Statistics:
     columns: dict[str, pa.Schema] = {}
     statuses: dict[str, Counter[str]] = {config: Counter() for config in schemas.CONFIGS}
     labels: Counter[str] = Counter()
+    gains: dict[str, tuple[float, float]] = {}
     keys: dict[str, list[pa.Table]] = {config: [] for config in schemas.COUNTED.values()}
     for config in schemas.CONFIGS:
         for path in sorted((release / "data" / config).glob("*.parquet")):
@@ -85,7 +88,7 @@ def gather_statistics(release: Path) -> Statistics:
                     if not rows:
                         continue
                     columns.setdefault(config, file.schema_arrow.remove_metadata())
-                    memory = _read(file, config, statuses[config], labels, keys.get(config))
+                    memory = _read(file, config, statuses[config], labels, gains, keys.get(config))
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise CorruptFileError(f"not a parquet file of a release ({error})", where=path) from error
             name, before = path.relative_to(release).as_posix(), splits.setdefault(config, {}).get(shard.split, Split())
@@ -97,7 +100,7 @@ def gather_statistics(release: Path) -> Statistics:
         name: distinct(pa.concat_tables(keys[config])) if keys[config] else 0
         for name, config in schemas.COUNTED.items()
     }
-    return Statistics(splits, columns, found, dict(labels), counts)
+    return Statistics(splits, columns, found, dict(labels), counts, gains)
 
 
 def distinct(keys: pa.Table) -> int:
@@ -111,11 +114,24 @@ def count_values(column: Any, counter: Counter[str]) -> None:
         counter[str(count["values"])[:_MAX_VALUE]] += count["counts"]
 
 
+def widen_gains(rows: Any, gains: dict[str, tuple[float, float]]) -> None:
+    """Take the gains of some judgments, an Arrow table or batch, into label → least and greatest gain."""
+    table = pa.table({"label": rows["esci_label"], "gain": rows["gain"]})
+    found = table.group_by("label", use_threads=False).aggregate([("gain", "min"), ("gain", "max")])
+    for row in found.to_pylist():
+        low, high = row["gain_min"], row["gain_max"]
+        if low is not None:
+            label = str(row["label"])[:_MAX_VALUE]
+            before = gains.get(label, (low, high))
+            gains[label] = (min(before[0], low), max(before[1], high))
+
+
 def _read(
     file: pq.ParquetFile,
     config: str,
     statuses: Counter[str],
     labels: Counter[str],
+    gains: dict[str, tuple[float, float]],
     keys: list[pa.Table] | None,
 ) -> int:
     """Count into the counters and append the keys to `keys`; returns the bytes of the rows as Arrow tables."""
@@ -127,6 +143,8 @@ def _read(
         for column, counter in (("image_status", statuses), ("esci_label", labels)):
             if column in batch.schema.names:
                 count_values(batch.column(column), counter)
+        if config == schemas.JUDGMENTS and "gain" in batch.schema.names:
+            widen_gains(batch, gains)
         if keys is not None:
             keys.append(pa.Table.from_batches([batch]).select(key))
     return memory

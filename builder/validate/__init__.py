@@ -40,12 +40,14 @@ def validate(release: Path) -> list[Problem]:
         "made_here": stated is None or stated.made_here,
         "partial": stated is not None and stated.partial,
         "gains": stated.gains if stated else schemas.GAINS,
+        "of_catalogue": stated is not None and stated.of_catalogue,
+        "kept": stated.kept_fields if stated else (),
         "sources": schemas.ESCI_QUERY_SOURCES if stated and stated.of_esci else None,
     }
     scans = {config: Scan(release, config, **options) for config in schemas.CONFIGS}
     for config, scan in scans.items():
         _run(problems, f"data/{config}", scan.problems)
-    _run(problems, "data", lambda: check_relations(scans, unjudged=_has_unjudged(stated)))
+    _run(problems, "data", lambda: check_relations(scans, unjudged=_unjudged(stated)))
     _run(problems, schemas.MANIFEST, lambda: check_manifest(release, stated, scans))
     _run(problems, schemas.CARD, lambda: check_card(release, stated, scans))
     for name in schemas.CLASSIC_FILES:
@@ -62,10 +64,12 @@ def _manifest(release: Path) -> manifest.Manifest | None:
         return None
 
 
-def _has_unjudged(stated: manifest.Manifest | None) -> bool:
-    """Whether products without a judgment belong to the release."""
+def _unjudged(stated: manifest.Manifest | None) -> list[tuple[str, ...]]:
+    """The keys whose rows may be without a judgment: of products, and in a catalogue also of queries."""
     selection = stated.recipe.get("selection") if stated else None
-    return isinstance(selection, dict) and selection.get("products") == ALL
+    every = isinstance(selection, dict) and selection.get("products") == ALL
+    products: list[tuple[str, ...]] = [schemas.PRODUCT_KEY] if every else []
+    return [*products, schemas.DECLARED[schemas.QUERIES].key] if stated and stated.of_catalogue else products
 
 
 def _run(problems: list[Problem], where: str, check: Callable[[], Iterable[Problem]]) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from builder.release import card, card_tables, manifest
+from builder.release.card_labels import own_labels
 from builder.release.card_yaml import read_metadata
 from builder.release.manifest import Manifest
+from builder.release.stated import licence_entries
 from builder.release.statistics import Statistics
 from builder.validate.manifest_claims import count_problem, counts
 from builder.validate.problem import Problem
@@ -35,7 +37,7 @@ _CONFIG_KEYS = frozenset(("config_name", "data_files", "default"))
 _FILE_KEYS = frozenset(("split", "path"))
 _INFO_KEYS = frozenset(("config_name", "features", "splits", "download_size", "dataset_size"))
 _SPLIT_KEYS = frozenset(("name", "num_bytes", "num_examples"))
-_REQUIRED = ("pretty_name", "license", "task_categories", "size_categories", "configs", "dataset_info")
+_REQUIRED = ("pretty_name", "task_categories", "size_categories", "configs", "dataset_info")
 
 
 def check_card(release: Path, stated: Manifest | None, scans: Mapping[str, Scan]) -> Iterator[Problem]:
@@ -46,8 +48,8 @@ def check_card(release: Path, stated: Manifest | None, scans: Mapping[str, Scan]
         if (release / schemas.CARD).exists():
             yield Problem("card", schemas.CARD, error.what)
         return
-    has_language = bool(card.known_languages(stated.locales)) if stated else False
-    for key in (*_REQUIRED, *(["language"] if has_language else [])):
+    claims = _claims(stated)
+    for key in (*_REQUIRED, *claims):
         if not metadata.get(key):
             yield Problem("card", schemas.CARD, f"{key} is missing from its YAML block")
     yield from _unknown_keys(metadata)
@@ -63,7 +65,9 @@ def check_card(release: Path, stated: Manifest | None, scans: Mapping[str, Scan]
     if stated and stated.versions.get("sqid") != manifest.versions().get("sqid"):
         return  # another version of sqid wrote the card and may word its tables in another way
     text = (release / schemas.CARD).read_text(encoding="utf-8")
-    for name, table in card_tables.data_tables(statistics, stated.gains if stated else schemas.GAINS).items():
+    gains = stated.gains if stated else schemas.GAINS
+    labels = own_labels(statistics) if stated and stated.of_catalogue else gains
+    for name, table in card_tables.data_tables(statistics, labels).items():
         if table not in text:
             yield Problem("card-table", schemas.CARD, f"its table of {name} does not agree with the data")
     if stated and f"| encoder | `{stated.model}`" not in text:
@@ -92,12 +96,20 @@ def _unknown_keys(metadata: Mapping[str, Any]) -> Iterator[Problem]:
 def _contradictions(metadata: Mapping[str, Any], stated: Manifest, statistics: Statistics) -> Iterator[Problem]:
     """Licence, languages and size follow from the recipe and the data."""
     right: dict[str, Any] = {"size_categories": [card.size_category(statistics)]}
-    if "card" not in stated.recipe:  # a recipe's own claims
-        right |= {"license": list(card.LICENCES), "language": card.known_languages(stated.locales)}
-    for key, value in right.items():
+    for key, value in (right | _claims(stated)).items():
         if value and metadata.get(key) and metadata[key] != value:
             message = f"{key} is {metadata[key]}, and the recipe and the data make it {value}"
             yield Problem("contradiction", schemas.CARD, message)
+
+
+def _claims(stated: Manifest | None) -> dict[str, Any]:
+    """Licence and languages that the recipe states; of ESCI's data they are known where it states none."""
+    if stated is None:
+        return {"license": list(card.LICENCES)}
+    licences, languages = stated.card.get("licence") or [], stated.card.get("language") or []
+    if not stated.of_catalogue:
+        licences, languages = licences or card.LICENCES, languages or card.known_languages(stated.locales)
+    return {**licence_entries(licences), **({"language": list(languages)} if languages else {})}
 
 
 def _statistics(scans: Mapping[str, Scan]) -> Statistics:
@@ -108,6 +120,7 @@ def _statistics(scans: Mapping[str, Scan]) -> Statistics:
         {config: dict(scan.statuses) for config, scan in scans.items() if scan.statuses},
         dict(scans[schemas.JUDGMENTS].labels),
         counts(scans),
+        scans[schemas.JUDGMENTS].ends,
     )
 
 

@@ -39,8 +39,10 @@ Rows = dict[Any, tuple[Any, ...]]
 
 
 def check_classic(release: Path, name: str, stated: Manifest | None, scans: Mapping[str, Scan]) -> Iterator[Problem]:
-    """One published file; it may be absent unless the recipe in the manifest asks for it."""
+    """One published file; it may be absent unless the recipe in the manifest asks for it, and has rows for it."""
     if not (release / name).is_file():
+        if stated and stated.of_catalogue and not scans[_CONFIG[name]].present:
+            return
         section = stated.recipe.get("release") if stated else None
         if isinstance(section, dict) and section.get("classic_files") is True:
             yield Problem("missing-file", name, "the recipe states classic_files = true")

@@ -45,7 +45,7 @@ def _wrong(release: Path, builder: Any, scan: Scan) -> str:
 
     features, files = builder.info.features, builder.config.data_files
     width = next((f.type.list_size for f in scan.columns or () if hasattr(f.type, "list_size")), 1)
-    if features != schemas.config_features(scan.config, width):
+    if features != schemas.config_features(scan.config, width, scan.carried):
         return "its features are not those of the data"
     if sorted(files) != sorted(scan.filled):
         return f"its splits are {', '.join(sorted(files))}, not {', '.join(sorted(scan.filled))}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -15,21 +15,23 @@ from builder.validate.rows import Scan
 from sqid_lib import schemas
 
 Rows = Mapping[str, pa.Table]  # config → its compared columns
+Unjudged = Collection[tuple[str, ...]]
 
 
-def check_relations(scans: Mapping[str, Scan], *, unjudged: bool = False) -> Iterator[Problem]:
+def check_relations(scans: Mapping[str, Scan], *, unjudged: Unjudged = ()) -> Iterator[Problem]:
     """Compare all configs of each part of the release; those that could not be read whole are left out.
 
     Args:
-        unjudged: whether products without a judgment belong to the release.
+        unjudged: keys whose rows may be without a judgment: of products, of queries.
     """
     whole = {config: scan for config, scan in scans.items() if scan.complete}
+    kept = next((scan.carried for scan in scans.values()), ())
     for part in _parts(whole):
         for other, config in combinations(part, 2):
             if set(schemas.DECLARED[other].key) <= set(schemas.DECLARED[config].names):
-                yield from _compare(part, config, other, unjudged)
+                yield from _compare(part, config, other, kept, unjudged)
             elif set(schemas.DECLARED[config].key) <= set(schemas.DECLARED[other].names):
-                yield from _compare(part, other, config, unjudged)
+                yield from _compare(part, other, config, kept, unjudged)
     rows = {config: scan.kept for config, scan in whole.items()}
     supp, main = (_keys(rows.get(config), schemas.PRODUCT_KEY) for config in (schemas.SUPP, schemas.URLS))
     if supp is not None and main is not None:
@@ -58,7 +60,7 @@ def _of_split(scan: Scan, split: str) -> pa.Table:
     return kept.filter(pc.equal(kept["split"], split)) if "split" in kept.column_names else kept
 
 
-def _compare(part: Rows, config: str, other: str, unjudged: bool) -> Iterator[Problem]:
+def _compare(part: Rows, config: str, other: str, kept: schemas.Kept, unjudged: Unjudged) -> Iterator[Problem]:
     """Both configs have the same keys of `other`, and equal values in the columns they share; null equals null."""
     names = schemas.DECLARED[other].key
     left, right = part[config], part[other]
@@ -67,12 +69,12 @@ def _compare(part: Rows, config: str, other: str, unjudged: bool) -> Iterator[Pr
         return
     things = next((n for n, counted in schemas.COUNTED.items() if schemas.DECLARED[counted].key == names), "keys")
     yield from _within(keys, known, things, config, other)
-    if not (unjudged and config == schemas.JUDGMENTS and names == schemas.PRODUCT_KEY):
+    if not (config == schemas.JUDGMENTS and names in unjudged):
         yield from _within(known, keys, things, other, config)
     index = pc.index_in(keys, value_set=known)
     common = pc.is_valid(index)
     left, right, keys = left.filter(common), right.take(index.filter(common)), keys.filter(common)
-    for name in schemas.shared_columns(config, other):
+    for name in schemas.shared_columns(config, other, kept):
         if name in left.column_names and name in right.column_names:
             different = ~_equal(_array(left[name]), _array(right[name]))
             if different.any():

@@ -13,10 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder.release.files import MAX_SHARD_BYTES
-from builder.release.statistics import Split, count_values
+from builder.release.statistics import Split, count_values, widen_gains
 from builder.validate.keys import check_sorted, check_unique
 from builder.validate.problem import Problem, Tally
-from builder.validate.values import check_images, check_labels, check_nulls, check_texts, check_vectors
+from builder.validate.values import (
+    check_images,
+    check_labels,
+    check_nulls,
+    check_own_labels,
+    check_texts,
+    check_vectors,
+)
 from builder.validate.vectors import check_distinct, hashes
 from sqid_lib import schemas
 from sqid_lib.errors import first_line
@@ -36,13 +43,15 @@ class Scan:
         partial: whether text vectors may be zeros.
         gains: every label that may occur, with its gain.
         sources: every `source` that a query may have; None for any.
+        of_catalogue: whether the data is a shop's own: images need no URL, and labels may be numbers.
+        kept: columns of a catalogue beside the declared ones.
 
     Attributes:
         splits: split → its files and sizes, of what could be read.
         columns: Arrow schema of the first file that could be read, None if none could.
         kept: the columns other checks compare, over all files; vectors as `hash <column>`, and `split`. Without files
             a table without rows.
-        statuses, labels: value → rows.
+        statuses, labels: value → rows. ends: label → its least and its greatest gain.
         complete: whether every file could be read to its end.
     """
 
@@ -55,19 +64,23 @@ class Scan:
         partial: bool = False,
         gains: Mapping[str, float] = schemas.GAINS,
         sources: Collection[str] | None = None,
+        of_catalogue: bool = False,
+        kept: schemas.Kept = (),
     ) -> None:
         self.release, self.config, self.made_here, self.gains = release, config, made_here, gains
         self._partial, self._sources = partial, sources
+        self.of_catalogue, self.carried = of_catalogue, tuple(kept)
         self.splits: dict[str, Split] = {}
         self.columns: pa.Schema | None = None
         self.kept = pa.table({})
         self.statuses: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
+        self.ends: dict[str, tuple[float, float]] = {}
         self.complete = False
         self._tally = Tally()
         self._whole = True
         self._declared = schemas.DECLARED[config]
-        self._compared = _compared(config)
+        self._compared = _compared(config, self.carried)
 
     def problems(self) -> Iterator[Problem]:
         """Read everything and yield what is wrong."""
@@ -97,14 +110,14 @@ class Scan:
         return bool(self.filled) or not self.complete
 
     def _no_rows(self) -> pa.Table:
-        declared = schemas.config_schema(self.config)
+        declared = schemas.config_schema(self.config, kept=self.carried)
         vectors = [(f"hash {f.name}", pa.uint64()) for f in declared if pa.types.is_fixed_size_list(f.type)]
         plain = [declared.field(name) for name in self._compared]
         return pa.schema([*plain, *vectors, ("split", pa.string())]).empty_table()
 
     def _file(self, file: pq.ParquetFile, path: Path, name: str, kept: list[pa.Table]) -> Iterator[Problem]:
         schema, metadata = file.schema_arrow, file.metadata
-        yield from _schema(schema, _expected(self.config, self.columns or schema), name)
+        yield from _schema(schema, self._expected(self.columns or schema), name)
         yield from _layout(metadata, path.stat().st_size, name)
         groups = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
         if metadata.num_rows > _MAX_ROWS or max(groups, default=0) > _READABLE_GROUP_BYTES:
@@ -112,7 +125,7 @@ class Scan:
             yield Problem("unreadable", name, "far larger than a release can be: its rows were not read")
             return
         self.columns = self.columns or schema.remove_metadata()
-        good = _as_declared(schema, _expected(self.config, schema))
+        good = _as_declared(schema, self._expected(schema))
         shard = parse_shard_name(path)
         split = shard.split if shard else ""
         memory = rows = 0
@@ -138,14 +151,24 @@ class Scan:
         check_nulls(rows, self.config, report)
         check_texts(rows, self._sources, report)
         vectors = check_vectors(rows, self.config, self._partial, report)
-        check_images(rows, vectors, self.made_here, report)
-        check_labels(rows, self.gains, report)
+        check_images(rows, vectors, self.made_here, report, of_catalogue=self.of_catalogue)
+        if self.of_catalogue:
+            check_own_labels(rows, self.gains, report)
+        else:
+            check_labels(rows, self.gains, report)
+        if self.config == schemas.JUDGMENTS and {"esci_label", "gain"} <= set(rows.column_names):
+            widen_gains(rows, self.ends)
         for column, counter in (("image_status", self.statuses), ("esci_label", self.labels)):
             if column in rows.column_names:
                 count_values(rows[column], counter)
         kept = {column: rows[column] for column in self._compared if column in rows.column_names}
         kept |= {f"hash {column}": pa.chunked_array([hashes(values)]) for column, values in vectors.items()}
         return pa.table(kept)
+
+    def _expected(self, schema: pa.Schema) -> pa.Schema:
+        """The declared schema, with vectors of the width that a file has."""
+        widths = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
+        return schemas.config_schema(self.config, widths[0] if widths else schemas.PUBLISHED_WIDTH, self.carried)
 
     def _keys(self) -> Iterator[Problem]:
         """Keys are unique and sorted within a split: a product may be judged in several splits."""
@@ -161,19 +184,13 @@ class Scan:
             yield from check_sorted(rows, f"data/{self.config}/{split}-*")
 
 
-def _compared(config: str) -> tuple[str, ...]:
+def _compared(config: str, kept: schemas.Kept) -> tuple[str, ...]:
     """Columns that checks between files compare: keys, what configs share, and what the classic files may state."""
     declared = schemas.DECLARED[config]
     pairs = [pair for other in schemas.CONFIGS for pair in ((config, other), (other, config))]
-    shared = [name for pair in pairs for name in schemas.shared_columns(*pair)]
+    shared = [name for pair in pairs for name in schemas.shared_columns(*pair, kept)]
     own = [column.name for column in declared.columns if not column.origin and column.type != schemas.VECTOR]
     return tuple(dict.fromkeys((*declared.key, *declared.unique, *shared, *own)))
-
-
-def _expected(config: str, schema: pa.Schema) -> pa.Schema:
-    """The declared schema, with vectors of the width that a file has."""
-    widths = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
-    return schemas.config_schema(config, widths[0] if widths else schemas.PUBLISHED_WIDTH)
 
 
 def _as_declared(schema: pa.Schema, expected: pa.Schema) -> list[str]:

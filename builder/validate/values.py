@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -72,12 +73,15 @@ def check_vectors(
     return vectors
 
 
-def check_images(rows: pa.Table, image_vectors: Mapping[str, Any], made_here: bool, report: Report) -> None:
+def check_images(
+    rows: pa.Table, image_vectors: Mapping[str, Any], made_here: bool, report: Report, *, of_catalogue: bool = False
+) -> None:
     """has_image, image_status, image_url and the image vector agree.
 
     Args:
         image_vectors: the vectors of the rows by column, as far as they have any.
         made_here: whether a build made the vectors; those of existing files may lack some images.
+        of_catalogue: whether an image may be there without a URL, as those do that were files of the shop.
     """
     has_image = mask(rows["has_image"]) if "has_image" in rows.column_names else None
     if has_image is not None and "clip_image_features" in image_vectors:
@@ -95,7 +99,8 @@ def check_images(rows: pa.Table, image_vectors: Mapping[str, Any], made_here: bo
         report("status-image", "image_status names a failure and has_image is true", failed)
     if "image_url" in rows.column_names:
         url = mask(pc.is_valid(rows["image_url"]))
-        report("status-url", "image_status needs a URL and there is none", _among(status, _WITH_URL) & ~url)
+        if not of_catalogue:
+            report("status-url", "image_status needs a URL and there is none", _among(status, _WITH_URL) & ~url)
         missing = _among(status, (schemas.MISSING,)) & url
         report("status-url", "image_status is missing and there is a URL", missing)
 
@@ -112,6 +117,36 @@ def check_labels(rows: pa.Table, gains: Mapping[str, float], report: Report) -> 
         right = mask(pc.equal(values.take(index.combine_chunks()), rows["gain"].combine_chunks()))
         stated = ", ".join(f"{name} {gain}" for name, gain in gains.items())
         report("gain", f"gain is not that of the label ({stated})"[:200], known & ~right)
+
+
+def check_own_labels(rows: pa.Table, gains: Mapping[str, float], report: Report) -> None:
+    """Labels of a catalogue: those of the table `gains`, numbers, which are their own gains, or clicks/impressions."""
+    if not {"esci_label", "gain"} <= set(rows.column_names):
+        return
+    encoded = rows["esci_label"].combine_chunks().dictionary_encode()
+    labels = [label or "" for label in encoded.dictionary.to_pylist()]
+    of_label = [gains.get(label, _number(label)) for label in labels]
+    clicks = np.array([schemas.is_clicks(label) and label not in gains for label in labels], bool)
+    known = np.array([gain is not None for gain in of_label], bool) | clicks
+    code = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    there = code >= 0
+    stated = f"one of {', '.join(gains)}, a number or clicks/impressions" if gains else "a number or clicks/impressions"
+    report("label", f"esci_label is not {stated}"[:200], there & ~np.append(known, True)[code])
+    right = np.array([np.nan if gain is None else gain for gain in [*of_label, None]], np.float64).astype(np.float32)
+    gain = rows["gain"].combine_chunks().to_numpy(zero_copy_only=False).astype(np.float32)
+    report("gain", "gain is not a finite number of 0 or more", ~(np.isfinite(gain) & (gain >= 0)))
+    fixed = np.append(known & ~clicks, False)[code]
+    report("gain", "gain is not that of the label", fixed & (gain != right[code]))
+    report("gain", "gain of clicks is above 1", np.append(clicks, False)[code] & (gain > 1))
+
+
+def _number(label: str) -> float | None:
+    """The number that a label is, if it is one of 0 or more."""
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 and "_" not in label else None
 
 
 def _among(column: pa.ChunkedArray, values: Any) -> Mask:

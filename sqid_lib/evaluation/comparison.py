@@ -49,11 +49,13 @@ def compare(
         scores: your own rankings, name → [J] scores in the order of `store.judgments`, -inf where a product is not
             retrieved; they come after `methods`.
         gains: "esci"; "esci-repo-swapped" (S and C exchanged, as in the ESCI repository's script); "release", the gain
-            column of the release. None means "esci" if all labels are ESCI's, otherwise "release".
+            column of the release. None means "esci" if all labels are ESCI's, otherwise "release", and "release" for a
+            shop's own catalogue.
         missing: a product without an image scores 0 ("zero"), gets its rescaled text score ("text"), or is left out
             ("drop").
         relevant: labels that count as relevant for the binary measures. With ESCI's gains "E" (None), "ES" or "ESC";
-            with the release's gains a label or a list of labels, None means those with the highest gain.
+            with the release's gains a label or a list of labels, None means those with the highest gain. Where
+            judgments are clicks or many numbers, the least gain, such as "0.5"; None means half of the highest.
         metrics: such as "ndcg ndcg@10 p@1 mrr recall@10 ap"; nDCG of the whole list always comes first.
         baseline: the method that the others are compared with; None means the first.
         slices: any of "source", "images" (share of the list with an image) and "length" (of the list). The slices of

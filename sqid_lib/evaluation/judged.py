@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from sqid_lib.errors import EvaluationError, UsageError
 from sqid_lib.evaluation.arrays import Bools, Floats, Ints, Matrix
-from sqid_lib.evaluation.labels import Labels, read_labels
+from sqid_lib.evaluation.labels import RELEASE, Labels, read_labels
 
 MISSING = ("zero", "text", "drop")
 
@@ -21,7 +21,8 @@ MISSING = ("zero", "text", "drop")
 class Store(Protocol):
     """What is read of a `sqid_lib.EmbeddingStore`.
 
-    Of `judgments` columns esci_label and, for the release's own gains, gain are read.
+    Of `judgments` columns esci_label and, for the release's own gains, gain are read. An attribute of_catalogue that is
+    true says that the labels are the release's own, whatever their names.
     """
 
     @property
@@ -109,6 +110,15 @@ def judged_lists(
     """
     if missing not in MISSING:
         raise UsageError("unknown missing", expected=" or ".join(MISSING), got=missing)
+    if not store.judgments.num_rows:
+        raise EvaluationError(
+            "nothing to judge",
+            expected="at least one judgment",
+            got="a release without judgments",
+            fix="Open a release with judgments; the classic files alone, and some catalogues, have none.",
+        )
+    if gains is None and getattr(store, "of_catalogue", False):
+        gains = RELEASE
     labels, gain, is_relevant = read_labels(store.judgments, gains, relevant)
     query, product = np.asarray(store.judgment_query_index), np.asarray(store.judgment_product_index)
     row = np.lexsort((product_order(store)[product], query))
@@ -119,7 +129,7 @@ def judged_lists(
             "nothing to judge",
             expected="at least one judgment",
             got=f"none with missing={missing}",
-            fix="Open a release with judgments; the classic files alone have none.",
+            fix="Use missing=zero: no judged product has an image.",
         )
     query, product = query[row], product[row]
     twice = np.flatnonzero((np.diff(query) == 0) & (np.diff(product) == 0))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +31,15 @@ class Labels:
 
     Attributes:
         gains: where the gains are from, one of `GAINS`.
-        gain: gain of each label.
-        relevant: labels that count as relevant for the binary measures.
+        gain: gain of each label; of judgments that are numbers, too many to name, gain → itself.
+        relevant: labels that count as relevant for the binary measures; of numbers one text such as "gain >= 0.5".
+        numbers: whether the judgments are numbers: clicks, or more than 12 different labels that are numbers.
     """
 
     gains: str
     gain: Mapping[str, float]
     relevant: tuple[str, ...]
+    numbers: bool = False
 
     @property
     def relevant_value(self) -> str | list[str]:
@@ -46,9 +50,14 @@ class Labels:
     def qrels_unit(self) -> int:
         """What gains are multiplied by in qrels: 100, or the least larger power of ten that makes them whole numbers.
 
+        Numbers are rounded to 6 decimals, or fewer where they are large.
+
         Raises:
             EvaluationError: a gain has more than 6 decimals, or is too large.
         """
+        if self.numbers:
+            most = max(self.gain.values())
+            return next((10**n for n in range(min(self._decimals, _DECIMALS), 0, -1) if most * 10**n <= _LARGEST), 1)
         unit = int(10 ** min(self._decimals, _DECIMALS))
         for name, gain in self.gain.items():
             if _decimals(gain) > _DECIMALS or gain * unit > _LARGEST:
@@ -66,6 +75,12 @@ class Labels:
         if self.gains in ESCI_GAINS:
             wrong = "S counts 0.01, C 0.1, the wrong way round, as in the ESCI repository's script"
             return [f"gains {self.gains}: {wrong}"] if self.gains != "esci" else []
+        if self.numbers:
+            ends = f"from {min(self.gain.values()):.10g} to {max(self.gain.values()):.10g}"
+            notes = [f"gains of the release: numbers {ends}"]
+            if self._decimals > 2:
+                notes.append(f"qrels: gains times {self.qrels_unit:,}, rounded, for trec_eval reads whole numbers only")
+            return notes
         listed = [f"{name} {gain:.10g}" for name, gain in self.gain.items()]
         notes = [f"gains of the release: {', '.join(listed[:_LISTED])}" + (", …" if len(listed) > _LISTED else "")]
         if 2 < self._decimals <= _DECIMALS:
@@ -90,7 +105,8 @@ def read_labels(
         judgments: column esci_label; column gain is read only for the release's own gains.
         gains: one of `GAINS`; None means "esci" where all labels are ESCI's, otherwise "release".
         relevant: with ESCI's gains "E", "ES" or "ESC", None means "E". With the release's own gains one label or
-            several, None means those with the highest gain.
+            several, None means those with the highest gain. Of judgments that are numbers the least gain, as a text
+            such as "0.5"; None means half of the highest.
 
     Returns:
         The labels, and for each judgment its gain, float64 [J], and whether it is relevant, bool [J].
@@ -106,6 +122,8 @@ def read_labels(
         raise EvaluationError("a label is missing", where=f"judgment {row}", expected="a label")
     code = pc.index_in(column, value_set=pa.array(names, pa.string())).to_numpy().astype(np.int64)
     gains = _choose_gains(names, gains)
+    if gains == RELEASE and _are_numbers(names):
+        return _numbers(judgments, relevant)
     gain = _own_gains(judgments, names, code) if gains == RELEASE else ESCI_GAINS[gains]
     labels = Labels(gains, gain, _relevant(gains, gain, relevant))
     gain_of = np.array([gain[name] for name in names], np.float64)
@@ -128,6 +146,47 @@ def _choose_gains(names: Sequence[str], gains: str | None) -> str:
     return gains
 
 
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Whether labels state no gains that could be listed: clicks, whose gain depends on the query, or many numbers."""
+    if any(map(schemas.is_clicks, names)):
+        return True
+    return len(names) > _LISTED and all(map(_is_number, names))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _numbers(judgments: pa.Table, relevant: str | Sequence[str] | None) -> tuple[Labels, Floats, Bools]:
+    """As `read_labels`, of judgments that each have a gain of their own."""
+    values, code = np.unique(_checked_gains(judgments), return_inverse=True)
+    values = np.array([float(str(value)) for value in values], np.float64)  # as in `_own_gains`
+    if relevant is None:
+        least = values[-1] / 2
+    else:
+        wanted = (relevant,) if isinstance(relevant, str) else tuple(relevant)
+        if len(wanted) != 1 or not _is_number(wanted[0]):
+            got = " or ".join(wanted) or "none"
+            raise UsageError("unknown relevant", expected="the least gain, such as 0.5: judgments are numbers", got=got)
+        least = float(wanted[0])
+    gain = values[code]
+    is_relevant = (gain >= least) & (gain > 0)
+    labels = Labels(RELEASE, {f"{v:.10g}": float(v) for v in values[::-1]}, (f"gain >= {least:.10g}",), numbers=True)
+    return labels, gain, is_relevant
+
+
+def _checked_gains(judgments: pa.Table) -> Any:
+    """Column gain; EvaluationError unless it holds numbers of 0 or more."""
+    values = judgments["gain"].to_numpy()
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(bad):
+        raise EvaluationError("bad gain", where=f"judgment {bad[0]}", expected="a number >= 0", got=values[bad[0]])
+    return values
+
+
 def _relevant(gains: str, gain: Mapping[str, float], relevant: str | Sequence[str] | None) -> tuple[str, ...]:
     if gains != RELEASE:
         chosen = "E" if relevant is None else "".join(relevant)
@@ -145,10 +204,7 @@ def _relevant(gains: str, gain: Mapping[str, float], relevant: str | Sequence[st
 
 def _own_gains(judgments: pa.Table, names: Sequence[str], code: Ints) -> dict[str, float]:
     """Label → gain from column gain, best first."""
-    values = judgments["gain"].to_numpy()
-    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
-    if len(bad):
-        raise EvaluationError("bad gain", where=f"judgment {bad[0]}", expected="a number >= 0", got=values[bad[0]])
+    values = _checked_gains(judgments)
     _, first = np.unique(code, return_index=True)
     gain = values[first]
     other = np.flatnonzero(values != gain[code])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqid_lib.evaluation import exports, plot, runs
+from sqid_lib.evaluation import exports, notebook, plot, runs
 from sqid_lib.evaluation.arrays import Floats, Ints
 from sqid_lib.evaluation.fusion import Sweep
 from sqid_lib.evaluation.judged import JudgedLists, Store
@@ -63,11 +63,13 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """The same for notebooks: tables and a list of notes."""
-        parts = [_html_table("", self._header(), self._cells(self.rows))]
-        parts += [_html_table(title, self._header(), self._cells(rows)) for title, rows in self._slice_tables()]
+        """The same for notebooks: tables, a list of notes, and images of what the rankings differ in."""
+        parts = [notebook.table("", self._header(), self._cells(self.rows))]
+        parts += [notebook.table(title, self._header(), self._cells(rows)) for title, rows in self._slice_tables()]
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        return "".join([*parts, f"<ul>{notes}</ul>"])
+        ndcg = {method: values[:, 0] for method, values in self.per_query.items()}
+        shown = notebook.examples(self.store, self.lists, self.rankings, ndcg, self.rows[0]["baseline"])
+        return "".join([*parts, f"<ul>{notes}</ul>", shown])
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each method in the order of the table, with the columns of `to_json`; slices are in `slices`."""
@@ -162,16 +164,6 @@ def _aligned(header: list[str], cells: list[list[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def _html_table(title: str, header: list[str], cells: list[list[str]]) -> str:
-    head, *body = (
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        for tag, row in (("th", header), *(("td", row) for row in cells))
-    )
-    caption = f"<caption>{html.escape(title)}</caption>" if title else ""
-    rows = "".join(f"<tr>{row}</tr>" for row in body)
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -76,25 +76,28 @@ def _read_image_urls(files: Sequence[File], locale: str) -> pa.Table:
     return table.filter(pa.array(first)).combine_chunks()  # a product may be judged in several splits
 
 
-def urls(texts: Iterable[pa.Table], image_urls: pa.Table, config: str = schemas.URLS) -> Iterator[pa.Table]:
-    """The `urls` and `supp` configs: texts (product_id, product_locale, text columns) with URL and status."""
-    schema, known = schemas.config_schema(config), key_strings(image_urls)
+def urls(
+    texts: Iterable[pa.Table], image_urls: pa.Table, config: str = schemas.URLS, kept: schemas.Kept = ()
+) -> Iterator[pa.Table]:
+    """The `urls` and `supp` configs: texts (product_id, product_locale, text columns, kept) with URL and status."""
+    schema, known = schemas.config_schema(config, kept=kept), key_strings(image_urls)
     for table in texts:
         yield conform(_with_urls(table, image_urls, known), schema, config)
 
 
 def product_features(
-    texts: Iterable[pa.Table], image_urls: pa.Table, vectors: OrderedVectors, at: int = 0
+    texts: Iterable[pa.Table], image_urls: pa.Table, vectors: OrderedVectors, at: int = 0, kept: schemas.Kept = ()
 ) -> Iterator[pa.Table]:
     """The `product_features` config, at most 2,048 rows a table.
 
     Args:
-        texts: the product key and `schemas.text_columns` of the config, in order.
+        texts: the product key, `schemas.text_columns` of the config and `kept`, in order.
         image_urls: table of `IMAGE_URLS_SCHEMA`.
         vectors: text and image vectors (`schemas.VECTOR_COLUMNS`) of every product, in order.
         at: the row of `vectors` for the first of `texts`.
+        kept: further columns of a catalogue.
     """
-    schema, known = schemas.config_schema(schemas.FEATURES, vectors.width), key_strings(image_urls)
+    schema, known = schemas.config_schema(schemas.FEATURES, vectors.width, kept), key_strings(image_urls)
     for table in texts:
         joined = _with_urls(table, image_urls, known)
         for begin in range(0, joined.num_rows, _VECTOR_ROWS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib import schemas
-from sqid_lib.errors import EmptyFileError, IntegrityError
+from sqid_lib.errors import EmptyFileError, IntegrityError, TextLengthError
 from sqid_lib.files import File
 from sqid_lib.tables.columns import filterable
 from sqid_lib.tables.keys import duplicates, trimmed
 from sqid_lib.tables.reader import conform, open_parquet, reporting
 
 TEXT_ROWS_AT_ONCE = 400_000  # of about 1 KB each: a bound on memory, more rows cost another pass
+TEXT_BYTES_AT_ONCE = 1 << 30  # of one column; Arrow's limit is 2 GiB
+_BATCH_BYTES = 64 << 20
 _BATCH_ROWS = 8_192  # of text: small enough for the processor's cache
 _SLICE_ROWS = 16_384
 _SPAN_ROWS = 131_072
@@ -42,33 +45,47 @@ def locate_products(file: File, keys: pa.Table) -> np.ndarray:
 
 
 def product_texts(
-    file: File, keys: pa.Table, columns: Sequence[str], *, positions: np.ndarray | None = None
+    file: File,
+    keys: pa.Table,
+    columns: Sequence[str],
+    *,
+    positions: np.ndarray | None = None,
+    kept: schemas.Kept = (),
 ) -> Iterator[pa.Table]:
     """Rows of the products file for `keys`, in the order of `keys`, in slices.
 
-    The keys of the file are read first and the texts after, so memory holds at most 400,000 rows of text.
+    The keys of the file are read first and the texts after, so memory holds at most 400,000 rows of text and 1 GiB of
+    a column.
 
     Args:
         keys: product_id, product_locale; unique.
         columns: text columns wanted besides the two keys.
         positions: the result of `locate_products` for these keys, if it is known.
+        kept: further columns of the file that are wanted, of any plain type.
 
     Yields:
-        Tables (product_id, product_locale, *columns) of at most 16,384 rows, text null where ESCI has none.
+        Tables (product_id, product_locale, *columns, *kept) of at most 16,384 rows, text null where ESCI has none.
 
     Raises:
         DuplicateKeyError, IntegrityError: as `locate_products`.
+        TextLengthError: a text has more than `schemas.MAX_TEXT_BYTES`.
     """
-    schema = pa.schema([schemas.PRODUCTS_SCHEMA.field(c) for c in columns])
+    schema = pa.schema([*(schemas.PRODUCTS_SCHEMA.field(c) for c in columns), *kept])
     if positions is None:
         positions = locate_products(file, keys)
-    for start in range(0, keys.num_rows, TEXT_ROWS_AT_ONCE):
-        stop = min(start + TEXT_ROWS_AT_ONCE, keys.num_rows)
-        texts = _gather_texts(file, positions, start, stop, schema)
+    start, rows = 0, TEXT_ROWS_AT_ONCE
+    while start < keys.num_rows:
+        stop = min(start + rows, keys.num_rows)
+        try:
+            texts = _gather_texts(file, positions, start, stop, schema, keys)
+        except _TooManyBytes:
+            rows = -(-(stop - start) // 2)
+            continue
         for begin in range(0, stop - start, _SLICE_ROWS):
             part = texts.slice(begin, _SLICE_ROWS)
             key = keys.slice(start + begin, part.num_rows)
-            yield pa.table([*key.columns, *part.columns], [*key.column_names, *columns])
+            yield pa.table([*key.columns, *part.columns], [*key.column_names, *schema.names])
+        start = stop
 
 
 def are_known(file: File, keys: pa.Table) -> pa.Array:
@@ -116,10 +133,21 @@ def _check_positions(positions: np.ndarray, keys: pa.Table, where: str) -> None:
         )
 
 
-def _gather_texts(file: File, positions: np.ndarray, start: int, stop: int, schema: pa.Schema) -> pa.Table:
-    """Text rows whose position is in [start, stop), sorted by position, in one chunk; columns are read in parallel."""
+class _TooManyBytes(Exception):
+    """These rows have more text than memory should hold."""
+
+
+def _gather_texts(
+    file: File, positions: np.ndarray, start: int, stop: int, schema: pa.Schema, keys: pa.Table
+) -> pa.Table:
+    """Text rows whose position is in [start, stop), sorted by position, in one chunk; columns are read in parallel.
+
+    Raises:
+        _TooManyBytes: a column has more than TEXT_BYTES_AT_ONCE.
+    """
     chosen = (positions >= start) & (positions < stop)
     order = np.argsort(positions[chosen], kind="stable")
+    held, lock, many = dict.fromkeys(schema.names, 0), threading.Lock(), stop - start > 1
     with open_parquet(file, schema) as parquet:
         groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.metadata.num_row_groups)]
         spans = _spans(groups, chosen)
@@ -128,12 +156,19 @@ def _gather_texts(file: File, positions: np.ndarray, start: int, stop: int, sche
         field = pa.schema([schema.field(name)])
         kept: list[pa.Array] = []
         with open_parquet(file, field) as parquet, reporting(file.url):
-            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[name], use_threads=False):
+            rows = _batch_rows(parquet, groups, name)
+            for batch in parquet.iter_batches(rows, row_groups=groups, columns=[name], use_threads=False):
+                places = positions[row : row + batch.num_rows]
                 mask = chosen[row : row + batch.num_rows]
                 row += batch.num_rows
                 if mask.any():
-                    table = filterable(batch).filter(pa.array(mask))
-                    kept.extend(conform(table, field, file.url).column(0).chunks)
+                    texts = conform(filterable(batch).filter(pa.array(mask)), field, file.url).column(0)
+                    _check_lengths(texts, keys, places[mask], f"{file.url}: {name}")
+                    kept.extend(texts.chunks)
+                    with lock:
+                        held[name] += texts.nbytes
+                    if held[name] > TEXT_BYTES_AT_ONCE and many:
+                        raise _TooManyBytes
                 if row >= stop:  # no chosen row follows: the rest may be of other locales
                     break
         return kept
@@ -145,6 +180,33 @@ def _gather_texts(file: File, positions: np.ndarray, start: int, stop: int, sche
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         tasks = {name: [pool.submit(read, name, *span) for span in spans] for name in schema.names}
         return pa.table([in_order(name) for name in schema.names], schema=schema)
+
+
+def _batch_rows(parquet: Any, groups: Sequence[int], name: str) -> int:
+    """How many rows of a text column to decode at once: fewer where texts are long."""
+    found = [parquet.metadata.row_group(group) for group in groups]
+    chunks = [group.column(leaf) for group in found for leaf in range(group.num_columns)]
+    sizes = [
+        chunk.total_uncompressed_size / max(chunk.num_values, 1) for chunk in chunks if chunk.path_in_schema == name
+    ]
+    longest = max(sizes, default=0)
+    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(longest, 1))))
+
+
+def _check_lengths(texts: pa.ChunkedArray, keys: pa.Table, places: np.ndarray, where: str) -> None:
+    if not pa.types.is_string(texts.type):  # a kept column of numbers
+        return
+    lengths = pc.fill_null(pc.binary_length(texts), 0).to_numpy()
+    if lengths.max(initial=0) > schemas.MAX_TEXT_BYTES:
+        row = int(lengths.argmax())
+        key = keys.slice(int(places[row]), 1).to_pylist()[0]
+        raise TextLengthError(
+            "a text is too long",
+            where=where,
+            expected=f"at most {schemas.MAX_TEXT_BYTES:,} bytes",
+            got=f"{int(lengths[row]):,} bytes for product {key['product_id']} ({key['product_locale']})",
+            fix="Shorten it, or leave the product out.",
+        )
 
 
 def _spans(rows: Sequence[int], chosen: np.ndarray) -> list[tuple[list[int], int, int]]:

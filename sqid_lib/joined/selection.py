@@ -35,7 +35,7 @@ class Selection:
         supp_min_judgments: a supplementary product is outside the main part and in at least so many judgments
             of the same version and locales, in any split.
         embed_supp: give supplementary products vectors too (the published ones have none).
-        labels: every label that may occur, with its gain.
+        labels: every label that may occur, with its gain; none where a catalogue's judgments state gains as numbers.
         products: "judged", those of the main part's judgments, or "all", every product of the locales in the products
             file; then no product is supplementary.
     """
@@ -64,10 +64,8 @@ class Selection:
             if len(set(values)) < len(values):
                 raise UsageError(f"{name} named twice", where=f"selection.{name}", got=list(values))
         wrong = [label for label, gain in self.labels if not (label and math.isfinite(gain) and gain >= 0)]
-        if wrong or not self.labels:
-            raise UsageError(
-                "bad labels", where="selection.labels", expected="label = gain, gains >= 0", got=wrong or "nothing"
-            )
+        if wrong:
+            raise UsageError("bad labels", where="selection.labels", expected="label = gain, gains >= 0", got=wrong)
         if self.supp_min_judgments < 1:
             raise UsageError(
                 "too few judgments", where="selection.supp_min_judgments", expected=">= 1", got=self.supp_min_judgments

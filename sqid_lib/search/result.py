@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
+from sqid_lib.evaluation import notebook
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -78,7 +80,7 @@ class SearchResult:
         ]
 
     def _repr_html_(self) -> str:
-        """The same for notebooks, with the images that have an http(s) URL."""
+        """The same for notebooks, with the images that have an http(s) URL, and the status of the others."""
         head = "".join(f"<th>{name}</th>" for name in ("", "image", *COLUMNS[:3], *COLUMNS[4:]))
         body = "".join(_html_row(rank, hit) for rank, hit in enumerate(self.hits, 1))
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
@@ -96,13 +98,10 @@ class SearchResult:
 
 
 def _html_row(rank: int, hit: Hit) -> str:
-    image = ""
-    if hit.image_url and hit.image_url.lower().startswith(("http://", "https://")):
-        source = html.escape(hit.image_url, quote=True)
-        image = f'<img src="{source}" alt="" loading="lazy" referrerpolicy="no-referrer" style="max-height:96px">'
     texts = (hit.product_id, hit.product_locale, hit.title, hit.image_status)
     scores = (f"{value:.4f}" for value in (hit.score, hit.text_score, hit.image_score))
-    cells = (str(rank), image, *(html.escape(text or "") for text in texts), *scores)
+    image = notebook.image(hit.image_url, hit.image_status, hit.title)
+    cells = (str(rank), image, *map(notebook.escaped, texts), *scores)
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from sqid_lib.search.where import Where, matching
 
 _BLOCK = 8_192  # rows of which a copy is in memory
 _ROUNDING = np.float32(1e-5)  # more than the rounding of a float32 dot product of unit vectors
+_RECENT = 4  # queries whose dot products are kept, 4 bytes a product each
 _SAFE_NORMS = (1e-15, 1e15)  # of vectors whose squares float32 can hold
 NO_IMAGES = "no product has an image vector: every image_score is 0"
 NO_MATCH = "no product has the values that `where` asks for"
@@ -127,6 +129,8 @@ class _Side:
 
     def __init__(self, vectors: Matrix, present: Bools) -> None:
         self._vectors, self.present = vectors, present
+        self._recent: dict[bytes, Float32s] = {}
+        self._lock = threading.Lock()
         norms = np.empty(len(vectors), np.float32)
         with np.errstate(over="ignore", under="ignore"):
             for start in range(0, len(vectors), _BLOCK):
@@ -138,7 +142,22 @@ class _Side:
         self._inverse = np.divide(1, norms, out=np.zeros_like(norms), where=safe & present)
 
     def approximate(self, query: Float32s) -> Float32s:
-        """float32 [P]: dot products of `query` [D] with the vectors at unit length; anything for `unsafe` rows."""
+        """float32 [P]: dot products of `query` [D] with the vectors at unit length; anything for `unsafe` rows.
+
+        Those of the last queries are kept: another weight for the same query reads no vectors.
+        """
+        key = query.tobytes()
+        with self._lock:
+            found = self._recent.get(key)
+        if found is None:
+            found = self._dot_products(query)
+            with self._lock:
+                self._recent[key] = found
+                for oldest in list(self._recent)[:-_RECENT]:
+                    del self._recent[oldest]
+        return found
+
+    def _dot_products(self, query: Float32s) -> Float32s:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             # float32 in one piece, float16 in blocks: a copy of all of it as float32 would not be small
             rows = len(self._vectors) if self._vectors.dtype == np.float32 else _BLOCK

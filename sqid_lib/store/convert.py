@@ -140,7 +140,7 @@ def _write_part(
 ) -> pa.Table:
     """Append the vectors of one config to flat files, row group by row group; return its other columns."""
     columns = {name: column for name, (part, column) in MATRICES.items() if part == config}
-    rest, has_image = [], []
+    rest, has_image, kept = [], [], source.kept()
     with ExitStack() as stack:
         files = {name: stack.enter_context((directory / f"{name}.bin").open("wb")) for name in columns}
         for table, where in _new_rows(source, config):
@@ -152,8 +152,10 @@ def _write_part(
                     vectors = checked_texts(table, column, width, dtype, where)
                 files[name].write(vectors.data)
             has_image.append(shown)
-            rest.append(_tidy(table, config, where))
+            rest.append(_tidy(table, config, where, kept))
             advance(len(table))
+    if not rest and config == schemas.QUERIES and source.lacks(config):
+        return _kept_columns(config).empty_table()
     if not rest:
         raise EmptyFileError(f"{config} has no rows", where=next(iter(source.files)))
     if config == schemas.FEATURES:
@@ -192,21 +194,21 @@ def _typed(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     return conform(table, schema, where)
 
 
-def _kept_columns(config: str) -> pa.Schema:
-    """The declared columns that a store keeps as a table.
+def _kept_columns(config: str, kept: schemas.Kept = ()) -> pa.Schema:
+    """The columns that a store keeps as a table: the declared ones, and those that a catalogue keeps.
 
     Left out are those that become matrices and arrays, and what a judgment repeats of its query.
     """
     elsewhere = {"has_image", *schemas.VECTOR_COLUMNS, *schemas.shared_columns(config, schemas.QUERIES)}
-    return pa.schema([field for field in schemas.config_schema(config) if field.name not in elsewhere])
+    return pa.schema([field for field in schemas.config_schema(config, kept=kept) if field.name not in elsewhere])
 
 
-def _tidy(table: pa.Table, config: str, where: str) -> pa.Table:
+def _tidy(table: pa.Table, config: str, where: str, kept: schemas.Kept = ()) -> pa.Table:
     """The columns that are not vectors, in the declared types.
 
     The classic files hold a key and vectors alone: their other columns become null, and their locale the default.
     """
-    schema, rows = _kept_columns(config), table.num_rows
+    schema, rows = _kept_columns(config, kept), table.num_rows
     present = [field for field in schema if field.name in table.column_names]
     columns = _typed(table, pa.schema(present), where)
     for at, field in enumerate(schema):

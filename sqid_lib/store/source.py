@@ -17,7 +17,15 @@ from sqid_lib.joined.selection import Selection
 from sqid_lib.search import Model, read_model
 from sqid_lib.sources import Address, parse_address, snapshot
 from sqid_lib.sources.address import HTTP
-from sqid_lib.streams.release_files import CONFIGS, check_listed, parts, shards, stated_digests
+from sqid_lib.streams.release_files import (
+    CONFIGS,
+    check_listed,
+    configs_without_rows,
+    is_catalogue,
+    parts,
+    shards,
+    stated_digests,
+)
 from sqid_lib.tables.reader import open_parquet
 from sqid_lib.tables.vector_columns import row_groups, vector_width
 
@@ -44,6 +52,16 @@ class Source(Protocol):
 
     def width(self) -> int: ...
 
+    @property
+    def of_catalogue(self) -> bool:
+        """Whether the manifest is that of a shop's own catalogue."""
+
+    def lacks(self, config: str) -> bool:
+        """Whether there are no files of a config, as a catalogue may have no queries and no judgments."""
+
+    def kept(self) -> tuple[pa.Field, ...]:
+        """Columns of the products beside the declared ones, as a catalogue has them."""
+
     def rows(self, config: str) -> int:
         """How many at most, or about, for the progress bar and the disk."""
 
@@ -59,15 +77,23 @@ class Parquet:
     files: Mapping[Path, str | None]
     settings: str = ""
     model: Model | None = None
+    of_catalogue: bool = False
 
     def width(self) -> int:
         return vector_width([File(str(path)) for _, path in self.parts[schemas.FEATURES]])
+
+    def lacks(self, config: str) -> bool:
+        return not self.parts[config]
+
+    def kept(self) -> tuple[pa.Field, ...]:
+        with open_parquet(self.parts[schemas.FEATURES][0][1]) as parquet:
+            return schemas.kept_columns(schemas.FEATURES, parquet.schema_arrow)
 
     def rows(self, config: str) -> int:
         return sum(_rows(path) for _, path in self.parts[config])
 
     def tables(self, config: str) -> Iterator[tuple[str, pa.Table, str]]:
-        columns = schemas.config_schema(config).names
+        columns = schemas.config_schema(config, kept=self.kept()).names
         for split, path in self.parts[config]:
             for table, where in row_groups([path], columns):
                 yield split, table, where
@@ -91,8 +117,18 @@ class Joined:
     def model(self) -> None:
         return None
 
+    @property
+    def of_catalogue(self) -> bool:
+        return False
+
     def width(self) -> int:
         return vector_width(dict(self.tables_of[schemas.FEATURES])["product_features"])
+
+    def lacks(self, config: str) -> bool:  # noqa: ARG002
+        return False
+
+    def kept(self) -> tuple[pa.Field, ...]:
+        return ()
 
     def rows(self, config: str) -> int:
         # about as many: ESCI decides, and the published files follow it
@@ -141,14 +177,15 @@ def find(
 
 
 def _release(directory: Path, names: list[str]) -> Parquet:
+    manifest = directory / schemas.MANIFEST
     found = {
         config: tuple((split, directory / name) for split, name in files)
-        for config, files in parts(names, directory).items()
+        for config, files in parts(names, directory, configs_without_rows(manifest)).items()
     }
     sums = stated_digests(directory)
     check_listed(sums, names, directory)
     digests = {path: sums.get(path) for files in found.values() for _, path in files}
-    return Parquet(found, digests, model=read_model(directory / schemas.MANIFEST))
+    return Parquet(found, digests, model=read_model(manifest), of_catalogue=is_catalogue(manifest))
 
 
 def _classic(directory: Path, folder: Path, esci: Address | None, selection: Selection | None) -> Parquet | Joined:

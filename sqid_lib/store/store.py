@@ -41,26 +41,28 @@ class EmbeddingStore:
         text_features, image_features: [P, D] in `dtype`; an image row is zero where has_image is false.
         has_image: [P] bool.
         query_features: [Q, D].
-        products: product_id, product_locale, product_title, image_url, image_status, a row for each matrix row.
+        products: product_id, product_locale, product_title, image_url, image_status, and the columns that a catalogue
+            keeps, such as price; a row for each matrix row.
         queries: query_id, query, source, a row for each row of query_features.
         judgments: example_id, query_id, product_id, product_locale, esci_label, gain, split; no rows in a store made
-            from the classic files without ESCI.
+            from the classic files without ESCI, or from a catalogue that has none.
         judgment_query_index, judgment_product_index: [J] int64, rows of the matrices.
         gain: [J] float32.
         path: the converted directory. A store pickles as this path, and processes share its pages.
         model: the encoder that made the vectors, as the release's manifest.json names it; None where it names none.
+        of_catalogue: whether the release is a shop's own catalogue, whose labels and gains are its own.
     """
 
-    def __init__(self, path: Path, model: Model | None = None) -> None:
+    def __init__(self, path: Path, model: Model | None = None, of_catalogue: bool = False) -> None:
         """Use a converted directory; `open` is the usual way in.
 
         Raises:
             StoreError: it is not whole, or damaged.
         """
-        self._use(checksums.check(path), model)
+        self._use(checksums.check(path), model, of_catalogue)
 
-    def _use(self, converted: checksums.Converted, model: Model | None) -> None:
-        self.path, self.model = converted.path, model
+    def _use(self, converted: checksums.Converted, model: Model | None, of_catalogue: bool) -> None:
+        self.path, self.model, self.of_catalogue = converted.path, model, of_catalogue
         path = converted.path
         self.width = converted.stated.width
         self.text_features, self.image_features, self.query_features = (
@@ -120,7 +122,7 @@ class EmbeddingStore:
         downloads = None if address.local else download_cache(cache_dir)
         source = find(address, downloads, None if esci is None else parse_address(esci), selection)
         store = cls.__new__(cls)
-        store._use(convert.convert(source, places, dtype, progress, verify), source.model)
+        store._use(convert.convert(source, places, dtype, progress, verify), source.model, source.of_catalogue)
         return store
 
     def verify(self) -> None:
@@ -132,7 +134,7 @@ class EmbeddingStore:
         self._watch.wait()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (EmbeddingStore, (self.path, self.model))
+        return (EmbeddingStore, (self.path, self.model, self.of_catalogue))
 
     def __repr__(self) -> str:
         counts = f"{len(self.products):,} products, {len(self.queries):,} queries, {len(self.judgments):,} judgments"
@@ -164,7 +166,8 @@ class EmbeddingStore:
             labels: keep these labels, such as ["E", "S"]. split: keep this ESCI split. has_image: keep products with,
                 or without, an image. queries: keep judgments of these query ids; ids that nobody judged are passed
                 over. Default: all.
-            texts: columns that `batch.texts` holds, such as ["query", "product_title"]; default none.
+            texts: columns that `batch.texts` holds, such as ["query", "product_title"]; default none. Numbers that a
+                catalogue keeps, such as its prices, become texts.
             dtype: of the vectors, "float32" or "float16"; default the store's.
             **options: see `StreamOptions`.
 
@@ -241,7 +244,8 @@ class EmbeddingStore:
                 a vector [D]. At least one of the two.
             top: how many products; fewer are found if fewer are there.
             where: keep products with these values, such as {"product_locale": "us", "has_image": True}; a list keeps
-                any of its values. The columns are those of `products`, and has_image.
+                any of its values, and a pair (low, high) the numbers between the two, either None for no limit, as
+                in {"price": (None, 50)}. The columns are those of `products`, and has_image.
             weight: of the products' text vectors, from 0 to 1; their image vectors have the rest.
             encoder: what makes vectors of the query: a directory, a Hub id, or a loaded encoder. Default: `model`.
 
@@ -307,6 +311,8 @@ def _map(path: Path) -> Any:
 
 
 def _map_vectors(path: Path, dtype: str, width: int) -> Floats:
+    if not path.stat().st_size:  # an empty file cannot be mapped
+        return np.empty((0, width), dtype)
     return np.asarray(np.memmap(path, dtype=dtype, mode="r")).reshape(-1, width)
 
 

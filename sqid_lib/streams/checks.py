@@ -10,9 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sqid_lib import schemas
 from sqid_lib.errors import ContractError, DuplicateKeyError, IntegrityError, LabelError, SchemaError
 from sqid_lib.streams.batches import Rows
 from sqid_lib.tables.vector_columns import dense, read_vectors
+
+_SHOWN = 8  # labels in a message
 
 
 def check_keys(keys: pa.Array, where: str) -> pa.Array:
@@ -60,7 +63,7 @@ def _shown(key: Any) -> str:
 
 
 def checked_gains(judgments: pa.Table, where: str) -> npt.NDArray[np.float32]:
-    """The gains of all judgments of a release: a finite number, the same for every row of a label.
+    """The gains of all judgments of a release: a finite number, the same for every row of a label, if it is not clicks.
 
     Raises:
         LabelError: a judgment has no label.
@@ -85,13 +88,27 @@ def checked_gains(judgments: pa.Table, where: str) -> npt.NDArray[np.float32]:
 
 def _check_labels(label: pa.ChunkedArray, gains: npt.NDArray[np.float32], where: str) -> None:
     encoded = label.combine_chunks().dictionary_encode()  # not group_by, whose import takes time and memory
-    codes = dense(encoded.indices)
-    of_label = {name: np.unique(gains[codes == code]) for code, name in enumerate(encoded.dictionary.to_pylist())}
-    shown = ", ".join(f"{name} {' or '.join(f'{g:g}' for g in found[:3])}" for name, found in sorted(of_label.items()))
-    if any(len(found) > 1 for found in of_label.values()):
-        raise ContractError("a label has several gains", where=where, expected="one gain a label", got=shown)
-    if len(of_label) > 1 and len(np.unique(gains)) == 1:
-        raise ContractError("all labels have the same gain", where=where, expected="gains that rank", got=shown)
+    codes, names = dense(encoded.indices), encoded.dictionary.to_pylist()
+    least = np.full(len(names), np.inf, np.float32)
+    most = np.full(len(names), -np.inf, np.float32)
+    np.minimum.at(least, codes, gains)
+    np.maximum.at(most, codes, gains)
+    clicks = [schemas.is_clicks(name) for name in names]  # the gain of clicks depends on the query too
+    if ((least < most) & ~np.array(clicks, np.bool_)).any():
+        raise ContractError(
+            "a label has several gains", where=where, expected="one gain a label", got=_ends(names, least, most)
+        )
+    if len(names) > 1 and not any(clicks) and least.min() == most.max():
+        raise ContractError(
+            "all labels have the same gain", where=where, expected="gains that rank", got=_ends(names, least, most)
+        )
+
+
+def _ends(names: Sequence[str], least: npt.NDArray[np.float32], most: npt.NDArray[np.float32]) -> str:
+    """The first labels with their gains, those with several gains before the others."""
+    rows = sorted(zip(names, least, most, strict=True), key=lambda row: (row[1] == row[2], row[0]))
+    shown = [f"{name} {low:g}" + (f" or {high:g}" if high > low else "") for name, low, high in rows[:_SHOWN]]
+    return ", ".join(shown) + (", …" if len(rows) > _SHOWN else "")
 
 
 def checked_has_image(table: pa.Table, where: str) -> npt.NDArray[np.bool_]:

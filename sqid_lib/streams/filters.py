@@ -45,8 +45,7 @@ class Filters:
             StoreError: there are no judgments, or none is left.
         """
         if not len(judgments):
-            fix = "Open a release; or pass esci= with the classic files."
-            raise StoreError("there are no judgments", where=where, fix=fix)
+            raise no_judgments(where)
         kept = np.ones(len(judgments), dtype=np.bool_)
         split = None if self.split is None else (self.split,)
         for name, column, wanted in (("labels", "esci_label", self.labels), ("split", "split", split)):
@@ -59,6 +58,12 @@ class Filters:
         if not kept.any():
             raise StoreError("no judgment is left", where=where, fix="Loosen the filters.")
         return np.flatnonzero(kept)
+
+
+def no_judgments(where: object) -> StoreError:
+    """The error of a stream of a store or release without judgments."""
+    fix = "Open a release with judgments; or pass esci= with the classic files."
+    return StoreError("there are no judgments", where=where, fix=fix)
 
 
 def read_filters(

@@ -20,7 +20,7 @@ from sqid_lib.streams.release import ReleaseStream
 from sqid_lib.streams.release_pairs import read_pairs
 from sqid_lib.streams.release_reader import open_release
 from sqid_lib.streams.stream import StoreStream, Stream
-from sqid_lib.streams.texts import PRODUCT_TEXTS, read_texts
+from sqid_lib.streams.texts import QUERY_TEXTS, read_texts
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -172,7 +172,7 @@ def stream_pairs(
     kinds = {name: options.pop(name, default) for name, default in _KINDS.items()}  # type: ignore[misc]
     tensors = wants_tensors(kinds["format"], kinds["pin_memory"], kinds["device"])
     order = Order(**options)  # type: ignore[misc]
-    release = open_release(parse_address(dir_or_repo).at(revision), tuple(n for n in names if n in PRODUCT_TEXTS))
+    release = open_release(parse_address(dir_or_repo).at(revision), tuple(n for n in names if n not in QUERY_TEXTS))
     settings: dict[str, Any] = {
         "pairs": read_pairs(release, filters, np.dtype(dtype), names),
         "order": order,

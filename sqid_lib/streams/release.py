@@ -21,7 +21,7 @@ from sqid_lib.streams.order import Order
 from sqid_lib.streams.release_pairs import Pairs
 from sqid_lib.streams.release_reader import VECTORS, Release
 from sqid_lib.streams.stream import Stream, ahead
-from sqid_lib.streams.texts import PRODUCT_TEXTS, QUERY_TEXTS, long_texts, strings
+from sqid_lib.streams.texts import QUERY_TEXTS, long_texts, strings
 
 
 class Part(NamedTuple):
@@ -170,7 +170,7 @@ class ReleaseStream(Stream[PairBatch]):
     def _read_products(self, group: int, wanted: Rows, out: Arrays) -> dict[str, pa.Array]:
         """Write the vectors of products, rows of the release in one row group, into `out`; return their texts."""
         file, number = self.groups[group]
-        names = [name for name in self.texts if name in PRODUCT_TEXTS]
+        names = [name for name in self.texts if name not in QUERY_TEXTS]
         rows = wanted - self._first_rows[group]
 
         def use(pieces: Iterator[pa.Table]) -> dict[str, pa.Array]:

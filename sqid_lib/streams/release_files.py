@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,8 +51,8 @@ def shards(names: Iterable[str], config: str, where: object) -> tuple[tuple[str,
     return tuple(found)
 
 
-def parts(names: Iterable[str], where: object) -> dict[str, tuple[tuple[str, str], ...]]:
-    """The `shards` of each of CONFIGS.
+def parts(names: Iterable[str], where: object, without: Iterable[str] = ()) -> dict[str, tuple[tuple[str, str], ...]]:
+    """The `shards` of each of CONFIGS; none of those `without` rows that have no file.
 
     Raises:
         MissingFileError: a config has no file, or numbers of shards are missing.
@@ -59,9 +60,32 @@ def parts(names: Iterable[str], where: object) -> dict[str, tuple[tuple[str, str
     names = list(names)
     found = {config: shards(names, config, where) for config in CONFIGS}
     for config, files in found.items():
-        if not files:
+        if not files and config not in without:
             raise MissingFileError("the release lacks a part", where=where, expected=f"data/{config}/*.parquet")
     return found
+
+
+def configs_without_rows(manifest: Path) -> frozenset[str]:
+    """The configs that a catalogue's release does not have, such as judgments: those its manifest counts 0 rows of.
+
+    None where there is no manifest, where it cannot be read, or of another release: there a missing part is an error.
+    """
+    counts = _catalogue_counts(manifest)
+    return frozenset(config for name, config in schemas.COUNTED.items() if config in CONFIGS and counts.get(name) == 0)
+
+
+def is_catalogue(manifest: Path) -> bool:
+    """Whether a manifest is that of a shop's own catalogue."""
+    return bool(_catalogue_counts(manifest))
+
+
+def _catalogue_counts(manifest: Path) -> dict[str, object]:
+    """The counts of the manifest of a catalogue; none where it cannot be read, or is that of another release."""
+    try:
+        stated = json.loads(manifest.read_text(encoding="utf-8"))
+        return dict(stated["counts"]) if isinstance(stated["recipe"]["catalogue"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def stated_digests(directory: Path) -> dict[Path, str]:

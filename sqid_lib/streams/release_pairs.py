@@ -24,7 +24,7 @@ from sqid_lib.streams.checks import (
     find_rows,
     new_rows,
 )
-from sqid_lib.streams.filters import Filters
+from sqid_lib.streams.filters import Filters, no_judgments
 from sqid_lib.streams.release_reader import PIECE, Release
 from sqid_lib.streams.texts import QUERY_TEXTS, long_texts
 from sqid_lib.tables.keys import key_strings
@@ -78,6 +78,8 @@ def read_pairs(release: Release, filters: Filters, dtype: np.dtype[Any], texts: 
 
     Every judgment is checked, kept or not.
     """
+    if not release.judgments:
+        raise no_judgments(release.name)
     judgments = _read_judgments(release)
     where = f"{release.name}: {schemas.JUDGMENTS}"
     gain = checked_gains(judgments, where) if len(judgments) else np.empty(0, np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,15 @@ from sqid_lib.sources import Address, open_ranges
 from sqid_lib.sources.local import version
 from sqid_lib.sources.retry import downloading
 from sqid_lib.streams.batches import Rows
-from sqid_lib.streams.release_files import check_digest, check_listed, parts, stated_digests
+from sqid_lib.streams.release_files import (
+    check_digest,
+    check_listed,
+    configs_without_rows,
+    parts,
+    shards,
+    stated_digests,
+)
+from sqid_lib.streams.texts import check_texts
 from sqid_lib.tables.reader import check_columns, reporting
 from sqid_lib.tables.vector_columns import check_width
 
@@ -67,8 +75,13 @@ class FeatureFile:
         return [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
 
     def width(self, texts: tuple[str, ...]) -> int:
-        """Floats in a vector; SchemaError unless the file has the columns of a release, and `texts`."""
+        """Floats in a vector; SchemaError unless the file has the columns of a release.
+
+        Raises:
+            UsageError: it lacks one of `texts`.
+        """
         schema = self.metadata.schema.to_arrow_schema()
+        check_texts(texts, schemas.kept_columns(schemas.FEATURES, schema))
         fix = "Use EmbeddingStore.open for other files."
         vectors = [schema.field(name).type for name in schemas.VECTOR_COLUMNS if name in schema.names]
         if len(vectors) < len(schemas.VECTOR_COLUMNS) or not all(map(pa.types.is_fixed_size_list, vectors)):
@@ -76,9 +89,9 @@ class FeatureFile:
             raise SchemaError(
                 "not the columns of a release", where=self.file, expected=expected, got=schema.names, fix=fix
             )
-        check_columns(
-            schema, pa.schema([_FEATURES.field(n) for n in (*schemas.PRODUCT_KEY, "has_image", *texts)]), str(self.file)
-        )
+        kept = {field.name: field for field in schemas.kept_columns(schemas.FEATURES, schema)}
+        wanted = (*schemas.PRODUCT_KEY, "has_image", *(name for name in texts if name not in kept))
+        check_columns(schema, pa.schema([_FEATURES.field(name) for name in wanted]), str(self.file))
         return check_width(int(vectors[0].list_size), self.file)
 
     def content(self, stated: str | None) -> str:
@@ -170,13 +183,14 @@ class Release:
 
     Attributes:
         name: its address, for messages.
+        queries, judgments: (split, file); none where a catalogue has none.
         width: floats in a vector.
         content: identifies the content of the feature files, and how they are divided into row groups.
     """
 
     name: str
     features: tuple[FeatureFile, ...]
-    queries: tuple[tuple[str, File], ...]  # split, file
+    queries: tuple[tuple[str, File], ...]
     judgments: tuple[tuple[str, File], ...]
     width: int
     content: str
@@ -202,7 +216,7 @@ def open_release(address: Address, texts: tuple[str, ...] = ()) -> Release:
         texts: further columns of product_features that will be read.
     """
     files = sources.listing(address)
-    found = parts(files, address)
+    found = parts(files, address, _without_rows(files, address))
     features = tuple(FeatureFile(files[name], split) for split, name in found[schemas.FEATURES])
     if not any(file.metadata.num_rows for file in features):
         raise EmptyFileError(f"{schemas.FEATURES} has no rows", where=features[0].file)
@@ -221,6 +235,14 @@ def open_release(address: Address, texts: tuple[str, ...] = ()) -> Release:
     name = features[0].file.url.removesuffix(found[schemas.FEATURES][0][1]).rstrip("/")
     content = hashlib.sha256("\n".join(contents).encode()).hexdigest()
     return Release(name, features, here[schemas.QUERIES], here[schemas.JUDGMENTS], widths.pop(), content)
+
+
+def _without_rows(files: dict[str, File], address: Address) -> Iterable[str]:
+    """The configs that the release has no rows of; its manifest is read only if one has no files."""
+    manifest = files.get(schemas.MANIFEST)
+    if manifest is None or all(shards(files, config, address) for config in (schemas.QUERIES, schemas.JUDGMENTS)):
+        return ()
+    return configs_without_rows(Path(_local(manifest, {}).path))
 
 
 def _local(file: File, stated: dict[Path, str]) -> File:

@@ -22,17 +22,30 @@ QUERY_TEXTS, PRODUCT_TEXTS = _of(schemas.QUERIES), _of(schemas.FEATURES)
 
 
 def read_texts(texts: Iterable[str]) -> tuple[str, ...]:
-    """The names of texts as a user gives them, those of queries first.
+    """The names of texts as a user gives them, those of queries first, each once; `check_texts` checks them.
 
     Raises:
-        UsageError: not a list of names, or an unknown one.
+        UsageError: not a list of names.
     """
-    known = (*QUERY_TEXTS, *PRODUCT_TEXTS)
     names = (texts,) if isinstance(texts, str) or not isinstance(texts, Iterable) else tuple(texts)
-    wrong = names if isinstance(texts, str) else [name for name in names if name not in known]
+    wrong = names if isinstance(texts, str) else [name for name in names if not isinstance(name, str)]
     if wrong:
-        raise UsageError("no such texts", where="texts", expected=f"a list of {', '.join(known)}", got=repr(wrong[0]))
-    return tuple(name for name in known if name in names)
+        raise _unknown(wrong[0], ())
+    declared = (*QUERY_TEXTS, *PRODUCT_TEXTS)
+    return tuple(dict.fromkeys([*(name for name in declared if name in names), *names]))
+
+
+def check_texts(names: Iterable[str], kept: schemas.Kept) -> None:
+    """Raise UsageError for a name that is neither a declared text nor one of the `kept` columns of a catalogue."""
+    known = {*QUERY_TEXTS, *PRODUCT_TEXTS, *(field.name for field in kept)}
+    for name in names:
+        if name not in known:
+            raise _unknown(name, kept)
+
+
+def _unknown(name: object, kept: schemas.Kept) -> UsageError:
+    known = (*QUERY_TEXTS, *PRODUCT_TEXTS, *(field.name for field in kept))
+    return UsageError("no such texts", where="texts", expected=f"a list of {', '.join(known)}", got=repr(name))
 
 
 @dataclass(frozen=True)
@@ -52,18 +65,23 @@ class Texts:
 
 
 def choose(names: Iterable[str], queries: pa.Table, products: pa.Table) -> Texts | None:
-    """The named columns of two tables; None where no text is asked for."""
+    """The named columns of two tables; None where no text is asked for.
+
+    Raises:
+        UsageError: a name that neither table has.
+    """
     asked = tuple(names)
+    check_texts(asked, schemas.kept_columns(schemas.FEATURES, products.schema))
     if not asked:
         return None
     return Texts(
         {name: long_texts(queries[name]).combine_chunks() for name in asked if name in QUERY_TEXTS},
-        {name: long_texts(products[name]).combine_chunks() for name in asked if name in PRODUCT_TEXTS},
+        {name: long_texts(products[name]).combine_chunks() for name in asked if name not in QUERY_TEXTS},
     )
 
 
 def long_texts(column: Any) -> Any:
-    """The same texts in a type that can hold more than 2 GB of them; they are not copied."""
+    """The same texts in a type that can hold more than 2 GB of them; they are not copied. Numbers become texts."""
     return column.cast(pa.large_string())
 
 

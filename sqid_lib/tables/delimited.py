@@ -5,40 +5,26 @@ What can only mean one thing is read, and the log says how. Anything else is an 
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
-from sqid_lib import schemas
-from sqid_lib.errors import CorruptFileError, EmptyFileError
+from sqid_lib.errors import CorruptFileError
 from sqid_lib.tables.columns import check_columns, conform
 from sqid_lib.tables.content import CSV, Source, read_text, reporting
+from sqid_lib.tables.csv_layout import Layout, as_utf8, find_layout, line_of, not_utf8, place_of, row_starts
 
-_DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
-_KNOWN = frozenset(column.name for config in schemas.DECLARED.values() for column in config.columns)
-_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|$)")
-_SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE | re.DOTALL)  # Excel's own first line
+_LINE_ENDS = re.compile(rb"[\r\n]*")
 _HEAD = 1 << 20  # bytes in which the header is looked for
-_MAX_HEADER = 100_000  # bytes
 _MAX_BLOCK = 1 << 30  # bytes that pyarrow parses at once: a row must fit
-_LEFT_TO_USER = "Save it as csv in UTF-8 (in Excel: CSV UTF-8)."
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How the text is laid out: the delimiter, the names of the columns, and where the first row begins."""
-
-    delimiter: str
-    names: list[str]
-    start: int
 
 
 def read_csv(file: Source, schema: pa.Schema, optional: Sequence[str] = ()) -> pa.Table:
@@ -56,18 +42,67 @@ def read_csv(file: Source, schema: pa.Schema, optional: Sequence[str] = ()) -> p
     """
     where = str(file)
     data, notes = read_text(file, CSV)
-    data, windows = _as_utf8(data, where)
-    layout = _layout(data, schema.names, notes, where)
+    data, windows = as_utf8(data, where)
+    layout = find_layout(data, schema.names, notes, where)
     schema = pa.schema([f for f in schema if f.name in layout.names or f.name not in optional])
     check_columns(pa.schema([(name, pa.string()) for name in layout.names]), _as_text(schema), where)
+    return conform(_read(data, layout, schema.names, windows, notes, where), schema, where)
+
+
+def read_csv_texts(file: Source, columns: Sequence[str], hints: Sequence[str] = ()) -> pa.Table:
+    """Columns of a csv file by the names that the file has, as text; cells may hold line breaks, a blank one is null.
+
+    Args:
+        columns: names of `csv_header`.
+        hints: names that some columns may have; the delimiter is the one that finds most of them.
+
+    Raises:
+        SourceError: as `read_csv`.
+    """
+    where = str(file)
+    data, notes = read_text(file, CSV)
+    data, windows = as_utf8(data, where)
+    layout = find_layout(data, hints, notes, where)
+    layout = replace(layout, names=layout.given)
+    return _read(data, layout, columns, windows, notes, where, one_line=False)
+
+
+def csv_header(file: Source, hints: Sequence[str] = ()) -> list[str]:
+    """The column names as a csv file spells them; arguments and errors as `read_csv_texts`."""
+    data, notes = read_text(file, CSV, _HEAD)
+    return find_layout(as_utf8(data, str(file), head=True)[0], hints, notes, str(file)).given
+
+
+def csv_line(file: Source, row: int, hints: Sequence[str] = ()) -> int:
+    """The line (from 1) on which a row (from 0) of `read_csv_texts` begins; the file is read again for it."""
+    data, notes = read_text(file, CSV)
+    data, _ = as_utf8(data, str(file))
+    layout = find_layout(data, hints, notes, str(file))
+    starts = row_starts(data, layout)
+    return line_of(data, next(islice(starts, row, None), len(data)))
+
+
+def _read(
+    data: bytes,
+    layout: Layout,
+    columns: Sequence[str],
+    windows: bool,
+    notes: list[str],
+    where: str,
+    *,
+    one_line: bool = True,
+) -> pa.Table:
+    """The columns as text: quotes mended, cells cleaned, Windows-1252 confirmed; what was done is logged."""
     data = _mend_quotes(data, layout, notes, where)
-    table = _parse(data, layout, schema.names, notes, where)
+    table = _parse(data, layout, columns, notes, where)
     if windows:
         _check_windows(table, data, notes, where)
-    table = _clean(table, data, notes, where)
+    table = _clean(table, data, notes, where, one_line=one_line)
+    if not one_line:
+        _warn_of_swallowed_rows(table, data, layout, where)
     if notes:
         _log.info("%s: read as csv with %s", where, ", ".join(notes))
-    return conform(table, schema, where)
+    return table
 
 
 def csv_names(file: Source, wanted: Sequence[str] = ()) -> list[str]:
@@ -78,30 +113,11 @@ def csv_names(file: Source, wanted: Sequence[str] = ()) -> list[str]:
     """
     where = str(file)
     data, notes = read_text(file, CSV, _HEAD)
-    return _layout(data, wanted, notes, where).names
+    return find_layout(data, wanted, notes, where).names
 
 
 def _as_text(schema: pa.Schema) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in schema.names])
-
-
-def _as_utf8(data: bytes, where: str) -> tuple[bytes, bool]:
-    """The text as UTF-8, and whether it was taken for Windows-1252, which `_check_windows` has to confirm."""
-    try:
-        if not data.isascii():
-            data.decode()
-        return data, False
-    except UnicodeDecodeError as error:
-        try:
-            return data.decode("cp1252").encode(), True
-        except UnicodeDecodeError:
-            raise _not_utf8(_line_of(data, error.start), where) from error
-
-
-def _not_utf8(line: int, where: str) -> CorruptFileError:
-    return CorruptFileError(
-        f"line {line} is not UTF-8, and which other encoding it has is not certain", where=where, fix=_LEFT_TO_USER
-    )
 
 
 def _check_windows(table: pa.Table, data: bytes, notes: list[str], where: str) -> None:
@@ -109,51 +125,11 @@ def _check_windows(table: pa.Table, data: bytes, notes: list[str], where: str) -
     for column in table.columns:
         strange = column.filter(pc.fill_null(pc.invert(pc.string_is_ascii(column)), False))
         if len(strange) and data.count(b"\n") != data.count(b"\r\n"):
-            raise _not_utf8(_line_of(data, _place(data, strange[0].as_py())), where)
+            raise not_utf8(line_of(data, place_of(data, strange[0].as_py())), where)
     notes.append("Windows-1252 text")
 
 
-def _layout(data: bytes, wanted: Sequence[str], notes: list[str], where: str) -> _Layout:
-    """The delimiter is the one that gives the header most columns of the official names, then most columns."""
-    at, comments, delimiters = 0, 0, tuple(_DELIMITERS)
-    while True:
-        line = _LINE.match(data, at)
-        assert line is not None
-        text = line.group().strip()
-        if separator := _SEPARATOR_LINE.fullmatch(line.group()):
-            delimiters = (separator[1].decode("latin-1"),)
-        elif text.startswith(b"#"):
-            comments += 1
-        elif text:
-            break
-        if line.end() == len(data):
-            raise EmptyFileError("the file has no rows", where=where, fix="Fetch it again.")
-        at = line.end()
-    if line.end() - at > _MAX_HEADER:
-        raise CorruptFileError(f"the first line has {line.end() - at:,} bytes, so it is no header", where=where)
-    header = line.group().rstrip(b"\r\n").decode("utf-8", "replace")
-    known = _KNOWN.union(wanted)
-    cells = {
-        d: [cell.strip() for cell in next(csv.reader([header], delimiter=d, skipinitialspace=True))] for d in delimiters
-    }
-    official = {d: [_official(name, known, found) for name in found] for d, found in cells.items()}
-    best = max(delimiters, key=lambda d: (sum(name in known for name in official[d]), len(cells[d])))
-    if best != ",":
-        notes.append(f"{_DELIMITERS.get(best, best)} as its delimiter")
-    if official[best] != cells[best]:
-        notes.append("names of columns in another case")
-    if comments:
-        notes.append(f"{comments} comment lines")
-    return _Layout(best, official[best], line.end())
-
-
-def _official(name: str, known: frozenset[str], names: Sequence[str]) -> str:
-    """The official name that `name` spells in another case, unless it is there in its own case too."""
-    lower = name.lower()
-    return lower if lower in known and lower not in names else name
-
-
-def _mend_quotes(data: bytes, layout: _Layout, notes: list[str], where: str) -> bytes:
+def _mend_quotes(data: bytes, layout: Layout, notes: list[str], where: str) -> bytes:
     """The same text with spaces before an opening quote removed, which pyarrow takes for part of the cell.
 
     Raises:
@@ -178,8 +154,8 @@ def _mend_quotes(data: bytes, layout: _Layout, notes: list[str], where: str) -> 
             after += 1
         if close < 0 or data[after : after + 1] not in ends:
             raise CorruptFileError(
-                f"the quote that opens in line {_line_of(data, at)} "
-                + ("is never closed" if close < 0 else f"ends within a cell in line {_line_of(data, close)}"),
+                f"the quote that opens in line {line_of(data, at)} "
+                + ("is never closed" if close < 0 else f"ends within a cell in line {line_of(data, close)}"),
                 where=where,
                 expected='"…" around the whole cell, and "" for a quote in it',
                 fix="Correct that line: rows would be lost.",
@@ -194,7 +170,7 @@ def _mend_quotes(data: bytes, layout: _Layout, notes: list[str], where: str) -> 
     return b"".join([*kept, data[done:]])
 
 
-def _parse(data: bytes, layout: _Layout, wanted: Sequence[str], notes: list[str], where: str) -> pa.Table:
+def _parse(data: bytes, layout: Layout, wanted: Sequence[str], notes: list[str], where: str) -> pa.Table:
     """The wanted columns as text, cells as they are."""
     wrong: list[str] = []
     comments = 0
@@ -210,15 +186,15 @@ def _parse(data: bytes, layout: _Layout, wanted: Sequence[str], notes: list[str]
 
     numbers = [str(number) for number in range(len(layout.names))]
     chosen = [str(layout.names.index(name)) for name in wanted]
-    rows = data[layout.start :]
-    if not rows.strip(b"\r\n"):
+    if _LINE_ENDS.fullmatch(data, layout.start):
         return pa.table([pa.array([], pa.string()) for _ in wanted], names=list(wanted))
+    rows = pa.py_buffer(data).slice(layout.start)
     try:
         with reporting(where):
             table = pcsv.read_csv(
                 pa.BufferReader(rows),
                 read_options=pcsv.ReadOptions(
-                    use_threads=False, column_names=numbers, block_size=min(len(rows) + 1, _MAX_BLOCK)
+                    use_threads=False, column_names=numbers, block_size=min(rows.size + 1, _MAX_BLOCK)
                 ),
                 parse_options=pcsv.ParseOptions(
                     delimiter=layout.delimiter, newlines_in_values=True, invalid_row_handler=other_width
@@ -229,7 +205,7 @@ def _parse(data: bytes, layout: _Layout, wanted: Sequence[str], notes: list[str]
             )
     except CorruptFileError as error:
         if wrong:
-            line = _line_of(data, _place(data, wrong[1]))
+            line = line_of(data, place_of(data, wrong[1]))
             error.what = f"line {line} has another number of columns than the header: {wrong[0]}"
             error.fix = f'Put quotes ("…") around a cell that holds the delimiter, {layout.delimiter!r}.'
         raise
@@ -238,20 +214,20 @@ def _parse(data: bytes, layout: _Layout, wanted: Sequence[str], notes: list[str]
     return table.rename_columns(list(wanted))
 
 
-def _clean(table: pa.Table, data: bytes, notes: list[str], where: str) -> pa.Table:
+def _clean(table: pa.Table, data: bytes, notes: list[str], where: str, *, one_line: bool) -> pa.Table:
     """Cells without the spaces around them, null where nothing is left.
 
     Raises:
-        CorruptFileError: a line break within a cell: a stray quote has swallowed rows.
+        CorruptFileError: with `one_line`, a line break within a cell: a stray quote has swallowed rows.
     """
     columns, padded = [], 0
     for column in table.columns:
         broken = column.filter(pc.match_substring_regex(column, r"[\r\n]"))
-        if len(broken):
+        if one_line and len(broken):
             cell = broken[0].as_py()
             raise CorruptFileError(
                 "a cell with a line break in it, which no id, URL or source has",
-                where=f"{where}, line {_line_of(data, _place(data, cell))}",
+                where=f"{where}, line {line_of(data, place_of(data, cell))}",
                 got=repr(cell[:60]),
                 fix="Look for a quote too many in that line.",
             )
@@ -264,14 +240,17 @@ def _clean(table: pa.Table, data: bytes, notes: list[str], where: str) -> pa.Tab
     return pa.table(columns, names=table.column_names)
 
 
-def _place(data: bytes, text: str) -> int:
-    """Where a row or cell is in the file, for messages."""
-    forms = (f"\n{text}", f"\r{text}", text, text.replace('"', '""'))
-    found = [at + len(form) - len(form.lstrip("\r\n")) for form in forms if (at := data.find(form.encode())) >= 0]
-    return found[0] if found else 0
-
-
-def _line_of(data: bytes, at: int) -> int:
-    """The number, from 1, of the line that holds the byte at `at`."""
-    before = data[:at]
-    return 1 + (before.count(b"\n") or before.count(b"\r"))
+def _warn_of_swallowed_rows(table: pa.Table, data: bytes, layout: Layout, where: str) -> None:
+    """Warn of a cell that holds lines with as many delimiters as a row: a stray quote may have swallowed rows."""
+    delimiter, count = re.escape(layout.delimiter), len(layout.names) - 1
+    line = rf"(?:[^{delimiter}\r\n]*{delimiter}){{{count}}}[^{delimiter}\r\n]*\r?\n"
+    lines = line if count > 2 else f"(?:{line}){{2}}"  # a line of prose has a comma, too
+    for column in table.columns if 0 < count < 200 else ():
+        cells = column.filter(pc.fill_null(pc.match_substring(column, "\n"), False))
+        found = cells.filter(pc.match_substring_regex(cells, rf"\n{lines}"))
+        if len(found):
+            text = found[0].as_py()
+            _log.warning(
+                "%s, line %d: a cell of %d lines, some of which look like rows: is there a quote too many? %r",
+                *(where, line_of(data, place_of(data, text)), text.count("\n") + 1, text[:60]),
+            )

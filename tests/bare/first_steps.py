@@ -111,6 +111,27 @@ def a_release_is_built_from_existing_files(esci: str, artifacts: str, work: Path
     assert command("build", "artifacts.toml", "--work", work).strip() == str(work / "sqid")
 
 
+def a_catalogue_is_built_and_searched(work: Path) -> None:
+    """Two tables and local images, with the demo's model, which is in the wheel."""
+    from PIL import Image
+
+    import builder.demo
+
+    Path("photos").mkdir()
+    for name, color in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (80, 80), color).save(f"photos/{name}.png")
+    Path("shop.csv").write_text("sku,title,image\nA,red mug,a.png\nB,blue mug,b.png\n", encoding="utf-8")
+    Path("labels.csv").write_text("query,sku,label\nred mug,A,1\nred mug,B,0.2\n", encoding="utf-8")
+    model = str(builder.demo.TINY_CLIP)
+    command("init", "shop.csv", "labels.csv", "--images", "photos", "--out", "shop.toml", "--model", model)
+    assert command("build", "shop.toml", "--work", work).strip() == str(work / "sqid")
+    assert (work / "report.html").stat().st_size > 10_000
+    found = json.loads(command("search", work / "sqid", "red mug", "--top", "1", "--json"))
+    assert [row["product_id"] for row in found] == ["A"], found
+    assert command("report", work).strip() == str(work / "report.html")
+    assert json.loads(command("evaluate", work / "sqid", "--methods", "clip_text", "--json"))[0]["ndcg"] > 0
+
+
 def steps(mode: str, given: Path, local: Path, remote: str) -> Iterator[tuple[str, Callable[[], None]]]:
     esci, artifacts = f"{local}/esci", f"{local}/artifacts"
     yield "the wheel is what is imported", partial(the_wheel_is_what_is_imported, mode == "build")
@@ -120,6 +141,7 @@ def steps(mode: str, given: Path, local: Path, remote: str) -> Iterator[tuple[st
         yield "a release is built from local files", partial(build, esci, artifacts, given)
         yield "URLs are resolved, local ESCI", partial(urls_are_resolved_from_tables, esci, tables)
         yield "URLs are resolved, ESCI over http", partial(urls_are_resolved_from_tables, f"{remote}/esci", tables)
+        yield "a catalogue is built and searched", partial(a_catalogue_is_built_and_searched, given.parent / "shop")
         return
     for config in ("product_features", "urls"):
         yield f"{config}, local files", partial(rows_are_loaded, config, esci, artifacts)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from builder import demo, packages, pipeline
-from builder.recipe import EncoderSettings, EsciSettings, PagesSettings, Recipe, ResolveSettings
+from builder.recipe import CatalogueSettings, EncoderSettings, EsciSettings, PagesSettings, Recipe, ResolveSettings
 from sqid_lib.errors import MissingExtraError
 
 RECIPE = Recipe(name="t", version="1", esci=EsciSettings(path="/nowhere"))
@@ -68,6 +68,13 @@ def test_what_the_settings_choose_is_needed(
 ) -> None:
     with pytest.raises(MissingExtraError, match=message):
         pipeline.build(RECIPE.model_copy(update=changes), tmp_path, only=only)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_catalogue_needs_no_http_client_before_it_has_urls(tmp_path: Path) -> None:
+    shop = CatalogueSettings(products="/nowhere.csv", locale="de")
+    with pytest.raises(MissingExtraError, match="fetch needs packages that are not installed: pillow"):
+        pipeline.build(Recipe(name="t", version="1", catalogue=shop), tmp_path, only="fetch")
 
 
 @pytest.mark.usefixtures("bare")

@@ -30,7 +30,7 @@ MINIMAL = '[esci]\npath = "esci"\n'
 
 def test_defaults_are_the_published_selection_and_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     loaded = recipe.load(write(tmp_path, MINIMAL))
-    assert loaded.esci.path == str((tmp_path / "esci").resolve())
+    assert loaded.source == str((tmp_path / "esci").resolve())
     assert (loaded.selection.version, loaded.selection.splits, loaded.selection.locales) == (
         "small",
         ("test",),
@@ -41,11 +41,39 @@ def test_defaults_are_the_published_selection_and_paths_are_relative_to_the_reci
     assert loaded.selection == recipe.SelectionSettings().selection() == Selection()
 
 
+CATALOGUE = '[catalogue]\nproducts = "shop.csv"\nlocale = "de"\n'
+
+
+def test_a_catalogue_in_place_of_esci(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("sku\n1\n")
+    loaded = recipe.load(write(tmp_path, CATALOGUE + "[catalogue.labels]\ngut = 1\n"))
+    assert loaded.catalogue is not None and loaded.source == str((tmp_path / "shop.csv").resolve())
+    assert loaded.selection == Selection(locales=("de",), products="all", labels=(("gut", 1.0),))
+    assert recipe.load(write(tmp_path, CATALOGUE)).selection.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (MINIMAL + CATALOGUE, r"exactly one of the sections \[esci\] and \[catalogue\]"),
+        (CATALOGUE + '[selection]\nsplits = ["train"]\n', r"\[selection\] does not go with \[catalogue\]"),
+        (CATALOGUE + '[artifacts]\npath = "a"\n', r"\[artifacts\] does not go with \[catalogue\]"),
+        (CATALOGUE.replace("de", ""), r"bad value for 'catalogue.locale'; expected text that is not blank"),
+        (CATALOGUE + 'judgments = "j.csv"\n', r"catalogue.products, catalogue.judgments do not exist"),
+        (CATALOGUE + 'images = "shop/photos"\n', r"catalogue.products, catalogue.images do not exist"),
+        (CATALOGUE + '[card]\nhomepage = "ftp://x"\n', r"bad value for 'card.homepage'"),
+    ],
+)
+def test_a_catalogue_that_cannot_be(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises((RecipeError, MissingFileError), match=said):
+        recipe.load(write(tmp_path, text))
+
+
 def test_the_packaged_recipe_states_the_published_counts() -> None:
     loaded = recipe.load("sqid")
     stated = {name: getattr(loaded.expect, name) for name in schemas.PUBLISHED_COUNTS}
     assert stated == schemas.PUBLISHED_COUNTS
-    assert loaded.esci.path.startswith("https://media.githubusercontent.com/")
+    assert loaded.source.startswith("https://media.githubusercontent.com/")
     assert "sqid" in recipe.packaged()
 
 
@@ -134,7 +162,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     for problem in (
         "bad value for 'name'; expected letters, digits, '-', '_' or '.', got 'x y'.",
         "key 'version' is missing.",
-        "section [esci] is missing. Add [esci] with path = ",
+        "exactly one of the sections [esci] and [catalogue] is needed. Add [esci] with path = ",
         "wrong type for 'fetch.timeout'; expected a number, got 'long'.",
         "bad value for 'fetch.mirrors.\"https://a/\"'; expected a URL that begins with http:// or https://, got 'b'.",
         "unknown key 'fetch.concurency'; expected one of concurrency, per_host, ",
@@ -160,8 +188,8 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
 def test_plain_values_for_the_manifest(tmp_path: Path) -> None:
     values = recipe.load(write(tmp_path, MINIMAL + "[selection.labels]\nexact = 1\n")).to_dict()
     assert list(values) == [
-        *("name", "version", "esci", "selection", "artifacts", "resolve", "fetch", "encoder"),
-        *("engine", "release", "expect"),
+        *("name", "version", "esci", "catalogue", "card", "selection"),
+        *("artifacts", "resolve", "fetch", "encoder", "engine", "release", "expect"),
     ]
     assert values["selection"] == {
         "version": "small",
@@ -328,6 +356,7 @@ def test_the_schema_documents_every_key() -> None:
     assert [name for name, stated in keys() if not stated["description"].endswith(".")] == []
     assert {name for name, stated in keys() if "default" not in stated} == {
         *("SQID recipe.name", "SQID recipe.version", "Esci.path", "Artifacts.path"),
+        *("Catalogue.products", "Catalogue.locale", "Catalogue.images", "Catalogue.judgments", "Catalogue.queries"),
         *("Expect.products", "Expect.queries", "Expect.judgments", "Expect.supp", "Expect.min_images"),
         "Engine.max_workers",
     }

@@ -13,7 +13,7 @@ import pytest
 from builds import FROM_ARTIFACTS, write_recipe
 
 from builder import pipeline, summary
-from builder.recipe import EsciSettings, ExpectSettings, FetchSettings, Recipe, load
+from builder.recipe import CatalogueSettings, EsciSettings, ExpectSettings, FetchSettings, Recipe, load
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, CountError, RecipeError
 
@@ -157,3 +157,61 @@ def test_a_build_without_any_url_says_so_aloud_and_keeps_an_earlier_release(
     assert (work / "summary.json").exists()
     assert list(release.iterdir()) == []
     assert not (work / "embed").exists()
+
+
+# -- local images of a catalogue -----------------------------------------------------------------------------------
+
+
+def shop() -> Recipe:
+    return Recipe(name="t", version="1", catalogue=CatalogueSettings(products="p.csv", locale="de"))
+
+
+def test_local_images_have_advice_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        *((f"file:a/{n}.jpg", "not_found", None, "no such file") for n in range(3)),
+        ("file:0.jpg", "ok", None, None),
+        ("file:/etc/passwd", "refused", None, "outside the folder of the images"),
+        ("row:0:1", "corrupt", None, "JPEG: broken data stream"),
+        ("row:0:2", "missing", None, "no bytes in the row"),
+        (f"{URL}/1", "connection", None, "no connection"),
+        (None, "missing", None, None),
+    ]
+    found = summary.summarize(shop(), write_outcomes(tmp_path, *rows), COMMAND)
+    assert found is not None
+    assert found.lines() == [
+        "images: 9 products, 7 with a URL or a local image, 1 with an image (14% of those)",
+        "image statuses: not_found 3, missing 2, connection 1, corrupt 1, ok 1, refused 1",
+        "images of local files: 4 of 5 failed, most with not_found (no such file, such as a/0.jpg)",
+        "images of images.example: 1 of 1 failed, most with connection (no connection)",
+        "images of rows of the products: 1 of 1 failed, most with corrupt (JPEG: broken data stream, such as row:0:1)",
+        f"next, to try 1 failures again that may pass: {COMMAND}",
+        f"next, once their files are there and sound, to read 4 local images again: {COMMAND}",
+        f"next, once images of [catalogue] is the folder that holds them, to read 1 local images again: {COMMAND}",
+    ]
+    assert str(found.warning()).startswith("FEW IMAGES: only 1 of the 7 products that have a URL or a local image got")
+
+
+def test_a_catalogue_without_images_names_its_section(tmp_path: Path) -> None:
+    found = summary.summarize(shop(), write_outcomes(tmp_path, (None, "missing", None, None)), COMMAND)
+    assert found is not None
+    assert found.warning() == ("NO IMAGES: none of the 1 products has an image. Check [catalogue] of the recipe.")
+
+
+def test_without_a_catalogue_a_reference_is_a_bad_url(tmp_path: Path) -> None:
+    found = summary.summarize(recipe(), write_outcomes(tmp_path, ("file:1.jpg", "bad_url", None, "x")), COMMAND)
+    assert found is not None and found.lines()[2] == "images of (no host): 1 of 1 failed, most with bad_url (x)"
+
+
+@pytest.mark.parametrize(
+    ("urls", "words"),
+    [
+        ((URL, None), "1 of 2 products have a URL"),
+        (("file:1.jpg", "row:0:1"), "2 of 2 products have a local image"),
+        (("file:1.jpg", URL), "2 of 2 products have a URL or a local image"),
+    ],
+)
+def test_what_resolve_made(tmp_path: Path, urls: tuple[str | None, ...], words: str) -> None:
+    rows = [dict.fromkeys(schemas.RESOLVED_SCHEMA.names) | {"image_url": url} for url in urls]
+    (tmp_path / "resolve").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schemas.RESOLVED_SCHEMA), tmp_path / "resolve" / "urls.parquet")
+    assert summary.made("resolve", tmp_path) == words

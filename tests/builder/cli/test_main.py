@@ -43,10 +43,11 @@ def test_build_validate_and_again(
     assert lines[:2] == ["· sample …", "· sample: 36 products, 5 queries, 72 judgments, 3 supplementary products"]
     assert lines[2:5] == ["· release …", "· validate …", "· validate: no problems"]
     assert lines[5].startswith("· release: 12 files, ")
-    assert lines[6:] == [
+    assert lines[6:8] == [
         "· images: 36 products, 33 with a URL, 33 with an image (100% of those)",
         "· image statuses: ok 32, missing 2, generic 1, placeholder 1",
     ]
+    assert len(lines) == 9 and lines[8].startswith(f"· report: {work / 'report.html'}, ")
     sample = "· sample: 36 products, 5 queries, 72 judgments, 3 supplementary products, done before\n"
     assert run(capsys, "build", recipe, "--work", work, "--only", "sample") == (0, f"{work / 'sample'}\n", sample)
     assert run(capsys, "validate", work / "sqid") == (0, f"{work / 'sqid'}: valid\n", "")

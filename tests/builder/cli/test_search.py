@@ -112,6 +112,25 @@ def test_the_encoder_of_the_demo_is_found(tmp_path: Path, capsys: pytest.Capture
     assert "--encoder DIR" in capsys.readouterr().err
 
 
+def test_a_directory_that_a_build_here_used_is_found_beside_its_release(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, clip = tmp_path / "work", place / "clip"
+    shutil.copytree(place / "release", work / "sqid")
+    stated = json.loads((work / "sqid" / schemas.MANIFEST).read_text())
+    stated |= {"model": "clip", "revision": content_revision(clip)}
+    (work / "sqid" / schemas.MANIFEST).write_text(json.dumps(stated))
+    command = ["search", str(work / "sqid"), "red shoes", "--cache-dir", str(tmp_path / "cache"), "--top", "3"]
+    assert main(command) == 1
+    assert "--encoder DIR" in capsys.readouterr().err
+    record = work / "embed" / "encoder.json"
+    record.parent.mkdir()
+    for content, status in ((json.dumps({"model": str(clip)}), 0), ("{", 1), (json.dumps({"model": str(place)}), 1)):
+        record.write_text(content)
+        assert main(command) == status
+        assert len(capsys.readouterr().out.splitlines()) == (4 if status == 0 else 0)
+
+
 @pytest.mark.parametrize("text", ["靴 👟", "red\udcff", "'; DROP TABLE products; --", "naïve\u0000café", "a" * 10_000])
 def test_odd_texts(search: Run, text: str) -> None:
     status, out, err = search(text, "--json")

@@ -58,6 +58,17 @@ def test_a_truncated_image_that_fetch_kept_is_embedded(
     assert vectors[1] is None if status == "truncated" else np.allclose(vectors[1], vectors[0], rtol=1e-5, atol=1e-6)
 
 
+def test_a_catalogue_may_have_no_queries(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    pq.write_table(schemas.SAMPLED_QUERIES_SCHEMA.empty_table(), work / "sample/queries.parquet")
+    embed(recipe, work)
+    assert read(work, "products").num_rows == PRODUCTS
+    assert not list((work / "embed").glob("queries-*"))
+    before = contents(work)
+    embed(recipe, work)
+    assert contents(work) == before
+
+
 def test_rows_are_clip(recipe: Recipe, clip: Path, tmp_path: Path) -> None:
     work = make_work(tmp_path)
     embed(recipe, work)

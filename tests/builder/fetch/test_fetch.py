@@ -28,6 +28,7 @@ from hostile_server import JPEG, STATIC, LoopbackServer, Request, answer, hostil
 
 from builder.fetch import fetch
 from builder.fetch.ledger import Ledger, Outcome
+from builder.fetch.local_images import LocalImages
 from builder.fetch.partition import Partition, open_downloader
 from builder.fetch.shards import damaged_images
 from builder.recipe import EsciSettings, FetchSettings, Recipe
@@ -317,7 +318,10 @@ def test_an_unknown_engine_is_wrong_usage(server: LoopbackServer, tmp_path: Path
 
 
 def test_a_partition_is_completed_from_pickled_values(server: LoopbackServer, tmp_path: Path) -> None:
-    values = partial(open_downloader, recipe(server).fetch), Partition(tmp_path, [f"{HOST}/1.jpg", f"{HOST}/6.jpg"])
+    values = (
+        partial(open_downloader, recipe(server).fetch, LocalImages()),
+        Partition(tmp_path, [f"{HOST}/1.jpg", f"{HOST}/6.jpg"]),
+    )
     opener, partition = pickle.loads(pickle.dumps(values))
     done: list[int] = []
     for _ in range(2):  # the second time there is nothing left to do

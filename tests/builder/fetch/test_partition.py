@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from builder.catalogue.image_rows import ImageRows
+from builder.fetch.local_images import LocalImages
 from builder.fetch.partition import Partition, partitions, share_out
 from builder.recipe import FetchSettings
+from sqid_lib import schemas
 
 URLS = [f"https://{host}.example/{n}.jpg" for n in range(30) for host in ("a", "b", "c", "d") if host != "d" or n < 3]
 
@@ -22,6 +25,14 @@ def test_a_host_is_in_one_partition_and_partitions_have_about_as_many() -> None:
 def test_names_of_one_mirror_are_one_host() -> None:
     limits = FetchSettings(mirrors={f"https://{host}.example/": f"http://mirror:1/{host}/" for host in "abcd"})
     assert set(share_out(URLS, limits, 3).values()) == {0}
+
+
+def test_local_images_are_spread_in_blocks() -> None:
+    images = LocalImages("/images", ImageRows((), "image"))
+    urls = [f"{schemas.FILE_IMAGE}{n}.jpg" for n in range(9_000)]
+    parts = share_out(urls, FetchSettings(), 2, images)
+    assert sorted(Counter(parts.values()).values()) == [4_096, 4_904]
+    assert len({parts[url] for url in urls[:4_096]}) == 1
 
 
 def test_requests_at_once_are_shared_out_among_the_partitions(tmp_path: Path) -> None:

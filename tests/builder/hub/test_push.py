@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from loopback_hub import GITATTRIBUTES, READ_TOKEN, WRITE_TOKEN, LoopbackHub
 from release_fixtures import recipe_with, write_release
+from tiny_catalogue import NONE
+from tiny_catalogue import write_release as write_catalogue
 
 from builder.hub import PushResult, calls, push
 from builder.hub.calls import Calls
@@ -505,6 +507,35 @@ def test_what_was_pushed_loads_back_and_the_snippets_of_the_card_run(loopback: L
     gets = [request for request in loopback.requests if request.endpoint == "lfs-get"]
     assert gets
     assert not any(request.authorized for request in gets)
+
+
+CATALOGUE = """
+import sys
+import numpy as np
+from datasets import load_dataset
+import sqid
+from sqid_lib import EmbeddingStore, stream_pairs
+from sqid_lib.errors import StoreError
+repo, tag, cache = sys.argv[1:]
+print(load_dataset(repo, revision=tag, split="test")["price"][:2])
+address = f"hf://datasets/{repo}@{tag}"
+print(sqid.load("product_features", "test", artifacts=address)["category"][:2])
+store = EmbeddingStore.open(repo, revision=tag, cache_dir=cache)
+print(len(store.search(np.ones(8), where={"price": (None, 50)})), len(store.queries), len(store.judgments))
+try:
+    stream_pairs(address)
+except StoreError as error:
+    print(error.what)
+"""
+
+
+def test_a_catalogue_without_judgments_is_pushed_and_used_from_the_hub(loopback: LoopbackHub, tmp_path: Path) -> None:
+    release = write_catalogue(tmp_path / "made", NONE)
+    result = send(loopback, release, "v1.0.0")
+    assert loopback.files(REPO) == {".gitattributes": GITATTRIBUTES, **content(release)}
+    assert not result.warnings
+    out = loopback.run(CATALOGUE, REPO, "v1.0.0", str(tmp_path / "cache"), token=None)
+    assert out.splitlines() == ["[89.9, 120.0]", "['Schuhe', 'Lampen']", "2 3 0", "there are no judgments"]
 
 
 # -- over Xet ---------------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ import pytest
 from huggingface_hub import DatasetCard
 from release_fixtures import RECIPE, recipe_with, seal, write_release
 
-from builder.recipe import ArtifactsSettings, EncoderSettings
+from builder.recipe import ArtifactsSettings, CardSettings, EncoderSettings
 from builder.release import card
 from builder.release.card_tables import table
 from builder.release.card_yaml import read_metadata
 from builder.release.stage import describe
+from builder.release.stated import licence_entries
 from builder.release.statistics import gather_statistics
+from builder.validate import validate
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.files import shard_name
@@ -235,3 +237,35 @@ def test_a_truncated_parquet_is_reported(release: Path) -> None:
 
 def test_size_categories_follow_the_largest_config(good: Path) -> None:
     assert card.metadata(gather_statistics(good), RECIPE).size_categories == ["n<1K"]
+
+
+def test_a_recipe_in_escis_layout_may_state_its_own_claims(release: Path) -> None:
+    stated = CardSettings(
+        title="Ours",
+        description="Our judgments, $name.\n---\n<!-- with supp -->",
+        licence=("cc0-1.0",),
+        language=("de",),
+        homepage="https://ours.example",
+        citation="@misc{ours}",
+    )
+    seal(release, recipe_with(card=stated))
+    assert validate(release) == []
+    values = read_metadata(release)
+    assert (values["pretty_name"], values["license"], values["language"]) == ("Ours", ["cc0-1.0"], ["de"])
+    body = text(release)
+    assert "Our judgments, $name." in body and "Homepage: <https://ours.example>" in body
+    assert "```bibtex\n@misc{ours}\n```" in body
+    assert body.index("@misc{ours}") < body.index("Real shopping queries")
+
+
+@pytest.mark.parametrize(
+    ("licences", "entries"),
+    [
+        ((), {}),
+        (("MIT", "cc-by-4.0"), {"license": ["mit", "cc-by-4.0"]}),
+        (("Shop terms\n2026",), {"license": "other", "license_name": "Shop terms 2026"}),
+        (("mit", "ours"), {"license": "other", "license_name": "mit and ours"}),
+    ],
+)
+def test_a_licence_that_the_hub_does_not_know_is_another_one(licences: tuple[str, ...], entries: object) -> None:
+    assert licence_entries(licences) == entries

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from file_server import FileServer
 
-from builder.recipe import EsciSettings, Recipe, ResolveSettings
+from builder.recipe import CatalogueSettings, EsciSettings, Recipe, ResolveSettings
 from builder.resolve import resolve, tables
+from builder.resolve.stage import pending
 from builder.resolve.tables import Format
 from sqid_lib import schemas
 from sqid_lib.errors import (
@@ -22,6 +23,7 @@ from sqid_lib.errors import (
     DuplicateKeyError,
     EmptyFileError,
     HtmlPageError,
+    IntegrityError,
     LfsPointerError,
     MissingFileError,
     SchemaError,
@@ -293,3 +295,53 @@ def test_signatures_and_passwords_of_urls_are_not_kept(work: Path, tmp_path: Pat
         rows = resolved(work, f"{base}/urls.csv?X-Amz-Signature={secret}")
     assert {row["source"] for row in rows if row["image_url"]} == {"urls.csv"}
     assert all(secret.encode() not in path.read_bytes() for path in (work / "resolve").iterdir())
+
+
+# -- the images of a catalogue -------------------------------------------------------------------------------------
+
+
+def catalogue(*tables: Path | str) -> Recipe:
+    shop = CatalogueSettings(products="https://shop.example/feed/products.csv?sig=s3cret", locale="de")
+    return Recipe(
+        name="t", version="1", catalogue=shop, resolve=ResolveSettings(tables=tuple(str(table) for table in tables))
+    )
+
+
+def write_images(work: Path, *images: str | None, keys: Sequence[tuple[str, str]] = MAIN) -> None:
+    rows = [{"product_id": p, "product_locale": q, "image": i} for (p, q), i in zip(keys, images, strict=True)]
+    table = pa.Table.from_pylist(rows, schemas.CATALOGUE_IMAGES_SCHEMA)
+    pq.write_table(table, work / "sample" / "images.parquet", row_group_size=2)
+
+
+def test_the_images_of_a_catalogue_are_the_first_source(work: Path, tmp_path: Path) -> None:
+    own = ("file:a&amp;b.jpg", "row:0:5", f"{URL.format(1)}?a=1&amp;b=2", None, " ", schemas.GENERIC_IMAGE_URL)
+    write_images(work, *own)
+    table = write(tmp_path / "more.csv", f"product_id,image_url\nB01,{URL.format(7)}\nNA,{URL.format(8)}\n")
+    resolve(catalogue(table), work)
+    rows = pq.read_table(work / "resolve" / "urls.parquet").to_pylist()
+    assert [(row["image_url"], row["image_status"], row["source"]) for row in rows] == [
+        ("file:a&amp;b.jpg", "ok", "products.csv"),
+        ("row:0:5", "ok", "products.csv"),
+        (f"{URL.format(1)}?a=1&b=2", "ok", "products.csv"),
+        (URL.format(8), "ok", "more.csv"),
+        (None, "missing", None),
+        (schemas.GENERIC_IMAGE_URL, "generic", "products.csv"),
+        (None, "missing", None),
+    ]
+    assert pending(catalogue(table), work) == (
+        "would look for the image URLs of 7 products in the products table and 1 table"
+    )
+    assert pending(catalogue(), work) == "would look for the image URLs of 7 products in the products table"
+
+
+def test_images_of_other_products_are_refused(work: Path) -> None:
+    write_images(work, *["file:a.jpg"] * len(MAIN), keys=MAIN[::-1])
+    with pytest.raises(IntegrityError, match=r"images\.parquet: the products are not those of sample/products"):
+        resolve(catalogue(), work)
+
+
+def test_local_references_mean_nothing_without_a_catalogue(work: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "urls.csv", "product_id,image_url\nNA,file:/etc/hostname\nB09,file:x.jpg\n")
+    write_images(work, *["file:a.jpg"] * len(MAIN))
+    rows = {row["product_id"]: row for row in resolved(work, table)}
+    assert (rows["B01"]["image_status"], rows["B09"]["image_status"]) == ("missing", "bad_url")

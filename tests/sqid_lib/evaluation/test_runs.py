@@ -71,8 +71,8 @@ HEADER = "query_id Q0 product_id rank score tag\n"
         TABS.replace("Q0\t", "").replace("x\n", "my run\n").encode(),
         ("qid docno rank score run\n" + LINES.replace("Q0 ", "")).encode(),
         LINES.replace(" x\n", "\n").encode(),
-        gzip.compress(LINES.encode()),
-        gzip.compress(b"\xef\xbb\xbf" + (HEADER + TABS).encode()),
+        gzip.compress(LINES.encode(), mtime=0),
+        gzip.compress(b"\xef\xbb\xbf" + (HEADER + TABS).encode(), mtime=0),
     ],
 )
 def test_run_files_as_people_write_them(tmp_path: Path, content: bytes) -> None:

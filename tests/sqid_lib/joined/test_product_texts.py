@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_esci import MAIN_IDS, write_esci
 
 from sqid_lib import schemas
-from sqid_lib.errors import DuplicateKeyError, IntegrityError
+from sqid_lib.errors import DuplicateKeyError, IntegrityError, TextLengthError
 from sqid_lib.files import File
 from sqid_lib.joined import product_texts
 
@@ -101,3 +103,44 @@ def test_texts_may_be_of_any_kind(tmp_path: Path, name: str) -> None:
     columns = [KINDS[name](column.combine_chunks()) for column in table.columns]
     pq.write_table(pa.table(columns, names=table.column_names), path, row_group_size=5)
     assert pa.concat_tables(texts(tmp_path, keys, schemas.TEXT_COLUMNS)).equals(before)
+
+
+def test_more_text_than_memory_should_hold_is_read_in_more_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**dict(r), "product_title": f"{r['product_id']} " * 100} for r in tiny_esci.products()]
+    esci = write_esci(tmp_path, products=rows)
+    keys = pa.table({"product_id": sorted(r["product_id"] for r in rows if r["product_locale"] == "us")})
+    keys = keys.append_column("product_locale", pa.repeat("us", keys.num_rows))
+    whole = pa.concat_tables(texts(esci, keys))
+    passes: list[int] = []
+    gather = product_texts._gather_texts
+
+    def counted(file: File, positions: np.ndarray, start: int, stop: int, *rest: Any) -> pa.Table:
+        table = gather(file, positions, start, stop, *rest)
+        passes.append(table.num_rows)
+        return table
+
+    monkeypatch.setattr(product_texts, "_gather_texts", counted)
+    monkeypatch.setattr(product_texts, "TEXT_BYTES_AT_ONCE", 5_000)  # a title has 1,100 bytes
+    assert pa.concat_tables(texts(esci, keys)).equals(whole)
+    assert sum(passes) == keys.num_rows and 1 <= max(passes) <= 4
+    monkeypatch.setattr(product_texts, "TEXT_BYTES_AT_ONCE", 1)  # never less than one row
+    assert pa.concat_tables(texts(esci, keys)).equals(whole)
+
+
+def test_a_text_that_no_product_has_is_an_error_that_names_the_product(tmp_path: Path) -> None:
+    rows = [dict(r) for r in tiny_esci.products()]
+    long = next(r for r in rows if r["product_locale"] == "us")
+    keys = pa.table([[long["product_id"]], ["us"]], schema=KEY)
+    long["product_title"] = "é" * (schemas.MAX_TEXT_BYTES // 2)
+    assert texts(write_esci(tmp_path / "longest", products=rows), keys)[0]["product_title"].to_pylist() == [
+        long["product_title"]
+    ]
+    long["product_title"] += "x"
+    said = (
+        r"product_title: a text is too long; expected at most 1,048,576 bytes, "
+        rf"got 1,048,577 bytes for product {long['product_id']} \(us\)"
+    )
+    with pytest.raises(TextLengthError, match=said):
+        texts(write_esci(tmp_path / "longer", products=rows), keys)

@@ -151,3 +151,12 @@ def test_a_store_without_a_product_image_says_so(store: EmbeddingStore, tmp_path
     assert found.notes == (NO_IMAGES,)
     assert {hit.score for hit in found} == {0.0}
     assert [hit.product_id for hit in found] == sorted(store.products["product_id"].to_pylist())[:10]
+
+
+def test_dot_products_that_are_kept_are_those_of_the_query(store: EmbeddingStore) -> None:
+    again = EmbeddingStore(store.path)
+    for number in (0, 1, 0, 2, 3, 4, 5, 0, 1):
+        for weight in (0.2, 0.9):
+            query = np.asarray(store.query_features[number])
+            expected = brute_force(store, [query], weight)[:9]
+            assert [hit.product_id for hit in again.search(query, top=9, weight=weight)] == [key[1] for key in expected]

@@ -61,3 +61,45 @@ def test_values_that_are_kept(where: Any, kept: str) -> None:
 def test_what_is_refused(where: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         matching(where, PRODUCTS, HAS_IMAGE)
+
+
+# -- numbers that a catalogue keeps ---------------------------------------------------------------------------------
+
+NUMBERS = pa.table(
+    {
+        "price": pa.array([5.0, 50.0, None, 99.5, float("nan")]),
+        "stock": pa.array([0, 1, 2, 2**60, None]),
+        "brand": pa.array(["a..b", "a", "b", None, "c"]),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ({"price": (5, 50)}, [0, 1]),
+        ({"price": (None, 50)}, [0, 1]),
+        ({"price": (50.5, None)}, [3]),
+        ({"price": (None, None)}, [0, 1, 3]),
+        ({"price": "5..50"}, [0, 1]),
+        ({"price": ["..5", "99.5"]}, [0, 3]),
+        ({"price": "99 .. "}, [3]),
+        ({"stock": [(1, 2), None]}, [1, 2, 4]),
+        ({"stock": (3, None)}, [3]),
+        ({"stock": [2, 0]}, [0, 2]),
+        ({"price": (50, 5)}, []),
+        ({"price": []}, []),
+        ({"price": (None, 60), "stock": (1, None)}, [1]),
+        ({"brand": "a..b"}, [0]),  # a text column has no ranges
+        ({"brand": ("a", "b")}, [1, 2]),
+    ],
+)
+def test_ranges_of_numbers(where: dict[str, Any], kept: list[int]) -> None:
+    found = matching(where, NUMBERS, np.zeros(5, np.bool_))
+    assert np.flatnonzero(found).tolist() == kept
+
+
+@pytest.mark.parametrize("wrong", [(1,), (1, 2, 3), ("a", 2), (float("nan"), 2), "1..b", [("x", None)]])
+def test_what_is_no_range_is_named(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"where price: not a range; expected \(low, high\), numbers or None"):
+        matching({"price": wrong}, NUMBERS, np.zeros(5, np.bool_))

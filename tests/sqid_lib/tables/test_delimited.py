@@ -46,10 +46,10 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "comments": ("a.csv", COMMENTS.encode(), "1 comment lines between the rows"),
     "other columns": ("a.csv", OTHER_COLUMNS.encode(), "another case"),
     "Windows-1252 elsewhere": ("a.csv", OTHER_COLUMNS.encode("cp1252"), "Windows-1252"),
-    "gzip": ("a.csv.gz", gzip.compress(PLAIN.encode()), "gzip"),
+    "gzip": ("a.csv.gz", gzip.compress(PLAIN.encode(), mtime=0), "gzip"),
     "bz2": ("a.tsv.bz2", bz2.compress(TABS.encode()), "bz2, tab"),
     "zstd": ("a.csv.zst", ZSTD.compress(PLAIN.encode(), asbytes=True), "zstd"),
-    "gzip by content": ("a.csv", gzip.compress(PLAIN.encode()), "gzip"),
+    "gzip by content": ("a.csv", gzip.compress(PLAIN.encode(), mtime=0), "gzip"),
     "already decompressed": ("a.csv.gz", PLAIN.encode(), ""),
 }
 

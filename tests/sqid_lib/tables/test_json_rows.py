@@ -36,7 +36,7 @@ CAPITALS = LINES.replace("product_id", "PRODUCT_ID")
         ("a.ndjson", b"\n" + LINES.encode() + b"\n\n"),
         ("a.json", LINES.encode()),
         ("a.JSON", CAPITALS.encode()),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("a.json", json.dumps(ROWS).encode("utf-16")),
     ],
 )

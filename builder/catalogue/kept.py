@@ -1,0 +1,89 @@
+"""Columns of the products that a recipe carries into the release as they are: [catalogue] keep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from builder.catalogue.cells import texts
+from builder.catalogue.tables import Batch
+from sqid_lib import schemas
+from sqid_lib.errors import RecipeError, SchemaError, did_you_mean, first_line
+from sqid_lib.tables.columns import is_text, plain
+
+IMAGE_COUNT = "image_count"  # that a catalogue's products have where some have several images
+_DECLARED = frozenset(c.name for config in schemas.DECLARED.values() for c in config.columns) | {IMAGE_COUNT, "split"}
+_INTEGER = r"^[+-]?(?:0|[1-9]\d{0,17})$"  # no zeros at its start, which a code has
+_NUMBER = r"^[+-]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+
+_log = logging.getLogger(__name__)
+
+
+def check_kept(keep: Sequence[str], names: Sequence[str]) -> None:
+    """Raise RecipeError unless the kept columns are in the tables, each once, under names that we do not declare."""
+    for name in keep:
+        problem, expected, fix = "", "", None
+        if name not in names:
+            problem, expected, fix = "the tables have no such column", ", ".join(names), did_you_mean(name, names)
+        elif name in _DECLARED:
+            problem, expected = "a column of ours has this name", "another name"
+            fix = "Leave it out, or rename it in the tables."
+        elif keep.count(name) > 1:
+            problem, expected = "the name is there twice", "each name once"
+        if problem:
+            raise RecipeError(problem, where="catalogue.keep", expected=expected, got=repr(name), fix=fix)
+
+
+def kept_cells(batch: Batch, column: str) -> pa.Array:
+    """Cells with their type: int64, double, bool or string; other types become text.
+
+    Raises:
+        SchemaError: lists, objects or bytes, or a number beyond int64.
+    """
+    values = plain(batch.table.column(column))
+    where = batch.tables.files[batch.file]
+    dtype = values.type
+    if is_text(dtype):
+        return texts(batch, column)
+    if pa.types.is_nested(dtype):
+        raise SchemaError("a kept column holds lists or objects", where=f"{where}: {column}", got=str(dtype)[:80])
+    try:
+        if pa.types.is_boolean(dtype) or pa.types.is_null(dtype):
+            kept = values
+        elif pa.types.is_integer(dtype):
+            kept = values.cast(pa.int64())
+        elif pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
+            kept = values.cast(pa.float64())
+        else:
+            kept = values.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SchemaError(f"cannot be kept: {first_line(error)}", where=f"{where}: {column}") from error
+    return pa.concat_arrays(kept.chunks) if kept.num_chunks else pa.array([], kept.type)
+
+
+def one_type(parts: Sequence[pa.Array], name: str, *, numbers: bool) -> pa.ChunkedArray:
+    """The parts of a kept column in the one type that they have together; text where they differ in more than that.
+
+    Args:
+        numbers: whether texts that are all numbers are read as numbers: those of csv, which has no types.
+    """
+    types = {part.type for part in parts} - {pa.null()}
+    if not types:
+        target = pa.string()
+    elif len(types) == 1:
+        target = next(iter(types))
+    else:
+        target = pa.float64() if types == {pa.int64(), pa.float64()} else pa.string()
+    column = pa.chunked_array([part.cast(target) for part in parts], target)
+    if not numbers or target != pa.string() or column.null_count == len(column):
+        return column
+    for pattern, dtype in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
+        if pc.all(pc.match_substring_regex(column, pattern)).as_py():
+            _log.info(
+                "column %s: kept as %s, since every cell is one", name, "integers" if dtype == pa.int64() else "numbers"
+            )
+            return column.cast(dtype)
+    return column

@@ -1,0 +1,97 @@
+"""The report opened from a file in Chromium: a map that works, an empty console, no request, no accessibility fault."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_fixtures as fixtures
+
+from builder.report import report
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+
+pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="Chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    work = fixtures.write_work(tmp_path_factory.mktemp("browser") / "work", fixtures.shop())
+    return report(work, method="pca").path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_report_in_a_browser(browser: Any, url: str, width: int, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=False)
+    page = context.new_page()
+    said: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(url)
+    check_map(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert [request for request in requests if not request.startswith("data:")] == [url]
+    assert said == []
+    context.close()
+
+
+def check_map(page: Any) -> None:
+    """Hover, keys and menus of the map."""
+    tip = page.locator("#tip")
+    assert tip.is_hidden()
+    page.locator("#map-text").scroll_into_view_if_needed()
+    page.locator("#map-text circle").nth(5).hover(force=True)
+    near = tip.locator(".title").inner_text()
+    assert near.startswith("product number ") and tip.locator("img").count() == 1
+    page.locator("#map-text").focus()
+    seen = set()
+    for _ in range(60):
+        page.keyboard.press("ArrowRight")
+        seen.add(tip.locator(".title").inner_text())
+    assert len(seen) == 60 and fixtures.HOSTILE[1] in seen  # shown as text
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+    circle = page.locator("#map-text circle").nth(55)  # the generic image
+    colours = []
+    for by in ("label", "status", "brand"):
+        page.get_by_label("Colour by").select_option(by)
+        assert page.locator(".maps .legend:visible").count() == 1
+        colours.append(circle.evaluate("circle => getComputedStyle(circle).fill"))
+    assert len(set(colours)) > 1
+    page.get_by_label("Placed by").select_option("image")
+    assert page.locator("#map-image").is_visible() and page.locator("#map-text").is_hidden()
+    assert page.locator("#map-image circle").count() == 49
+
+
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+def test_no_serious_accessibility_fault(browser: Any, url: str, scheme: str) -> None:
+    axe = importlib.import_module("axe_core_python.sync_playwright")
+    context = browser.new_context(viewport={"width": 1000, "height": 800}, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(url)
+    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+    faults = axe.Axe().run(page)["violations"]
+    assert [
+        (fault["id"], fault["nodes"][0]["html"]) for fault in faults if fault["impact"] in ("serious", "critical")
+    ] == []
+    context.close()
