@@ -44,10 +44,18 @@ def check_images(images: pa.Array, names: Mapping[str, str], where: str, setting
                 *(where, locals_, example),
                 "they are looked for beside the table" if beside else "for local images add images = … to [catalogue]",
             )
+    rows = pc.sum(pc.starts_with(images, schemas.ROW_IMAGE)).as_py()
     if not count:
         _log.warning("%s: no product has an image", where)
     else:
-        _log.info("%s: %d of %d products have an image, %d of them a local one", where, count, len(images), locals_)
+        _log.info(
+            "%s: products with an image: %d of %d; in local files: %d, in the table: %d",
+            where,
+            count,
+            len(images),
+            locals_,
+            rows,
+        )
 
 
 def warn(table: pa.Table, where: str, *, csv: bool) -> None:
