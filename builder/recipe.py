@@ -104,7 +104,7 @@ class CatalogueSettings(_Section):
 class CardSettings(_Section):
     """[card]: what the Hub card may claim; nothing is claimed that is not stated here.
 
-    With [esci], whose claims are known, title, licence and language replace those, and the rest is added.
+    In a recipe with [esci] title, licence and language replace those of ESCI, and the rest is added to what is known.
     """
 
     title: str = ""

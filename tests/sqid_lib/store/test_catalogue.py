@@ -13,7 +13,8 @@ import pytest
 from tiny_catalogue import CATEGORIES, CLICKS, NAMES, NONE, PRICES, STOCK, WIDTH, write_release
 
 from sqid_lib import EmbeddingStore, schemas, stream_pairs
-from sqid_lib.errors import MissingFileError, StoreError, UsageError
+from sqid_lib.errors import ContractError, MissingFileError, StoreError, UsageError
+from sqid_lib.streams.checks import checked_gains
 from sqid_lib.streams.filters import Filters
 
 
@@ -101,6 +102,16 @@ def test_positives_are_the_judgments_with_at_least_half_of_the_highest_gain(
         batches = list(store.negatives(1, batch_size=8, format="numpy"))
         assert [gain for batch in batches for gain in batch.gain.tolist()] == gains
         assert sum(len(batch.gain) for batch in store.negatives(1, labels=None, batch_size=8, format="numpy")) > 2
+
+
+def test_own_labels_may_have_one_gain_and_those_of_esci_may_not() -> None:
+    def gains(*labels: str) -> list[float]:
+        judgments = pa.table({"esci_label": labels, "gain": pa.array([1.0] * len(labels), pa.float32())})
+        return checked_gains(judgments, "x").tolist()
+
+    assert gains("bought", "liked") == gains("1", "1.0") == [1.0, 1.0]
+    with pytest.raises(ContractError, match="all labels have the same gain"):
+        gains("E", "S")
 
 
 def test_few_of_many_labels_are_named_in_a_message(named: EmbeddingStore) -> None:
