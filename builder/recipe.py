@@ -104,7 +104,7 @@ class CatalogueSettings(_Section):
 class CardSettings(_Section):
     """[card]: what the Hub card may claim; nothing is claimed that is not stated here.
 
-    With [esci], whose claims are known, title, licence and language replace those, and the rest is added.
+    In a recipe with [esci] title, licence and language replace those of ESCI, and the rest is added to what is known.
     """
 
     title: str = ""
@@ -173,7 +173,7 @@ class PagesSettings(_Section):
     contact: str = Field(default="", validate_default=True)
     """E-mail address or web page of yours, which is sent with every request."""
     url: str = Field(default="https://www.amazon.com/dp/{product_id}", pattern=PAGE_URL)
-    """URL of a product's page; {product_id} and {product_locale} are replaced."""
+    """URL of a product's page; {product_id} and {product_locale} are replaced. The default is for ESCI's products."""
     delay: PositiveFloat = 1.0
     """Least time between two requests to one host, in seconds."""
 
@@ -347,6 +347,9 @@ class Recipe(_Section):
         for name in ("selection", "artifacts"):
             if self.catalogue is not None and name in self.model_fields_set and getattr(self, name) is not None:
                 raise PydanticCustomError("not_with_catalogue", "{name}", {"name": name})
+        pages = self.resolve.pages
+        if self.catalogue is not None and pages.permission and "url" not in pages.model_fields_set:
+            raise PydanticCustomError("no_page_url", "url")
         return self
 
     @property
@@ -358,8 +361,11 @@ class Recipe(_Section):
         return self.esci.path
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in the TOML file, for the manifest."""
-        return self.model_dump()
+        """Plain values, as in the TOML file, for the manifest; of a catalogue without pages no [resolve.pages]."""
+        values = self.model_dump()
+        if self.catalogue is not None and not self.resolve.pages.permission:
+            del values["resolve"]["pages"]  # its default URL is that of ESCI's products
+        return values
 
     @field_serializer("selection")
     def _selection_table(self, selection: Selection) -> dict[str, Any]:

@@ -97,6 +97,10 @@ def _problem(details: ErrorDetails, schema: Mapping[str, Any]) -> RecipeError:
         return _no_source()
     if kind == "not_with_catalogue":
         return RecipeError(f"[{context['name']}] does not go with [catalogue]", fix="Remove it.")
+    if kind == "no_page_url":
+        return RecipeError(
+            "[resolve.pages] has no URL of the catalogue's own pages", fix='Add url = "https://…/{product_id}" to it.'
+        )
     if kind == "missing":
         return RecipeError(f"key {key!r} is missing", fix="Add it.")
     if kind == "extra_forbidden":

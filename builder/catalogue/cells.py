@@ -6,20 +6,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.catalogue.tables import Batch
-from sqid_lib.errors import ContractError, SchemaError, first_line
+from sqid_lib import schemas
+from sqid_lib.errors import ContractError, SchemaError, TextLengthError, first_line
 from sqid_lib.tables.columns import is_list, is_text, plain
 
 _EXACT = 2.0**53  # whole numbers up to here are exact as float64
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
-def texts(batch: Batch, column: str) -> pa.Array:
+def texts(batch: Batch, column: str, *, longest: int | None = schemas.MAX_TEXT_BYTES) -> pa.Array:
     """Cells as texts without the spaces around them, null where nothing is left; a list of texts as its lines.
+
+    Args:
+        longest: bytes that a text may have; None for any number.
 
     Raises:
         SchemaError: bytes that are no UTF-8, or values that are no texts, such as objects.
+        TextLengthError: a text is longer.
     """
     found = pc.utf8_trim_whitespace(_as_text(batch, column))
+    if longest is not None and (row := _first(pc.greater(pc.binary_length(found), longest))) is not None:
+        raise TextLengthError(
+            f"a text is too long (column {column!r})",
+            where=batch.where(row),
+            expected=f"at most {longest:,} bytes",
+            got=f"{pc.binary_length(found)[row].as_py():,} bytes",
+            fix="Shorten it, or leave the row out.",
+        )
     return pc.if_else(pc.equal(found, ""), None, found)
 
 

@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     from builder.recipe import CatalogueSettings
 
 _HTML = r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>"
-_ROUNDED = r"^\d[.,]\d+[eE]\+?\d+$"  # what Excel makes of a long number
+_ROUNDED = r"^\d(?:[.,]\d+[eE]\+?|[eE]\+)\d+$"  # what Excel makes of a long number
 _log = logging.getLogger(__name__)
 
 
-def check_images(
-    images: pa.Array, ids: pa.Array, names: Mapping[str, str], where: str, settings: CatalogueSettings
-) -> None:
+def check_images(images: pa.Array, names: Mapping[str, str], where: str, settings: CatalogueSettings) -> None:
     """Raise RecipeError if local images are named and no folder is known; log how many products have an image."""
     there = pc.is_valid(images)
     local = pc.fill_null(pc.starts_with(images, schemas.FILE_IMAGE), False)
@@ -42,14 +40,22 @@ def check_images(
             )
         if locals_ < count:
             _log.warning(
-                "%s: %d images are no URLs, such as %r; %s",
+                "%s: images that are no URLs: %d, such as %r; %s",
                 *(where, locals_, example),
                 "they are looked for beside the table" if beside else "for local images add images = … to [catalogue]",
             )
+    rows = pc.sum(pc.starts_with(images, schemas.ROW_IMAGE)).as_py()
     if not count:
-        _log.warning("%s: no product has an image, such as %r", where, ids[0].as_py())
+        _log.warning("%s: no product has an image", where)
     else:
-        _log.info("%s: %d of %d products have an image, %d of them a local one", where, count, len(images), locals_)
+        _log.info(
+            "%s: products with an image: %d of %d; in local files: %d, in the table: %d",
+            where,
+            count,
+            len(images),
+            locals_,
+            rows,
+        )
 
 
 def warn(table: pa.Table, where: str, *, csv: bool) -> None:
@@ -58,24 +64,24 @@ def warn(table: pa.Table, where: str, *, csv: bool) -> None:
     alike, examples = _alike(ids)
     if alike:
         _log.warning(
-            "%s: %d ids differ from another one only in case, spaces or Unicode form, such as %s; they are kept apart",
+            "%s: ids that differ from another one only in case, spaces or Unicode form: %d, such as %s; all are kept",
             *(where, alike, " and ".join(map(repr, examples))),
         )
     rounded = ids.filter(pc.match_substring_regex(ids, _ROUNDED))
     if csv and len(rounded):
         _log.warning(
-            "%s: %d ids look like numbers that a spreadsheet has rounded, such as %r",
+            "%s: ids that look like numbers which a spreadsheet has rounded: %d, such as %r",
             *(where, len(rounded), rounded[0].as_py()),
         )
     empty = ids.filter(pc.is_null(table.column("product_title")))
     if len(empty):
-        _log.warning("%s: %d products have no title, such as %r", where, len(empty), empty[0].as_py())
+        _log.warning("%s: products without a title: %d, such as %r", where, len(empty), empty[0].as_py())
     html = np.zeros(len(ids), np.bool_)
     for name in schemas.TEXT_COLUMNS:
         html |= pc.fill_null(pc.match_substring_regex(table.column(name), _HTML), False).to_numpy()
     if html.any():
         _log.warning(
-            "%s: %d products have HTML tags in their texts, which the encoder reads as text, such as %r",
+            "%s: products with HTML tags in their texts, which the encoder reads as text: %d, such as %r",
             *(where, int(html.sum()), ids[int(html.argmax())].as_py()),
         )
 

@@ -81,7 +81,7 @@ def _counts(rows: Rows, name: str) -> Ints:
         value = rows.values(name)[row]
         got = "an empty cell" if value is None else repr(value)
         expected = "a whole number, 0 or more"
-        raise SchemaError(f"bad value for {name}", where=rows.place(row), expected=expected, got=got)
+        raise SchemaError(f"bad value for {name}", where=rows.place(row), expected=expected, got=got, fix="Correct it.")
     return np.asarray(numbers[codes], np.int64)
 
 

@@ -130,13 +130,14 @@ def recognise(
         )
     missing = [ours for ours in required if ours not in chosen]
     if missing:
+        free = next((name for name in names if name not in chosen.values()), "…")
         one = " Is the delimiter another than a comma, semicolon, tab or vertical bar?" if len(names) == 1 else ""
         raise SchemaError(
             f"no column is known to be {' or '.join(missing)}",
             where=tables.address,
             expected=", ".join(f"{ours} ({', '.join(known[ours][1:4])} …)" for ours in missing),
             got=f"the columns {', '.join(names)}",
-            fix=f'Say which in [catalogue.columns], such as {missing[0]} = "{names[0] if names else ""}".{one}',
+            fix=f'Say which in [catalogue.columns], such as {missing[0]} = "{free}".{one}',
         )
     unused = [name for name in names if name not in chosen.values()]
     _log.info(

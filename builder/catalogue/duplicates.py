@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builder.catalogue.kept import IMAGE_COUNT
+from builder.catalogue.kept import FILE, IMAGE, IMAGE_COUNT, ROW
 from builder.catalogue.tables import Tables
 from sqid_lib.errors import DuplicateKeyError
 
@@ -25,7 +25,7 @@ def merged(table: pa.Table, tables: Tables) -> pa.Table:
         return table
     _check_same(table, again, tables)
     starts = np.flatnonzero(~np.concatenate([[False], same]))
-    images, counts = table.column("image").to_pylist(), table.column(IMAGE_COUNT).to_numpy().copy()
+    images, counts = table.column(IMAGE).to_pylist(), table.column(IMAGE_COUNT).to_numpy().copy()
     several = 0
     for start in np.unique(starts[np.searchsorted(starts, again, "right") - 1]).tolist():
         stop = start + 1
@@ -39,10 +39,10 @@ def merged(table: pa.Table, tables: Tables) -> pa.Table:
             images[start], counts[start] = next(iter(different)), sum(different.values())
             several += len(different) > 1
     _log.warning(
-        "%s: %d rows repeat the product of another row, such as %r; so %d products have several images",
+        "%s: rows that repeat the product of another row: %d, such as %r; products with several images: %d",
         *(tables.address, len(again), ids[again[0]].as_py(), several),
     )
-    table = table.set_column(table.column_names.index("image"), "image", pa.array(images, pa.large_string()))
+    table = table.set_column(table.column_names.index(IMAGE), IMAGE, pa.array(images, pa.large_string()))
     table = table.set_column(table.column_names.index(IMAGE_COUNT), IMAGE_COUNT, pa.array(counts))
     return table.take(pa.array(starts))
 
@@ -50,7 +50,7 @@ def merged(table: pa.Table, tables: Tables) -> pa.Table:
 def _check_same(table: pa.Table, again: npt.NDArray[np.int64], tables: Tables) -> None:
     """Raise DuplicateKeyError unless each of the rows equals the row before it in all but its image."""
     for name in table.column_names:
-        if name in ("product_id", "image", IMAGE_COUNT, "_file", "_row"):
+        if name in ("product_id", IMAGE, IMAGE_COUNT, FILE, ROW):
             continue
         these, before = (table.column(name).take(pa.array(rows)) for rows in (again, again - 1))
         equal = pc.fill_null(pc.equal(these, before), False)
@@ -59,7 +59,7 @@ def _check_same(table: pa.Table, again: npt.NDArray[np.int64], tables: Tables) -
         if len(differ):
             row = int(again[differ[0]])
             first, second = (
-                tables.where(table.column("_file")[r].as_py(), table.column("_row")[r].as_py()) for r in (row - 1, row)
+                tables.where(table.column(FILE)[r].as_py(), table.column(ROW)[r].as_py()) for r in (row - 1, row)
             )
             raise DuplicateKeyError(
                 f"two rows have the product id {table.column('product_id')[row].as_py()!r} and contradict each other",

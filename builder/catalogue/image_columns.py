@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sqid_lib import schemas
 from sqid_lib.tables.columns import plain, plain_type
 
 _ROWS = 64  # of images at once, where it is not known without reading them whether there is one
@@ -24,19 +25,26 @@ def is_image_column(parquet: pq.ParquetFile, column: str) -> bool:
     return _is_binary(dtype) and _first_is_no_text(parquet, column)
 
 
-def image_references(parquet: pq.ParquetFile, column: str, group: int, prefix: str, first: int) -> pa.Array:
-    """For each row of a row group `prefix` and the number of the row where it has bytes; otherwise its path, or null.
+def row_references(file: int, first: int, rows: int) -> pa.Array:
+    """ "row:FILE:ROW" for so many rows of a file from row `first` on; numbers from 0."""
+    numbers = pa.array(np.arange(first, first + rows)).cast(pa.string())
+    prefix = pa.array([f"{schemas.ROW_IMAGE}{file}:"]).take(pa.array(np.zeros(rows, np.int64)))
+    return pc.binary_join_element_wise(prefix, numbers, "")
+
+
+def image_references(parquet: pq.ParquetFile, column: str, group: int, file: int, first: int) -> pa.Array:
+    """For each row of a row group its reference where it has bytes; otherwise its path, or null.
 
     The bytes are read only where the file does not state how many there are, or where some rows have none.
 
     Args:
+        file: number of the file.
         first: number of the group's first row in the file.
     """
     rows = parquet.metadata.row_group(group).num_rows
     struct = pa.types.is_struct(plain_type(parquet.schema_arrow.field(column).type))
     leaf = f"{column}.bytes" if struct else column
-    numbers = pa.array(np.arange(first, first + rows)).cast(pa.string())
-    references = pc.binary_join_element_wise(pa.array([prefix]).take(pa.array(np.zeros(rows, np.int64))), numbers, "")
+    references = row_references(file, first, rows)
     nulls = _null_count(parquet, leaf, group)
     if nulls == 0:
         return references

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.catalogue.cells import texts
+from builder.catalogue.image_columns import row_references
 from builder.catalogue.tables import Batch
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, SchemaError
@@ -47,13 +48,14 @@ def image_cells(batch: Batch, column: str) -> tuple[pa.Array, npt.NDArray[np.int
             got=str(values.type)[:80],
             fix="Write one image in each row, or URLs.",
         )
-    found = texts(batch, column)
+    found = texts(batch, column, longest=None)
+    own = row_references(batch.file, batch.first, len(found)) if batch.has_images else None
     counts = pc.is_valid(found).cast(pa.int32()).to_numpy().copy()
     several = np.flatnonzero(
         pc.fill_null(pc.match_substring_regex(found, _SEVERAL), False).to_numpy(zero_copy_only=False)
     )
     if not len(several):
-        return _references(found), counts
+        return _references(found, own), counts
     first: dict[int, str | None] = {}
     for row in several.tolist():
         images = split_images(found[row].as_py())
@@ -61,7 +63,7 @@ def image_cells(batch: Batch, column: str) -> tuple[pa.Array, npt.NDArray[np.int
     mask = np.zeros(len(found), np.bool_)
     mask[several] = True
     found = pc.replace_with_mask(found, pa.array(mask), pa.array(list(first.values()), pa.string()))
-    return _references(found), counts
+    return _references(found, own), counts
 
 
 def split_images(cell: str) -> list[str]:
@@ -122,11 +124,14 @@ def _distinct(items: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(stripped for item in items if (stripped := item.strip())))
 
 
-def _references(cells: pa.Array) -> pa.Array:
-    """URLs as they are, bytes as the batch has them, and anything else as a local path."""
+def _references(cells: pa.Array, own: pa.Array | None) -> pa.Array:
+    """URLs and the references `own` of the rows as they are, and anything else as a local path."""
     cells = pc.replace_substring_regex(cells, r"^//", "https://")
     cells = pc.replace_substring_regex(cells, r"(?i)^file:(//)?", "")
-    as_they_are = pc.or_(pc.match_substring_regex(cells, _SCHEME), pc.starts_with(cells, schemas.ROW_IMAGE))
+    as_they_are = pc.match_substring_regex(cells, _SCHEME)
+    as_they_are = pc.and_not(as_they_are, pc.starts_with(cells, schemas.ROW_IMAGE))  # a text is no reference to a row
+    if own is not None:
+        as_they_are = pc.or_(as_they_are, pc.equal(cells, own))
     return pc.if_else(as_they_are, cells, prefixed(schemas.FILE_IMAGE, cells))
 
 

@@ -18,7 +18,7 @@ from builder.catalogue.queries import given_ids, number_queries, queries_table, 
 from builder.catalogue.rows import Rows, read_rows
 from builder.catalogue.tables import Tables
 from sqid_lib import schemas
-from sqid_lib.errors import DuplicateKeyError, IntegrityError, LabelError, did_you_mean
+from sqid_lib.errors import DuplicateKeyError, IntegrityError, LabelError, SchemaError, did_you_mean
 from sqid_lib.tables.keys import check_unique
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ CLICK_LOG = ("impressions", "clicks")
 _LARGEST = float(np.finfo(np.float32).max)
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _COMMA = re.compile(r"[0-9]+,[0-9]+")
+_CORRECT = "Correct the row, or give the label a gain in [catalogue.labels]."
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +69,14 @@ def judgment_columns(tables: Tables, stated: Mapping[str, str]) -> dict[str, str
     found = columns.guess(tables.names, known, stated)
     if "split" in columns.guess(tables.names, columns.JUDGMENTS, stated).chosen:
         _log.info("%s: its column split is not used: all judgments are of the split %s", tables.address, SPLIT)
+    if set(found.chosen) <= {"query", "query_id"} and "query" in found.chosen and not found.unclear:
+        raise SchemaError(
+            "queries without judgments",
+            where=tables.address,
+            expected="columns of a product id, and of a label or of impressions and clicks",
+            got=f"the columns {', '.join(tables.names)}",
+            fix="Say which they are in [catalogue.columns]; or name a list of queries as queries = … in [catalogue].",
+        )
     counts = [name for name in CLICK_LOG if name in (*found.chosen, *found.unclear)]
     labelled = "label" in (*found.chosen, *found.unclear)
     if counts and not labelled:
@@ -126,7 +135,7 @@ def _judgments(
         kept = log.impressions >= settings.clicks.min_impressions
         if not kept.all():
             left, least = int((~kept).sum()), settings.clicks.min_impressions
-            _log.info("%s: %d pairs with fewer than %d impressions are left out", rows.name, left, least)
+            _log.info("%s: pairs left out, since they have fewer than %d impressions: %d", rows.name, least, left)
         log, first = log.only(kept), first[kept]
         labels, gains = log.labels(), click_gains(log, query[first], settings.clicks)
     names = list(ids)
@@ -167,7 +176,7 @@ def _product_of_row(rows: Rows, products: pa.Table, settings: CatalogueSettings)
     found: Ints = np.asarray(rows_found.to_numpy(zero_copy_only=False), np.int64)
     missing = np.flatnonzero(found < 0)
     if len(missing) and settings.unknown_products == DROP:
-        _log.info("%s: %d rows judge products that the catalogue has not, and are left out", rows.name, len(missing))
+        _log.info("%s: rows left out, since the catalogue does not have their products: %d", rows.name, len(missing))
     elif len(missing):
         value = column[int(missing[0])].as_py()
         fix = 'Correct the ids, or set unknown_products = "drop" in [catalogue] to leave such rows out.'
@@ -229,7 +238,7 @@ def _labelled(
             fix="Remove one of them.",
         )
     if again := len(pair) - len(first):
-        _log.info("%s: %d rows say again what another row says, and are left out", rows.name, again)
+        _log.info("%s: rows left out, since another row says the same: %d", rows.name, again)
     return [str(texts[code]) for code in of_pair], gains[of_pair]
 
 
@@ -244,7 +253,7 @@ def gain_of(label: str | None, labels: Mapping[str, float]) -> float | LabelErro
         if 0 <= gain <= _LARGEST:
             return gain
         expected = "a finite number, 0 or more"
-        return LabelError("a label that is a number is a gain", expected=expected, got=repr(label))
+        return LabelError("a label that is a number is a gain", expected=expected, got=repr(label), fix=_CORRECT)
     expected = f"{' or '.join(labels)}, or a number" if labels else "a number, since [catalogue.labels] names no label"
     if _COMMA.fullmatch(label):
         fix = f'Write numbers with a point, or give this label a gain: "{label}" = … in [catalogue.labels].'
@@ -252,5 +261,5 @@ def gain_of(label: str | None, labels: Mapping[str, float]) -> float | LabelErro
         near = next((known for known in labels if known.strip().casefold() == label.strip().casefold()), None)
         hint = f"Did you mean {near!r}? Case and spaces count. " if near else ""
         hint = hint or (f"{question} " if (question := did_you_mean(label, labels)) else "")
-        fix = f"{hint}Correct the row, or give the label a gain in [catalogue.labels]."
+        fix = f"{hint}{_CORRECT}"
     return LabelError(f"unknown label {label!r}", expected=expected, fix=fix)

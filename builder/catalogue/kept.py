@@ -15,9 +15,13 @@ from sqid_lib.errors import RecipeError, SchemaError, did_you_mean, first_line
 from sqid_lib.tables.columns import is_text, plain
 
 IMAGE_COUNT = "image_count"  # that a catalogue's products have where some have several images
-_DECLARED = frozenset(c.name for config in schemas.DECLARED.values() for c in config.columns) | {IMAGE_COUNT, "split"}
+IMAGE, FILE, ROW = "image", "_file", "_row"  # that products have while they are read
+_RESERVED = frozenset(c.name for config in schemas.DECLARED.values() for c in config.columns) | {
+    *(IMAGE_COUNT, IMAGE, FILE, ROW, "split")
+}
 _INTEGER = r"^[+-]?(?:0|[1-9]\d{0,17})$"  # no zeros at its start, which a code has
 _NUMBER = r"^[+-]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+_LEAVE_OUT = "Leave it out of [catalogue] keep, or write it as text."
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ def check_kept(keep: Sequence[str], names: Sequence[str]) -> None:
         problem, expected, fix = "", "", None
         if name not in names:
             problem, expected, fix = "the tables have no such column", ", ".join(names), did_you_mean(name, names)
-        elif name in _DECLARED:
+        elif name in _RESERVED:
             problem, expected = "a column of ours has this name", "another name"
             fix = "Leave it out, or rename it in the tables."
         elif keep.count(name) > 1:
@@ -49,7 +53,9 @@ def kept_cells(batch: Batch, column: str) -> pa.Array:
     if is_text(dtype):
         return texts(batch, column)
     if pa.types.is_nested(dtype):
-        raise SchemaError("a kept column holds lists or objects", where=f"{where}: {column}", got=str(dtype)[:80])
+        raise SchemaError(
+            "a kept column holds lists or objects", where=f"{where}: {column}", got=str(dtype)[:80], fix=_LEAVE_OUT
+        )
     try:
         if pa.types.is_boolean(dtype) or pa.types.is_null(dtype):
             kept = values
@@ -60,7 +66,7 @@ def kept_cells(batch: Batch, column: str) -> pa.Array:
         else:
             kept = values.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SchemaError(f"cannot be kept: {first_line(error)}", where=f"{where}: {column}") from error
+        raise SchemaError(f"cannot be kept: {first_line(error)}", where=f"{where}: {column}", fix=_LEAVE_OUT) from error
     return pa.concat_arrays(kept.chunks) if kept.num_chunks else pa.array([], kept.type)
 
 

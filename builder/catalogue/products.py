@@ -17,7 +17,7 @@ from builder.catalogue.checks import check_images, warn
 from builder.catalogue.duplicates import merged
 from builder.catalogue.image_rows import ImageRows
 from builder.catalogue.images import image_cells, images_by_id, prefixed
-from builder.catalogue.kept import IMAGE_COUNT, check_kept, kept_cells, one_type
+from builder.catalogue.kept import FILE, IMAGE, IMAGE_COUNT, ROW, check_kept, kept_cells, one_type
 from builder.catalogue.tables import Batch, Tables
 from sqid_lib import schemas
 from sqid_lib.errors import EmptyFileError
@@ -92,11 +92,11 @@ def read_products(tables: Tables, settings: CatalogueSettings) -> Products:
     csv = CSV in tables.kinds
     table = _sorted(parts, settings.keep, numbers=csv)
     table = merged(table, tables)
-    images, table = table.column("image").combine_chunks(), table.drop_columns(["image", "_file", "_row"])
+    images, table = table.column(IMAGE).combine_chunks(), table.drop_columns([IMAGE, FILE, ROW])
     ids = table.column("product_id").cast(pa.string()).combine_chunks()
     if settings.images is not None:
         images = _by_id(images, ids, settings.images)
-    check_images(images, ids, names, tables.address, settings)
+    check_images(images, names, tables.address, settings)
     warn(table, tables.address, csv=csv)
     counts = table.column(IMAGE_COUNT)
     if not len(counts) or pc.max(counts).as_py() < 2:
@@ -115,10 +115,10 @@ def _read(tables: Tables, names: Mapping[str, str], keep: tuple[str, ...]) -> di
             found[ours] = texts(batch, names[ours]) if ours in names else pa.nulls(rows, pa.string())
         for name in keep:
             found[name] = kept_cells(batch, name)
-        found["image"], counts = _images(batch, names.get("image"))
+        found[IMAGE], counts = _images(batch, names.get("image"))
         found[IMAGE_COUNT] = pa.array(counts)
-        found["_file"] = pa.array(np.full(rows, batch.file, np.int32))
-        found["_row"] = pa.array(np.arange(batch.first, batch.first + rows))
+        found[FILE] = pa.array(np.full(rows, batch.file, np.int32))
+        found[ROW] = pa.array(np.arange(batch.first, batch.first + rows))
         for name, part in found.items():
             parts.setdefault(name, []).append(part)
     if not parts or not any(map(len, parts["product_id"])):

@@ -48,7 +48,7 @@ def query_texts(rows: Rows) -> list[str]:
         texts.append(spellings[query])
     merged = len(spellings) - len(set(spellings.values()))
     if merged:
-        _log.info("%s: %d queries that differ only in white space or Unicode form are one query", rows.name, merged)
+        _log.info("%s: queries that equal another one but for white space or Unicode form: %d", rows.name, merged)
     return texts
 
 

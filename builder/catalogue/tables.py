@@ -41,12 +41,14 @@ class Batch:
             parquet have the type that they have there, which may differ between batches.
         file: number of the file, from 0.
         first: number of the first row in its file, from 0.
+        has_images: whether the column of images holds bytes, for which the batch has references.
     """
 
     tables: Tables
     table: pa.Table
     file: int
     first: int
+    has_images: bool = False
 
     def where(self, row: int) -> str:
         """Where a row of the batch (from 0) is, for messages: "FILE, line N"."""
@@ -156,14 +158,14 @@ class Tables:
             for group in range(parquet.num_row_groups):
                 rows, start = parquet.metadata.row_group(group).num_rows, first
                 if bytes_in:
-                    references = image_references(parquet, bytes_in, group, f"row:{number}:", first)
+                    references = image_references(parquet, bytes_in, group, number, first)
                 for batch in parquet.iter_batches(BATCH_ROWS, [group], others) if others else _no_columns(rows):
                     table = pa.Table.from_batches([batch])
                     table = pa.table([plain(column) for column in table.columns], table.column_names)
                     if bytes_in:
                         part = references.slice(start - first, batch.num_rows)
                         table = table.append_column(bytes_in, part) if others else pa.table({bytes_in: part})
-                    yield Batch(self, table.select(columns), number, start)
+                    yield Batch(self, table.select(columns), number, start, bytes_in is not None)
                     start += batch.num_rows
                 first += rows
 
@@ -242,6 +244,8 @@ def _array(values: list[Any], name: str, file: File) -> pa.Array:
 def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "\n".join(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as a column of numbers alone is read
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

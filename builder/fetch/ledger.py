@@ -147,7 +147,7 @@ class Ledger:
         with transaction(self._db):
             self._db.execute("CREATE TEMP TABLE kept (sha256 TEXT PRIMARY KEY)")
             self._db.executemany("INSERT INTO kept VALUES (?)", ((sha256,) for sha256 in kept))
-            self._db.execute("DELETE FROM outcomes WHERE sha256 NOT IN (SELECT sha256 FROM kept)")
+            self._db.execute("DELETE FROM outcomes WHERE sha256 NOTNULL AND sha256 NOT IN (SELECT sha256 FROM kept)")
             self._db.execute("DELETE FROM images WHERE sha256 NOT IN (SELECT sha256 FROM kept)")
             self._db.execute("UPDATE images SET offset = NULL")
             self._db.execute("DELETE FROM swap")

@@ -81,7 +81,8 @@ class Labels:
             if self._decimals > 2:
                 notes.append(f"qrels: gains times {self.qrels_unit:,}, rounded, for trec_eval reads whole numbers only")
             return notes
-        listed = [f"{name} {gain:.10g}" for name, gain in self.gain.items()]
+        numbers = {name: f"{gain:.10g}" for name, gain in self.gain.items()}
+        listed = [name if name == number else f"{name} {number}" for name, number in numbers.items()]
         notes = [f"gains of the release: {', '.join(listed[:_LISTED])}" + (", …" if len(listed) > _LISTED else "")]
         if 2 < self._decimals <= _DECIMALS:
             notes.append(f"qrels: gains times {10**self._decimals:,}, for trec_eval reads whole numbers only")

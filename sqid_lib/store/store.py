@@ -32,6 +32,8 @@ from sqid_lib.streams.texts import Texts, choose, read_texts
 Floats = npt.NDArray[np.floating[Any]]
 DTYPES = ("float32", "float16")
 
+_POSITIVE = ("E",)  # where the labels are ESCI's
+
 
 class EmbeddingStore:
     """P products, Q queries and J judgments; matrices are read-only views of mapped files, and a row is never copied.
@@ -205,7 +207,7 @@ class EmbeddingStore:
         self,
         count: int = 8,
         *,
-        labels: Iterable[str] | None = ("E",),
+        labels: Iterable[str] | None = _POSITIVE,
         split: str | None = None,
         has_image: bool | None = None,
         queries: Iterable[int] | None = None,
@@ -217,9 +219,19 @@ class EmbeddingStore:
 
         They are drawn evenly from all products, seeded by `seed`, epoch and batch. The other products of the batch
         are negatives where `in_batch_mask` says so. As `pairs` otherwise.
+
+        Args:
+            labels: of the positives; None for all. Default: "E"; of a shop's own catalogue, whose labels are its own,
+                the judgments with at least half of the highest gain.
         """
         count = whole_number("count", count)
-        judgments = self._select(labels, split, has_image, queries)
+        if labels is _POSITIVE and self.of_catalogue:
+            judgments = self._select(None, split, has_image, queries)
+            judgments = judgments[self.gain[judgments] >= self.gain.max() / 2]
+            if not len(judgments):
+                raise StoreError("no judgment is left", where=self.path, fix="Loosen the filters, or name labels.")
+        else:
+            judgments = self._select(labels, split, has_image, queries)
         if count and (np.diff(self.judged.starts) >= len(self.products)).any():
             raise StoreError("a query has every product judged", where=self.path, fix="Use count=0.")
         gather = Negatives(Pairs(self, judgments, self._dtype(dtype), self._texts(texts)), count)

@@ -22,6 +22,8 @@ from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.streams.batches import Rows
 from sqid_lib.tables.vector_columns import dense
 
+_LISTED = 12  # labels in a message: a click log has one for each pair of counts
+
 
 @dataclass(frozen=True)
 class Filters:
@@ -126,9 +128,8 @@ def _listed(values: Any, name: str, expected: str) -> list[Any]:
 def _among(column: pa.ChunkedArray, wanted: tuple[str, ...], name: str, column_name: str) -> npt.NDArray[np.bool_]:
     known = sorted(pc.unique(column).to_pylist())
     if unknown := [value for value in wanted if value not in known]:
-        raise UsageError(
-            f"no judgment has this {column_name}", where=name, expected=" or ".join(known), got=", ".join(unknown)
-        )
+        expected = " or ".join(known[:_LISTED]) + (" or …" if len(known) > _LISTED else "")
+        raise UsageError(f"no judgment has this {column_name}", where=name, expected=expected, got=", ".join(unknown))
     kept: npt.NDArray[np.bool_] = dense(pc.is_in(column, value_set=pa.array(wanted, pa.string())))
     return kept
 

@@ -37,6 +37,7 @@ _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno
 _PARQUET_MAGIC = b"PAR1"
 _LFS_MAGIC = b"version https://git-lfs"
 _CODECS = ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\x28\xb5\x2f\xfd", "zstd"))  # how a compressed file begins
+_EXCEL = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")  # how .xlsx (and any zip archive) and .xls begin
 _BOMS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _UTF8_BOM = b"\xef\xbb\xbf"
 _KINDS = (
@@ -151,6 +152,14 @@ def check_kind(head: bytes, size: int, where: str, kind: str) -> None:
             expected=kind,
             got=repr(head[:40].decode("utf-8", "replace")),
             fix="Open the address in a browser to see what the server says, then correct it.",
+        )
+    if head.startswith(_EXCEL):
+        raise CorruptFileError(
+            "this is an Excel workbook or another archive, not a table",
+            where=where,
+            expected=kind,
+            got=repr(head[:8]),
+            fix="Save it as csv (in Excel: CSV UTF-8).",
         )
     if kind == PARQUET and not head.startswith(_PARQUET_MAGIC):
         raise CorruptFileError(

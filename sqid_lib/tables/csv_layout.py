@@ -97,8 +97,6 @@ def find_layout(data: bytes, wanted: Sequence[str], notes: list[str], where: str
     best = max(delimiters, key=lambda d: (sum(name in known for name in official[d]), len(cells[d])))
     if best != ",":
         notes.append(f"{_DELIMITERS.get(best, best)} as its delimiter")
-    if official[best] != cells[best]:
-        notes.append("names of columns in another case")
     if comments:
         notes.append(f"{comments} comment lines")
     return Layout(best, official[best], cells[best], line.end())

@@ -44,6 +44,8 @@ def read_csv(file: Source, schema: pa.Schema, optional: Sequence[str] = ()) -> p
     data, notes = read_text(file, CSV)
     data, windows = as_utf8(data, where)
     layout = find_layout(data, schema.names, notes, where)
+    if layout.names != layout.given:
+        notes.append("names of columns in another case")
     schema = pa.schema([f for f in schema if f.name in layout.names or f.name not in optional])
     check_columns(pa.schema([(name, pa.string()) for name in layout.names]), _as_text(schema), where)
     return conform(_read(data, layout, schema.names, windows, notes, where), schema, where)

@@ -50,6 +50,10 @@ def test_a_catalogue_in_place_of_esci(tmp_path: Path) -> None:
     assert loaded.catalogue is not None and loaded.source == str((tmp_path / "shop.csv").resolve())
     assert loaded.selection == Selection(locales=("de",), products="all", labels=(("gut", 1.0),))
     assert recipe.load(write(tmp_path, CATALOGUE)).selection.labels == ()
+    assert "pages" not in recipe.load(write(tmp_path, CATALOGUE)).to_dict()["resolve"]
+    pages = '[resolve.pages]\npermission = true\ncontact = "a@b.example"\nurl = "https://x.example/{product_id}"\n'
+    values = recipe.load(write(tmp_path, CATALOGUE + pages)).to_dict()
+    assert values["resolve"]["pages"]["url"] == "https://x.example/{product_id}"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,10 @@ def test_a_catalogue_in_place_of_esci(tmp_path: Path) -> None:
     [
         (MINIMAL + CATALOGUE, r"exactly one of the sections \[esci\] and \[catalogue\]"),
         (CATALOGUE + '[selection]\nsplits = ["train"]\n', r"\[selection\] does not go with \[catalogue\]"),
+        (
+            CATALOGUE + '[resolve.pages]\npermission = true\ncontact = "a@b.example"\n',
+            r"\[resolve.pages\] has no URL of the catalogue's own pages",
+        ),
         (CATALOGUE + '[artifacts]\npath = "a"\n', r"\[artifacts\] does not go with \[catalogue\]"),
         (CATALOGUE.replace("de", ""), r"bad value for 'catalogue.locale'; expected text that is not blank"),
         (CATALOGUE + 'judgments = "j.csv"\n', r"catalogue.products, catalogue.judgments do not exist"),

@@ -65,7 +65,7 @@ def test_events_of_a_pair_are_added_up(caplog: pytest.LogCaptureFixture) -> None
         clicks=["0", "0", "1", "1", "0"],
     )
     assert found == {("q", "a"): ("1/2", 1.0), ("q", "b"): ("1/4", 0.5)}
-    assert "log.csv: 1 pairs with fewer than 1 impressions are left out" in caplog.text
+    assert "log.csv: pairs left out, since they have fewer than 1 impressions: 1" in caplog.text
     everything = {"prior": 0.0, "min_impressions": 0}
     assert judged(everything, query=["q"], product_id=["c"], impressions=["0"], clicks=["0"]) == {
         ("q", "c"): ("0/0", 0.0)

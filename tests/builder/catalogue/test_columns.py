@@ -66,7 +66,9 @@ def test_the_log_reports_the_columns_in_one_line(tmp_path: Path, caplog: pytest.
     [
         (("id", "sku", "title"), r'id or sku could be product_id.*id, sku, title.*product_id = "id"'),
         (("sku", "title", "bild", "photo", "img"), "bild or photo or img could be image"),
-        (("ean", "text"), "no column is known to be product_id or product_title.*ean, text.*catalogue.columns"),
+        (("ean", "text"), "no column is known to be product_id or product_title.*ean, text.*product_id = .ean."),
+        (("sku", "text"), "no column is known to be product_title.*such as product_title = .text."),
+        (("sku",), "no column is known to be product_title.*such as product_title = .…."),
         (("sku~title",), "no column is known to be product_id or product_title.*sku~title.*delimiter"),
     ],
 )

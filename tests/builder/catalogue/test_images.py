@@ -48,15 +48,15 @@ def cells(tmp_path: Path, values: pa.Array) -> tuple[list[Any], list[int]]:
 def test_references(tmp_path: Path) -> None:
     values = [
         *(URL.format(1), "//x.example/2.jpg", "ftp://x.example/3", "photos/4.jpg", "/abs/5.jpg", "file:///abs/6.jpg"),
-        *("C:\\7.jpg", " 8.jpg ", "", None, "9.jpg|10.jpg", "[]", "data:image/png;base64,AA=="),
+        *("C:\\7.jpg", " 8.jpg ", "", None, "9.jpg|10.jpg", "[]", "data:image/png;base64,AA==", "row:0:13"),
     ]
     images, counts = cells(tmp_path, pa.array(values))
     assert images == [
         *(URL.format(1), "https://x.example/2.jpg", "ftp://x.example/3", "file:photos/4.jpg", "file:/abs/5.jpg"),
         *("file:/abs/6.jpg", "file:C:\\7.jpg", "file:8.jpg", None, None, "file:9.jpg", None),
-        "data:image/png;base64,AA==",
+        *("data:image/png;base64,AA==", "file:row:0:13"),  # a text is no reference to a row
     ]
-    assert counts == [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 2, 0, 1]
+    assert counts == [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 2, 0, 1, 1]
 
 
 def test_a_column_of_lists(tmp_path: Path) -> None:
@@ -66,8 +66,10 @@ def test_a_column_of_lists(tmp_path: Path) -> None:
 
 def test_bytes(tmp_path: Path) -> None:
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    values = pa.array([{"bytes": b"\xff\xd8", "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, None], struct)
-    assert cells(tmp_path, values) == (["row:0:0", "file:b.jpg", None], [1, 1, 0])
+    first = {"bytes": b"\xff\xd8", "path": "a.jpg"}
+    others = [{"bytes": None, "path": "b.jpg"}, None, {"bytes": None, "path": "row:7:0"}]
+    images = ["row:0:0", "file:b.jpg", None, "file:row:7:0"]
+    assert cells(tmp_path, pa.array([first, *others], struct)) == (images, [1, 1, 0, 1])
 
 
 def test_what_is_neither_text_nor_an_image(tmp_path: Path) -> None:

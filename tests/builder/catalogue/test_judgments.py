@@ -79,7 +79,7 @@ def test_white_space_and_unicode_form_do_not_make_another_query_but_case_does(ca
     spellings = ["Schüh  rot", " Schu\u0308h\u3000rot ", "schüh rot"]
     asked, found = made(rows(query=spellings, product_id=["a1", "a2", "a1"], label=["1", "1", "1"]))
     assert sorted(asked["query"].to_pylist()) == ["Schüh rot", "schüh rot"] and found.num_rows == 3
-    assert "j.csv: 1 queries that differ only in white space or Unicode form are one query" in caplog.text
+    assert "j.csv: queries that equal another one but for white space or Unicode form: 1" in caplog.text
 
 
 def test_ids_of_the_table_are_used_as_they_are() -> None:
@@ -109,7 +109,7 @@ def test_a_pair_that_is_said_twice_counts_once(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO)
     _, found = made(rows(query=["q", "q", "q "], product_id=["a1", "a2", "a1"], label=["1", "1", "1"]))
     assert found["product_id"].to_pylist() == ["a1", "a2"]
-    assert "j.csv: 1 rows say again what another row says, and are left out" in caplog.text
+    assert "j.csv: rows left out, since another row says the same: 1" in caplog.text
 
 
 def test_products_that_are_gone_can_be_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +117,7 @@ def test_products_that_are_gone_can_be_dropped(caplog: pytest.LogCaptureFixture)
     judged = rows(query=["q", "r"], product_id=["a1", "gone"], label=["1", "bad label"])
     asked, found = made(judged, unknown_products="drop")
     assert found["product_id"].to_pylist() == ["a1"] and asked.num_rows == 2
-    assert "j.csv: 1 rows judge products that the catalogue has not, and are left out" in caplog.text
+    assert "j.csv: rows left out, since the catalogue does not have their products: 1" in caplog.text
 
 
 ESCI = {"exact": 1.0, "substitute": 0.1}
@@ -255,6 +255,7 @@ def test_a_recipe_without_judgments(tmp_path: Path) -> None:
         ("query,sku,label\nq,a1,1\n\nr,a2,\n", "j.csv, line 4: the label is empty"),
         ("query,sku,label\n", "j.csv: the table has no rows"),
         ("query,sku,clicks\nq,a1,1\n", "j.csv: no column is known to be impressions"),
+        ("query\nq\n", "or name a list of queries as queries = … in [catalogue]."),
         ("query,sku\nq,a1\n", "j.csv: no column is known to be label"),
         ("query,sku,impressions,clicks\nq,a1,2,3\n", "j.csv, line 2: more clicks than impressions"),
     ],

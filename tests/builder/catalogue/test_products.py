@@ -31,6 +31,7 @@ from sqid_lib.errors import (
     RecipeError,
     SchemaError,
     SqidError,
+    TextLengthError,
 )
 
 GOLDEN = """sku;title;description;marke;farbe;bild;preis
@@ -163,12 +164,12 @@ def test_ids_that_differ_in_case_or_spaces_are_kept_apart_with_a_warning(
     decomposed = unicodedata.normalize("NFD", "Ä1")
     made = sampled(tmp_path, f"sku,title\nA 1,a\na1,b\nA1,c\nB,d\nÄ1,e\n{decomposed},f\n")
     assert len(rows(made["products"], "product_id")) == 6
-    assert "5 ids differ from another one only in case, spaces or Unicode form, such as " in caplog.text
+    assert "ids that differ from another one only in case, spaces or Unicode form: 5, such as " in caplog.text
 
 
 def test_ids_that_a_spreadsheet_has_rounded_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sampled(tmp_path, "sku,title\n4.00638E+12,a\n1e5,b\n")
-    assert "1 ids look like numbers that a spreadsheet has rounded, such as '4.00638E+12'" in caplog.text
+    sampled(tmp_path, "sku,title\n4.00638E+12,a\n1e5,b\n5E+11,c\n")
+    assert "ids that look like numbers which a spreadsheet has rounded: 2, such as '4.00638E+12'" in caplog.text
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------
@@ -213,6 +214,16 @@ BAD: dict[str, tuple[str | pa.Table, str, type[SqidError], str]] = {
     "a column to keep twice": (
         *("sku,title,c\n1,a,1\n", 'keep = ["c", "c"]\n', RecipeError, "the name is there twice.*'c'"),
     ),
+    **{
+        f"a column to keep named {name}": (
+            *(f"sku,title,{name}\n1,a,1\n", f'keep = ["{name}"]\n', RecipeError, f"a column of ours has.*'{name}'"),
+        )
+        for name in ("image", "image_count", "_file", "_row")
+    },
+    "a title of more than a megabyte": (
+        *(f"sku,title\n1,a\n2,{'x' * 1_048_577}\n", "", TextLengthError),
+        r"shop.csv, line 3: a text is too long \(column 'title'\); expected at most 1,048,576 bytes, got 1,048,577",
+    ),
     "lists to keep": (
         *(pa.table({"sku": ["1"], "title": ["a"], "c": [[1]]}), 'keep = ["c"]\n', SchemaError),
         "c: a kept column holds lists or objects",
@@ -248,7 +259,7 @@ def test_equal_rows_with_several_images_are_one_product(tmp_path: Path, caplog: 
     made = sampled(tmp_path, csv, IMAGES)
     assert rows(made["products"], "product_id", "image_count") == [("A", 3), ("B", 1), ("C", 1)]
     assert rows(made["images"], "image") == ["file:a1.jpg", "file:b1.jpg", "file:c.jpg"]
-    assert "4 rows repeat the product of another row, such as 'A'; so 1 products have several images" in caplog.text
+    assert "rows that repeat the product of another row: 4, such as 'A'; products with several images: 1" in caplog.text
 
 
 def test_without_several_images_there_is_no_count(tmp_path: Path) -> None:
@@ -265,14 +276,14 @@ def test_texts_with_html_and_products_without_a_title_are_counted(
     csv = "sku,title,description\n1,,x < y > z\n2,a,<p>soft</p>\n3,<b>b</b>,<br/>\n4,a <3 b,&amp;\n"
     made = sampled(tmp_path, csv)
     assert rows(made["products"], "product_description")[1] == "<p>soft</p>"
-    assert "2 products have HTML tags in their texts, which the encoder reads as text, such as '2'" in caplog.text
-    assert "1 products have no title, such as '1'" in caplog.text
+    assert "products with HTML tags in their texts, which the encoder reads as text: 2, such as '2'" in caplog.text
+    assert "products without a title: 1, such as '1'" in caplog.text
 
 
 def test_some_local_images_without_a_folder_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = sampled(tmp_path, "sku,title,image\n1,a,https://x.example/1.jpg\n2,b,n/a\n")
     assert rows(made["images"], "image") == ["https://x.example/1.jpg", "file:n/a"]
-    assert "1 images are no URLs, such as 'n/a'" in caplog.text
+    assert "images that are no URLs: 1, such as 'n/a'" in caplog.text
 
 
 def test_local_images_by_product_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -285,7 +296,7 @@ def test_local_images_by_product_id(tmp_path: Path, caplog: pytest.LogCaptureFix
     made = sampled(tmp_path, "sku,title,image\n1,a,https://x.example/1.jpg\n2,b,\n3,c,\n", 'images = "photos"\n')
     assert rows(made["images"], "image") == ["https://x.example/1.jpg", None, "file:3.jpg"]
     sampled(tmp_path, "sku,title\n4,a\n", 'images = "photos"\n')
-    assert "no product has an image, such as '4'" in caplog.text
+    assert "no product has an image" in caplog.text
 
 
 # -- kept columns -------------------------------------------------------------------------------------------------

@@ -121,8 +121,9 @@ def test_objects_may_lack_keys(tmp_path: Path) -> None:
 
 
 def test_values_of_several_types_are_texts(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": "x"}\n{"a": ["p", "q"]}\n{"a": true}\n{"a": null}\n')
-    assert read(open_tables(str(tmp_path / "a.jsonl"))) == [{"a": value} for value in ("1", "x", "p\nq", "true", None)]
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": "x"}\n{"a": ["p", "q"]}\n{"a": true}\n{"a": null}\n{"a": 3.0}\n')
+    values = ("1", "x", "p\nq", "true", None, "3")
+    assert read(open_tables(str(tmp_path / "a.jsonl"))) == [{"a": value} for value in values]
 
 
 def test_columns_that_excel_leaves_without_a_name_are_passed_over(tmp_path: Path) -> None:
@@ -132,6 +133,7 @@ def test_columns_that_excel_leaves_without_a_name_are_passed_over(tmp_path: Path
 
 BAD: dict[str, tuple[dict[str, str], type[SqidError], str]] = {
     "no bytes": ({"a.csv": ""}, EmptyFileError, "a.csv: the file is empty"),
+    "a workbook": ({"a.xlsx.csv": "PK\3\4"}, CorruptFileError, "Excel workbook or another archive.*CSV UTF-8"),
     "a web page": ({"a.csv": "<!DOCTYPE html><p>"}, HtmlPageError, "a web page"),
     "one name twice": ({"a.csv": "sku,title,sku\n1,2,3\n"}, SchemaError, "two columns have the name 'sku'.*1 and 3"),
     "other columns": (

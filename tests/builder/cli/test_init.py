@@ -161,13 +161,13 @@ def test_faults_of_the_products_are_warnings(shop: Path, init: Run) -> None:
     status, _, err = init("shop.csv", "--images", "photos")
     assert status == 0
     for said in (
-        "2 ids differ from another one only in case, spaces or Unicode form, such as 'A1' and 'a1'",
-        "1 products have no title, such as 'a1'",
-        "1 products have HTML tags in their texts, which the encoder reads as text, such as 'A1'",
+        "ids that differ from another one only in case, spaces or Unicode form: 2, such as 'A1' and 'a1'",
+        "products without a title: 1, such as 'a1'",
+        "products with HTML tags in their texts, which the encoder reads as text: 1, such as 'A1'",
         "photos: 1 image cannot be used: no such file, such as 'gone.png' of product 'a1'",
         "photos: 1 image cannot be used: outside the folder of the images, such as '../shop.csv' of product 'B'",
         "photos: 1 image cannot be used: no bytes, such as 'none.jpg' of product 'C'",
-        "1 rows repeat the product of another row, such as 'B'",
+        "rows that repeat the product of another row: 1, such as 'B'",
     ):
         assert said in err
     assert read().products.table.num_rows == 4

@@ -370,6 +370,17 @@ def test_changed_and_missing_files_are_looked_for_by_every_run(
     assert fetch(built, work) == 0
 
 
+def test_images_that_all_fail_after_earlier_ones_keep_their_outcomes(shop: Path, tmp_path: Path) -> None:
+    work = references(tmp_path / "work", "file:1.jpg", "file:2.jpg")
+    fetch(catalogue(shop, shop / "photos"), work)
+    (shop / "photos" / "1.jpg").write_bytes(b"")
+    (shop / "photos" / "2.jpg").write_bytes(b"<html>")
+    assert fetch(catalogue(shop, shop / "photos"), work) == 2
+    assert statuses(work) == ["empty", "not_image"]
+    assert stored(work) == []
+    assert fetch(catalogue(shop, shop / "photos"), work) == 0
+
+
 def test_a_file_of_another_time_with_the_same_bytes_changes_nothing(shop: Path, tmp_path: Path) -> None:
     work = references(tmp_path / "work", "file:1.jpg")
     fetch(catalogue(shop, shop / "photos"), work)

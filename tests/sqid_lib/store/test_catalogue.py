@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny_catalogue import CATEGORIES, CLICKS, NAMES, NONE, PRICES, STOCK, WIDTH, write_release
 
 from sqid_lib import EmbeddingStore, schemas, stream_pairs
-from sqid_lib.errors import MissingFileError, StoreError, UsageError
+from sqid_lib.errors import ContractError, MissingFileError, StoreError, UsageError
+from sqid_lib.streams.checks import checked_gains
+from sqid_lib.streams.filters import Filters
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,34 @@ def test_without_judgments_search_works_and_streams_say_why_not(
     for open_stream in (store.pairs, store.lists, store.negatives, lambda: stream_pairs(releases[kind])):
         with pytest.raises(StoreError, match="there are no judgments"):
             open_stream()
+
+
+def test_positives_are_the_judgments_with_at_least_half_of_the_highest_gain(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    for kind, gains in ((NAMES, [1.0, 1.0]), (CLICKS, [1.0, 1.0])):
+        store = EmbeddingStore.open(releases[kind], cache_dir=tmp_path)
+        batches = list(store.negatives(1, batch_size=8, format="numpy"))
+        assert [gain for batch in batches for gain in batch.gain.tolist()] == gains
+        assert sum(len(batch.gain) for batch in store.negatives(1, labels=None, batch_size=8, format="numpy")) > 2
+
+
+def test_own_labels_may_have_one_gain_and_those_of_esci_may_not() -> None:
+    def gains(*labels: str) -> list[float]:
+        judgments = pa.table({"esci_label": labels, "gain": pa.array([1.0] * len(labels), pa.float32())})
+        return checked_gains(judgments, "x").tolist()
+
+    assert gains("bought", "liked") == gains("1", "1.0") == [1.0, 1.0]
+    with pytest.raises(ContractError, match="all labels have the same gain"):
+        gains("E", "S")
+
+
+def test_few_of_many_labels_are_named_in_a_message(named: EmbeddingStore) -> None:
+    known = pa.table({"esci_label": [f"{number:03}/100" for number in range(50)]})
+    with pytest.raises(UsageError, match=r"expected 000/100 or .* or 011/100 or …, got E"):
+        Filters(labels=("E",)).keep(known, "x")
+    with pytest.raises(UsageError, match=r"expected gut or mittel or schlecht, got E"):
+        named.negatives(1, labels=["E"])
 
 
 def test_a_part_that_the_manifest_counts_is_missed(releases: dict[str, Path], tmp_path: Path) -> None:

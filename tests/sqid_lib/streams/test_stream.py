@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_release import write_release
 from torch.utils.data import DataLoader
@@ -150,6 +150,7 @@ def test_without_shuffling_rows_keep_their_order(store: EmbeddingStore) -> None:
 def test_workers_do_not_change_the_order(
     store: EmbeddingStore, workers: int, batch_size: int, world_size: int, kind: str
 ) -> None:
+    assume(world_size == 1 or batch_size > 1)  # ranks with batches of one row may have unequal numbers: refused
     for rank in range(world_size):
         options: Any = {"batch_size": batch_size, "shuffle": True, "rank": rank, "world_size": world_size, "seed": 3}
         stream = getattr(store, kind)(**options)

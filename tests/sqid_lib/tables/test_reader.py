@@ -42,7 +42,7 @@ def parquet(path: Path) -> bytes:
         (b"<!DOCTYPE html><html><body>404</body></html>", HtmlPageError, "web page"),
         (b"\n <HTML>\n", HtmlPageError, "web page"),
         (b"", EmptyFileError, "empty"),
-        (b"PK\x03\x04\0\0\0\0 a zip archive", CorruptFileError, "this is not a"),
+        (b"PK\x03\x04\0\0\0\0 a zip archive", CorruptFileError, "Excel workbook or another archive"),
     ],
 )
 def test_a_file_that_is_no_table_is_named_for_what_it_is(
