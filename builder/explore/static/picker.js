@@ -71,7 +71,7 @@ export class Picker {
     this.#list.scrollTop = 0;
     show(this.#list, items.length > 0);
     this.#input.setAttribute("aria-expanded", String(items.length > 0));
-    const exact = this.#options.findIndex(({ query }) => query?.query === text);
+    const exact = this.#options.findIndex(({ query }) => query?.query === text || query?.id === text);
     this.#activate(exact >= 0 ? exact : text ? 0 : -1);
   }
 
@@ -86,6 +86,7 @@ export class Picker {
 
   async #key(event) {
     const { key } = event;
+    if (event.isComposing) return; // Enter ends the input of Japanese characters
     if (key === "ArrowDown" || key === "ArrowUp") {
       event.preventDefault();
       if (this.#list.hidden) return this.#open("");
