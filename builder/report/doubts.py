@@ -17,12 +17,12 @@ _IN_GROUP = 6
 _DOUBT = "Rows that are more often wrong than others. None of them is wrong for sure: look before you change anything."
 _EQUAL = (
     "<b>What to do:</b> open the image URLs. If the image is a placeholder, its URL should not count as the product's "
-    "own image; if one URL is wrong, correct its row in the table of [resolve]; variants of one product, whose titles "
-    "have a cosine near 1, may share an image."
+    "own image; if one URL is wrong, correct its row in the table of images or of products; variants of one product, "
+    "whose titles have a cosine near 1, may share an image."
 )
 _FAR = (
-    "<b>What to do:</b> compare image and title. A wrong image comes from a wrong row in the table of [resolve]; a "
-    "title without words for what is seen, such as a model number, is no mistake."
+    "<b>What to do:</b> compare image and title. A wrong image comes from a wrong row in the table of images or of "
+    "products; a title without words for what is seen, such as a model number, is no mistake."
 )
 _AGAINST = (
     "<b>What to do:</b> read the judgments of the query. If labels are exchanged or belong to another query, correct "

@@ -61,12 +61,13 @@ def _failures(release: Release, work: Work | None) -> str:
         if status not in (*schemas.EMBEDDED_STATUSES, schemas.MISSING):
             failed.setdefault(status, []).append(row)
     if not failed:
-        return empty("No image failed: every product has its image, or has no image URL.")
+        return empty("No image failed: every product has its image, or none is known.")
     lines = []
     for status, rows in sorted(failed.items(), key=lambda item: (-len(item[1]), item[0])):
         for row in rows[:_FAILURES]:
             reason = (work.detail[row] if work else None) or schemas.IMAGE_STATUS.get(status, "")
             title, url = (value_of(release, column, row) for column in ("product_title", "image_url"))
-            lines.append((f"{status} ({len(rows):,})", title, url, reason))
-    header = ("status (products)", "title", "image URL", "reason")
+            reference = url or (work.references[row] if work else None) or ""
+            lines.append((f"{status} ({len(rows):,})", title, reference, reason))
+    header = ("status (products)", "title", "image URL or local image", "reason")
     return table("failures", f"Up to {_FAILURES} products of each status without a usable image", header, lines, 4)
