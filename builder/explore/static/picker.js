@@ -25,7 +25,7 @@ export class Picker {
     });
     input.addEventListener("click", () => this.#list.hidden && this.#open(""));
     input.addEventListener("input", () => this.#open(input.value.trim()));
-    input.addEventListener("blur", () => this.#close());
+    for (const left of ["change", "blur"]) input.addEventListener(left, () => this.#leave());
     input.addEventListener("keydown", (event) => this.#key(event));
     this.#list.addEventListener("mousedown", (event) => {
       event.preventDefault(); // the field keeps the focus until the click
@@ -101,6 +101,14 @@ export class Picker {
       event.stopPropagation();
       this.#close();
     }
+  }
+
+  // A query that was typed as a whole is chosen; anything else is put back.
+  #leave() {
+    const typed = this.#input.value.trim();
+    const number = typed === this.#chosen ? -1 : this.#options.findIndex(({ query }) => query?.query === typed);
+    if (number >= 0) this.#pick(number);
+    else this.#close();
   }
 
   #pick(number) {
