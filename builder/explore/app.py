@@ -16,6 +16,7 @@ An error is {"error": one line} with status 400, 404, 405, 413, 503 (no encoder)
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -35,6 +36,7 @@ from builder.explore.guard import Guard, security_headers
 from sqid_lib.errors import EncoderError, MissingExtraError, SqidError, UsageError
 
 MAX_UPLOAD = 20 << 20  # bytes of an image
+_UPLOADS = 4  # images that are in memory at a time; others wait
 TOP, NEIGHBOURS = 40, 12  # products by default
 PAGE = "index.html"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -67,6 +69,7 @@ class _Views:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
+        self._uploads = asyncio.Semaphore(_UPLOADS)
 
     def by_path(self) -> dict[str, Callable[[Request], Any]]:
         return {
@@ -107,12 +110,13 @@ class _Views:
 
     async def search_image(self, request: Request) -> Response:
         """Search for the image in the body."""
-        data = await _body(request)
-        if not data:
-            raise UsageError("no image in the request", where="body", expected="the bytes of an image")
         text, weight = request.query_params.get("q") or None, _weight(request)
         top = _whole(request, "top", TOP)
-        return JSONResponse(await run_in_threadpool(self._catalogue.search, text, data, weight, top))
+        async with self._uploads:
+            data = await _body(request)
+            if not data:
+                raise UsageError("no image in the request", where="body", expected="the bytes of an image")
+            return JSONResponse(await run_in_threadpool(self._catalogue.search, text, data, weight, top))
 
     def image(self, request: Request) -> Response:
         """The stored image of a product, as it was fetched."""
@@ -168,12 +172,15 @@ async def _body(request: Request) -> bytes:
     stated = request.headers.get("content-length", "0")
     data = bytearray()
     if stated.isdecimal() and int(stated) <= MAX_UPLOAD:
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > MAX_UPLOAD:
-                break
-        else:
-            return bytes(data)
+        try:
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > MAX_UPLOAD:
+                    break
+            else:
+                return bytes(data)
+        except ClientDisconnect:
+            raise HTTPException(400, "the connection ended before the image was complete") from None
     raise HTTPException(413, f"the image is too large; at most {MAX_UPLOAD:,} bytes")
 
 

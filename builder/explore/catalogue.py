@@ -1,7 +1,4 @@
-"""What the explorer answers: the queries, orders, searches and neighbours of a release, as plain JSON values.
-
-A card is one product: its texts, its image, its label where it is judged, and its scores.
-"""
+"""What the explorer answers: the queries, orders, searches and neighbours of a release, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -10,26 +7,22 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from builder.explore.cards import Cards, Json, key_of, shortened
 from builder.explore.orders import Order, Orders
 from builder.explore.work_images import WorkImages
-from sqid_lib import schemas
 from sqid_lib.errors import EncoderError, MissingExtraError, UsageError
-from sqid_lib.evaluation.arrays import Ints
+from sqid_lib.evaluation.arrays import Bools, Ints
 from sqid_lib.search import SearchResult
 from sqid_lib.search.searcher import Store as SearchedStore
 
 MAX_TOP = 500  # cards in one answer
-LONGEST = 500  # characters of a title in an answer
 Side = Literal["text", "image"]
 SIDES: tuple[Side, ...] = ("text", "image")
-_SHOWN = (*schemas.EMBEDDED_STATUSES, None)  # statuses whose image_url is worth asking for
-Json = dict[str, Any]
 
 
 class Store(SearchedStore, Protocol):
@@ -65,7 +58,8 @@ class Catalogue:
             encoder: for free text and images; None for the one that the release names.
         """
         self.store, self.name = store, name
-        self._brands, self._images, self._encoder = brands, images, encoder
+        self._images, self._encoder = images, encoder
+        self._cards = Cards(store, brands, images)
         self.orders = Orders(store, methods, run_files) if store.judgments.num_rows else None
         self._encoding, self._warming = threading.Lock(), threading.Lock()
         self._warm = False
@@ -100,16 +94,26 @@ class Catalogue:
         }
 
     def queries(self, text: str = "", top: int | None = None, offset: int = 0) -> Json:
-        """The queries whose text holds `text`, whatever its case, in the order of the release."""
+        """The queries whose text holds `text`, whatever its case, in the order of the release.
+
+        Those whose text or id is `text` come first: a page that shows the first ones shows these.
+        """
         rows = np.arange(self.store.queries.num_rows)
         if text:
-            rows = rows[self._holds(text)]
+            same, holds = self._matches(text)
+            rows = np.concatenate([np.flatnonzero(same), np.flatnonzero(holds & ~same)])
         shown = rows[offset : None if top is None else offset + top]
         return {"total": len(rows), "queries": self._queries(shown)}
 
-    def _holds(self, text: str) -> Any:
-        found = pc.match_substring(self.store.queries["query"], text, ignore_case=True)
-        return pc.fill_null(found, False).to_numpy(zero_copy_only=False).astype(np.bool_)
+    def _matches(self, text: str) -> tuple[Bools, Bools]:
+        """Which queries have exactly this text or id, and which have it in their text; bool [Q] each."""
+        queries = self.store.queries
+        same = pc.equal(queries["query_id"].cast(pa.string()), text)
+        holds = pa.nulls(len(queries), pa.bool_())
+        if "query" in queries.column_names:  # the classic files have no texts
+            same = pc.or_kleene(same, pc.equal(queries["query"], text))
+            holds = pc.match_substring(queries["query"], text, ignore_case=True)
+        return np.asarray(pc.fill_null(same, False), np.bool_), np.asarray(pc.fill_null(holds, False), np.bool_)
 
     def _queries(self, rows: Ints) -> list[Json]:
         names = [name for name in ("query_id", "query", "source") if name in self.store.queries.column_names]
@@ -118,7 +122,7 @@ class Catalogue:
             {
                 "query_id": found["query_id"],
                 "id": str(found["query_id"]),
-                "query": _shortened(found.get("query")) or f"query {found['query_id']}",
+                "query": shortened(found.get("query")) or f"query {found['query_id']}",
                 "source": found.get("source"),
                 "judged": judged,
             }
@@ -173,8 +177,8 @@ class Catalogue:
         orders = [self.orders.by_method(row, name) for name in (first, second)]
         sides = [self._answer(o) | {"method": m} for o, m in zip(orders, (first, second), strict=True)]
         for side, other in zip(sides, reversed(sides), strict=True):
-            ranks = {_key(card): card["rank"] for card in other["products"]}
-            side["products"] = [card | {"other_rank": ranks[_key(card)]} for card in side["products"]]
+            ranks = {key_of(card): card["rank"] for card in other["products"]}
+            side["products"] = [card | {"other_rank": ranks[key_of(card)]} for card in side["products"]]
         return answer | {"first": sides[0], "second": sides[1]}
 
     def _by_weight(self, row: int, weight: float) -> Order | None:
@@ -188,7 +192,7 @@ class Catalogue:
         if order is None:
             return {"ndcg": None, "mean_ndcg": None, "products": []}
         judged = self._labels(order)
-        cards = self._cards(order.product.tolist())
+        cards = self._cards.of(order.product.tolist())
         for rank, (card, product) in enumerate(zip(cards, order.product.tolist(), strict=True)):
             found = bool(np.isfinite(order.score[rank]))
             card |= judged[product] | {
@@ -231,20 +235,20 @@ class Catalogue:
         Raises:
             UsageError: the product has no image vector.
         """
-        (card,) = self._cards([row])
+        (card,) = self._cards.of([row])
         if by == "image" and not self.store.has_image[row]:
             status = f"image status {card['image_status']}"
             raise UsageError("the product has no image vector", where=card["product_id"], got=status)
         vectors = self.store.text_features if by == "text" else self.store.image_features
         weight = 1.0 if by == "text" else 0.0
         found = self._searched().search(np.asarray(vectors[row]), top=_checked(top) + 1, weight=weight)
-        others = SearchResult(tuple(hit for hit in found if (hit.product_id, hit.product_locale) != _key(card))[:top])
+        others = SearchResult(tuple(hit for hit in found if (hit.product_id, hit.product_locale) != key_of(card))[:top])
         return {"product": card, "by": by, "products": self._found(others, {})}
 
     def browse(self, offset: int, top: int) -> Json:
         """Products in the order of the release: what there is to see where there are no queries."""
         rows = range(min(offset, self.store.products.num_rows), self.store.products.num_rows)[: _checked(top)]
-        return {"total": self.store.products.num_rows, "products": self._cards(list(rows))}
+        return {"total": self.store.products.num_rows, "products": self._cards.of(list(rows))}
 
     def product_row(self, product_id: str, locale: str | None) -> int:
         """Row of a product; without a locale the first that has this id. KeyError if there is none."""
@@ -265,49 +269,17 @@ class Catalogue:
             with self._warming:
                 if not self._warm:
                     self.store.search(np.ones(self.store.width, np.float32), top=1)
-                    self.store.product_index(*_key(self._cards([0])[0]))
+                    self.store.product_index(*key_of(self._cards.of([0])[0]))
                     self._warm = True
         return self.store
 
     def _found(self, found: SearchResult, judged: Mapping[int, Json]) -> list[Json]:
         rows = [self.store.product_index(hit.product_id, hit.product_locale) for hit in found]
-        cards = self._cards(rows)
+        cards = self._cards.of(rows)
         for rank, (card, row, hit) in enumerate(zip(cards, rows, found, strict=True), 1):
             card |= {"rank": rank, "score": hit.score, "text_score": hit.text_score, "image_score": hit.image_score}
             card |= judged.get(row, {})
         return cards
-
-    def _cards(self, rows: Sequence[int]) -> list[Json]:
-        chosen = pa.array(rows, pa.int64())
-        brands = self._brands.take(chosen).to_pylist() if self._brands is not None else [None] * len(rows)
-        products = self.store.products.take(chosen).to_pylist()
-        return [
-            {
-                "product_id": product["product_id"],
-                "product_locale": product["product_locale"],
-                "title": _shortened(product.get("product_title")),
-                "brand": _shortened(brand),
-                "image": self._image_address(row, product),
-                "image_status": product.get("image_status"),
-                "has_image": bool(self.store.has_image[row]),
-                "label": None,
-                "gain": None,
-            }
-            for row, product, brand in zip(rows, products, brands, strict=True)
-        ]
-
-    def _image_address(self, row: int, product: Json) -> str | None:
-        """Where the page finds the image: here if it is stored, else at its http(s) URL."""
-        if self._images is not None and self._images.present[row]:
-            product_id, locale = (quote(product[name], safe="") for name in schemas.PRODUCT_KEY)
-            return f"api/product/{product_id}/image?locale={locale}"
-        url: str | None = product.get("image_url")
-        shown = product.get("image_status") in _SHOWN
-        return url if shown and url and url.lower().startswith(("http://", "https://")) else None
-
-
-def _key(card: Json) -> tuple[str, str]:
-    return card["product_id"], card["product_locale"]
 
 
 def _check_weight(weight: float) -> None:
@@ -319,7 +291,3 @@ def _checked(top: int) -> int:
     if not 1 <= top <= MAX_TOP:
         raise UsageError("bad number of products", where="top", expected=f"1 to {MAX_TOP}", got=top)
     return top
-
-
-def _shortened(text: str | None) -> str | None:
-    return text if text is None or len(text) <= LONGEST else text[: LONGEST - 1] + "…"

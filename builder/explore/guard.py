@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 ANY_ADDRESS = ("0.0.0.0", "::", "")
+FOREIGN = "requests from pages of other sites are refused"
 
 
 def allowed_names(host: str, more: Sequence[str] = ()) -> frozenset[str]:
@@ -24,8 +25,8 @@ def allowed_names(host: str, more: Sequence[str] = ()) -> frozenset[str]:
 
 def host_name(value: str) -> str:
     """The name in a Host header, in lower case: "[::1]:80" → "[::1]"."""
-    name, bracket, _ = value.strip().lower().partition("]")
-    return name + bracket if bracket else name.partition(":")[0]
+    name, _, port = value.strip().lower().rpartition(":")
+    return name if port.isdecimal() else value.strip().lower()
 
 
 def security_headers(frame_ancestors: Sequence[str] = ()) -> dict[str, str]:
@@ -84,5 +85,7 @@ class Guard:
             return 421, "the server does not answer under this host name; start it with --allow-host NAME"
         origin = headers.get("origin")
         if origin is not None and host_name(origin.partition("://")[2]) not in self._names:
-            return 403, "requests from pages of other sites are refused"
+            return 403, FOREIGN
+        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+            return 403, FOREIGN  # an image or script of another page, which has no Origin; a link to here is allowed
         return None

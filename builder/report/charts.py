@@ -12,7 +12,7 @@ from builder.report.markup import percent, plain, text
 from sqid_lib.evaluation.arrays import Floats
 
 _WIDTH, _HEIGHT = 400, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 42
 SERIES = 7  # colours of the palette; a series after the last has the colour of "others"
 MAP = 640  # units of the map's sides
 _MARGIN = 14

@@ -84,7 +84,7 @@ def funnel(release: Release) -> list[Step]:
     """From the products of the catalogue to those with an image vector; a loss is counted by its image_status."""
     status = np.array(release.statuses, dtype=object)
     conditions = [
-        ("have an image URL", pc.is_valid(release.products["image_url"]).to_numpy()),
+        ("have an image URL or a local image", _is_known(release, status)),
         ("have a URL of the product's own image", status != schemas.PLACEHOLDER),
         ("have an image that was fetched and decoded", _has_file(release, status)),
         ("have an image vector", release.has_image),
@@ -96,6 +96,12 @@ def funnel(release: Release) -> list[Step]:
         left = left & condition
         steps.append(Step(name, int(left.sum()), _largest_first(lost)))
     return steps
+
+
+def _is_known(release: Release, status: np.ndarray) -> Bools:
+    """Which products have an image to fetch; a release publishes no URL of a local one, but how reading it ended."""
+    urls: Bools = pc.is_valid(release.products["image_url"]).to_numpy()
+    return urls | ~np.isin(status, (schemas.MISSING, ""))
 
 
 def _has_file(release: Release, status: np.ndarray) -> Bools:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.report import coverage, doubts, examples, ranking, vectors
+from builder.report import coverage, examples, ranking, suspects_section, vectors
 from builder.report.markup import count, percent, text
 from builder.report.release import Release
 from builder.report.work import Work
@@ -33,6 +33,7 @@ def render(release: Release, work: Work | None, name: str, key: str, method: str
         key: what the report was made of, for `write.report_of_build`.
         method: of the map, `projection.PCA` or `projection.UMAP`.
     """
+    stated = release.manifest.get
     comparison, why = ranking.compare(release)
     plot, points = vectors.map_section(release, work, method)
     body = "".join(
@@ -42,14 +43,12 @@ def render(release: Release, work: Work | None, name: str, key: str, method: str
             vectors.vectors_section(release),
             plot,
             examples.products_section(release, work),
-            doubts.suspects_section(release, work, comparison, why),
+            suspects_section.suspects_section(release, work, comparison, why),
             ranking.ranking_section(comparison, why),
             ranking.build_section(release, work),
         )
     )
-    title = (
-        f"{text(release.manifest.get('name') or name, 60)} {text(release.manifest.get('version') or '', 30)}".strip()
-    )
+    title = f"{text(stated('name') or name, 60)} {text(stated('version') or '', 30)}".strip()
     style, script = ((_HERE / file).read_text(encoding="utf-8") for file in ("report.css", "report.js"))
     module = (
         f'<script type="application/json" id="points">{points}</script><script type="module">{script}</script>'

@@ -117,7 +117,7 @@ def build_section(release: Release, work: Work | None) -> str:
             empty("The release has no manifest.json that can be read: model and versions are not known."),
         )
     rows = [
-        ("model", manifest.get("model", "")),
+        ("model", manifest.get("model") or "not stated"),
         ("revision of the model", manifest.get("revision") or "not stated"),
         ("width", release.width or "no vectors"),
     ]

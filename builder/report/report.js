@@ -1,4 +1,4 @@
-// The map: menus, and what the pointer or the arrow keys are at. Without this script the map is a picture.
+// The map: menus, and what the pointer or the arrow keys are at. Without this script the map is an image.
 const { points, shown } = JSON.parse(document.getElementById("points").textContent);
 const maps = document.querySelector(".maps");
 const tip = document.getElementById("tip");
@@ -30,10 +30,10 @@ function show(circle, [title, brand, status, label, image]) {
   circle.classList.add("marked");
   tip.replaceChildren();
   if (image) {
-    const picture = new Image();
-    picture.src = image;
-    picture.alt = "";
-    tip.append(picture);
+    const small = new Image();
+    small.src = image;
+    small.alt = "";
+    tip.append(small);
   }
   const words = document.createElement("div");
   for (const [kind, text] of [["title", title || "(no title)"], ["facts", [brand, label, status].filter(Boolean).join(" · ")]]) {

@@ -103,7 +103,7 @@ def map_section(release: Release, work: Work | None, method: str) -> tuple[str, 
         return section("map", title, empty("The release has no text vectors of products.")), ""
     rows, shown = projection.sample_rows(len(release.products))
     groupings = _groupings(release, rows)
-    pictures, why = _pictures(work, rows, shown)
+    thumbnails, why = _thumbnails(work, rows, shown)
     plots, captions = [], []
     for kind, matrix, there in (
         ("text", release.text_features, release.has_text),
@@ -129,7 +129,7 @@ def map_section(release: Release, work: Work | None, method: str) -> tuple[str, 
             note(_HOW),
             figure(_controls(kinds) + maps + tip, caption, data(*_map_tables(release, rows, groupings))),
         ),
-        as_json(_map_data(release, rows, groupings, pictures, {kind: kept for kind, _, kept in plots})),
+        as_json(_map_data(release, rows, groupings, thumbnails, {kind: kept for kind, _, kept in plots})),
     )
 
 
@@ -170,12 +170,12 @@ def _by_label(release: Release, labels: Sequence[str]) -> Grouping:
     return {n: name for n, name in legend.items() if n in set(group)}, group
 
 
-def _pictures(work: Work | None, rows: Ints, shown: Ints) -> tuple[dict[int, str], str]:
+def _thumbnails(work: Work | None, rows: Ints, shown: Ints) -> tuple[dict[int, str], str]:
     if work is None:
         return {}, "No thumbnails: a release holds no images."
-    pictured = [int(row) for row in shown if work.sha256s[int(row)]]
-    step = max(1, -(-len(pictured) // _THUMBNAILS))
-    found, why = work.thumbnails(pictured[::step], _SIDE)
+    with_image = [int(row) for row in shown if work.sha256s[int(row)]]
+    step = max(1, -(-len(with_image) // _THUMBNAILS))
+    found, why = work.thumbnails(with_image[::step], _SIDE)
     if why:
         return {}, f"No thumbnails: {why}."
     return found, "" if len(found) >= len(rows) else f"{things(len(found), 'point')} with a thumbnail."
@@ -206,7 +206,7 @@ def _map_data(
     release: Release,
     rows: Ints,
     groupings: dict[str, Grouping],
-    pictures: dict[int, str],
+    thumbnails: dict[int, str],
     kept: dict[str, Ints],
 ) -> dict[str, object]:
     """What the tip of each point shows."""
@@ -218,7 +218,7 @@ def _map_data(
             plain(brands[row], 40),
             plain(statuses[row], 40),
             plain(names[group[n]], 40),
-            pictures.get(row, ""),
+            thumbnails.get(row, ""),
         ]
         for n, row in enumerate(rows.tolist())
     ]

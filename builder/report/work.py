@@ -17,13 +17,14 @@ from builder.report.markup import data_uri
 from builder.report.release import Release
 from sqid_lib import images, schemas
 from sqid_lib.errors import MissingExtraError, SourceError
+from sqid_lib.joined.image_status import is_http
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import read_parquet
 
 if TYPE_CHECKING:
     from builder.embed.stored_images import StoredImages
 
-_COLUMNS = ("product_id", "product_locale", "image_url", "image_status", "http_status", "sha256", "detail")
+_COLUMNS = (*schemas.PRODUCT_KEY, "image_url", "sha256", "detail")
 _MAX_PIXELS = 16_000_000  # of an image that is decoded for a thumbnail
 _QUALITY = 60
 
@@ -34,13 +35,14 @@ class Work:
 
     Attributes:
         sha256s: of each product's stored image; None where there is none.
-        http_status, detail: of each product, as fetch ended.
+        references: what each product's image was fetched from, a URL or a local image.
+        detail: of each product, as fetch ended.
         times: stage → seconds.
     """
 
     path: Path
     sha256s: Sequence[str | None]
-    http_status: Sequence[int | None]
+    references: Sequence[str | None]
     detail: Sequence[str | None]
     times: Mapping[str, float]
 
@@ -82,12 +84,19 @@ def read_work(path: Path, release: Release) -> Work:
     schema = pa.schema([schemas.OUTCOMES_SCHEMA.field(name) for name in _COLUMNS])
     table = read_parquet(str(outcomes), schema) if outcomes.is_file() else schema.empty_table()
     at = pc.index_in(key_strings(release.products), value_set=key_strings(table))
-    same = pc.equal(table["image_url"].combine_chunks().take(at), release.products["image_url"].combine_chunks())
-    at = pc.if_else(pc.fill_null(same, False), at, pa.scalar(None, at.type))  # not what a later fetch left
-    sha256s, http_status, detail = (
-        table[name].combine_chunks().take(at).to_pylist() for name in ("sha256", "http_status", "detail")
+    fetched, published = (_http_url(rows["image_url"]) for rows in (table, release.products))
+    same = pc.and_(pc.is_valid(at), pc.equal(fetched.take(at), published))
+    at = pc.if_else(same, at, pa.scalar(None, at.type))  # not what a later fetch left
+    sha256s, references, detail = (
+        table[name].combine_chunks().take(at).to_pylist() for name in ("sha256", "image_url", "detail")
     )
-    return Work(path, sha256s, http_status, detail, times.read(path))
+    return Work(path, sha256s, references, detail, times.read(path))
+
+
+def _http_url(references: pa.ChunkedArray) -> pa.Array:
+    """The URLs, and "" for local images, whose path a release does not publish."""
+    urls = references.combine_chunks()
+    return pc.fill_null(pc.if_else(is_http(urls), urls, ""), "")
 
 
 def _thumbnail(data: bytes, side: int) -> str | None:

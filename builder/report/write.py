@@ -23,7 +23,7 @@ from sqid_lib.sources import Address, parse_address
 
 FILE = "report.html"
 LIMIT = 10_000_000  # bytes of a report; what is sampled and cut keeps it far below
-_FORMAT = 1  # raised when the report of the same release becomes another
+_FORMAT = 2  # raised when the report of the same release becomes another
 _MADE_OF = re.compile(r'<meta name="made-of" content="([0-9a-f]*)">')
 _CHECKSUM = "<!-- checksum "  # begins the last line
 _HEAD = 4_096  # characters that hold `_MADE_OF`

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sqid_lib import schemas
 from sqid_lib.evaluation import runs
 from sqid_lib.evaluation.arrays import Floats
 from sqid_lib.evaluation.judged import JudgedLists, Store
@@ -32,6 +33,8 @@ def image(url: str | None, status: str | None, title: str | None = None) -> str:
     """An image by its http(s) URL; a box with its status where there is none, and where the browser cannot load it."""
     shown = escaped(status or "no image")
     if not url or not url.lower().startswith(("http://", "https://")):
+        if status in schemas.EMBEDDED_STATUSES:  # a local image, of which a release publishes no URL
+            shown = f"{shown}, no image URL"
         return f'<span style="{_NO_IMAGE}" title="{escaped(title)}">{shown}</span>'
     style = f"width:{_SIDE}px;height:{_SIDE}px;object-fit:contain;background:#fff;color:#555"
     options = f'alt="{shown}" title="{escaped(title)}" loading="lazy" referrerpolicy="no-referrer" style="{style}"'

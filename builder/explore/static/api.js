@@ -44,9 +44,12 @@ async function ask(url, options) {
 export class Latest {
   #running = null;
   #waiting = null;
+  #stop = null;
 
-  run(task) {
+  // `now`: the request that runs is given up, not waited for.
+  run(task, now = false) {
     this.#waiting = task;
+    if (now) this.#stop?.abort();
     this.#running ??= this.#drain();
     return this.#running;
   }
@@ -56,7 +59,8 @@ export class Latest {
       while (this.#waiting) {
         const task = this.#waiting;
         this.#waiting = null;
-        await task(() => this.#waiting !== null);
+        this.#stop = new AbortController();
+        await task(() => this.#waiting !== null, this.#stop.signal);
       }
     } finally {
       this.#running = null;

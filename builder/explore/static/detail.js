@@ -40,6 +40,7 @@ export class Detail {
   // Shows what the state says.
   async render(report) {
     const { product, locale, by } = this.#state;
+    this.mark();
     if (product === null) return this.#dialog.open && this.#dialog.close();
     const wanted = JSON.stringify([product, locale, by]);
     if (wanted === this.#shown) return;
@@ -58,6 +59,7 @@ export class Detail {
     } catch (error) {
       this.#state.product = null;
       this.#shown = "";
+      this.mark();
       if (this.#dialog.open) this.#dialog.close();
       report(error);
     }
@@ -80,5 +82,12 @@ export class Detail {
     this.#grid.render(products.map((card) => ({ ...card, [`${this.#state.by === "text" ? "image" : "text"}_score`]: undefined })), { judgedOnly: true, animate: false });
     this.#dialog.scrollTop = 0;
     if (!this.#dialog.open) this.#dialog.showModal();
+  }
+
+  // The part "neighbours" of the page: this panel while it is wanted, else the button of each product that opens it.
+  mark() {
+    const open = this.#state.product !== null;
+    this.#dialog.dataset.testid = open ? "neighbours" : "";
+    for (const title of document.querySelectorAll("#results .title")) title.dataset.testid = open ? "" : "neighbours";
   }
 }

@@ -29,28 +29,28 @@ let writing = 0;
 
 // -- what the server says --------------------------------------------------------------------------------------------
 
-function ask() {
+function ask(signal) {
   const { view, query, weight, top } = state;
   if (view === "search") {
     const parameters = { q: state.q, weight, top };
-    return image ? searchImage(image, parameters) : get("api/search", parameters);
+    return image ? searchImage(image, parameters, signal) : get("api/search", parameters, signal);
   }
-  if (view === "browse") return get("api/products", { top });
+  if (view === "browse") return get("api/products", { top }, signal);
   const path = `api/query/${encodeURIComponent(query)}`;
-  if (view === "catalogue") return get(`${path}/catalogue`, { weight, top });
-  if (view === "compare") return get(`${path}/compare`, { first: state.first, second: state.second });
-  return get(path, { weight });
+  if (view === "catalogue") return get(`${path}/catalogue`, { weight, top }, signal);
+  if (view === "compare") return get(`${path}/compare`, { first: state.first, second: state.second }, signal);
+  return get(path, { weight }, signal);
 }
 
-// One request at a time: while the slider moves, only its last place is asked for.
-function load() {
-  const slow = setTimeout(() => show(byId("progress"), true), 250);
+// One request at a time: while the slider moves, only its last place is asked for. Another view does not wait.
+function load(now = false) {
+  const slow = setTimeout(() => wait(true), 250);
   byId("results").setAttribute("aria-busy", "true");
   return requests
-    .run(async (outdated) => {
+    .run(async (outdated, signal) => {
       const { view } = state;
       try {
-        const answer = await ask();
+        const answer = await ask(signal);
         if (outdated()) return;
         found = { view, ...answer };
         report(null);
@@ -60,12 +60,23 @@ function load() {
         if (found?.view !== view) found = { view, products: [], failed: true };
       }
       render();
-    })
+    }, now)
     .finally(() => {
       clearTimeout(slow);
-      show(byId("progress"), false);
+      wait(false);
       byId("results").removeAttribute("aria-busy");
     });
+}
+
+// A slow answer: its view is there already, the products of the last one are pale.
+function wait(waiting) {
+  show(byId("progress"), waiting);
+  byId("results").classList.toggle("old", waiting);
+  if (!waiting) return;
+  renderView();
+  if (found) return;
+  byId("empty").textContent = "Loading…";
+  show(byId("empty"), true);
 }
 
 function report(error) {
@@ -82,7 +93,7 @@ function change({ push = false, reload = false } = {}) {
   if (push) history.pushState(null, "", writeState(state));
   else writing = setTimeout(() => history.replaceState(null, "", writeState(state)), 120); // browsers limit how often
   detail.render(report);
-  if (reload) load();
+  if (reload) load(push);
   else if (found) render();
 }
 
@@ -144,6 +155,13 @@ function leaveSearch() {
 // -- what is shown ---------------------------------------------------------------------------------------------------
 
 function render() {
+  renderView();
+  if (found.query) renderQuery(found.query);
+  renderMeasure();
+  renderProducts();
+}
+
+function renderView() {
   const { view } = state;
   const searched = view === "search";
   const asked = VIEWS.includes(view);
@@ -159,10 +177,7 @@ function render() {
     byId("search-kind").textContent = image ? (state.q ? "Search by text and image" : "Search by image") : "Search by text";
     byId("search-title").textContent = state.q || image?.name || "";
   }
-  if (found.query) renderQuery(found.query);
-  else byId("meta").textContent = view === "browse" ? "Products in the order of the release" : `best of ${count(release.products)} products`;
-  renderMeasure();
-  renderProducts();
+  if (!asked) byId("meta").textContent = view === "browse" ? "Products in the order of the release" : `best of ${count(release.products)} products`;
 }
 
 function renderQuery(query) {
@@ -200,6 +215,7 @@ function renderProducts() {
     byId("versus").replaceChildren();
     grid.render([...kept], { judgedOnly: found.view !== "catalogue" });
   }
+  detail.mark();
   byId("notes").textContent = (found.notes ?? []).join(" ");
   show(byId("notes"), (found.notes ?? []).length > 0);
   const more = ["catalogue", "search", "browse"].includes(found.view) && cards.length >= state.top && state.top < MOST;
@@ -247,7 +263,7 @@ function listen() {
     Object.assign(state, readState(location.search));
     place();
     detail.render(report);
-    load();
+    load(true);
   });
 }
 
@@ -259,7 +275,7 @@ function place() {
   if (!release.judgments && state.view === "judged") state.view = "catalogue";
   if (state.view === "search" && !state.q && !image) state.view = queries.length ? "judged" : "browse"; // an image is in no link
   for (const side of ["first", "second"]) {
-    if (!release.methods.includes(state[side]) && !state[side].startsWith("fusion:")) state[side] = release.methods[0] ?? state[side];
+    if (!release.methods.includes(state[side]) && !/^fusion:(0?\.\d+|[01])$/.test(state[side])) state[side] = release.methods[0] ?? state[side];
   }
   byId("weight").value = String(state.weight);
   byId("weight-value").textContent = decimals(state.weight, 2);
@@ -281,6 +297,7 @@ async function start() {
   picker.enable(queries.length > 0);
   byId("previous").disabled = byId("next").disabled = queries.length < 2;
   place();
+  renderView();
   detail.render(report);
   await load();
 }

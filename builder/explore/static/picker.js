@@ -25,7 +25,7 @@ export class Picker {
     });
     input.addEventListener("click", () => this.#list.hidden && this.#open(""));
     input.addEventListener("input", () => this.#open(input.value.trim()));
-    input.addEventListener("blur", () => this.#close());
+    for (const left of ["change", "blur"]) input.addEventListener(left, () => this.#leave());
     input.addEventListener("keydown", (event) => this.#key(event));
     this.#list.addEventListener("mousedown", (event) => {
       event.preventDefault(); // the field keeps the focus until the click
@@ -71,7 +71,7 @@ export class Picker {
     this.#list.scrollTop = 0;
     show(this.#list, items.length > 0);
     this.#input.setAttribute("aria-expanded", String(items.length > 0));
-    const exact = this.#options.findIndex(({ query }) => query?.query === text);
+    const exact = this.#options.findIndex(({ query }) => query?.query === text || query?.id === text);
     this.#activate(exact >= 0 ? exact : text ? 0 : -1);
   }
 
@@ -86,6 +86,7 @@ export class Picker {
 
   async #key(event) {
     const { key } = event;
+    if (event.isComposing) return; // Enter ends the input of Japanese characters
     if (key === "ArrowDown" || key === "ArrowUp") {
       event.preventDefault();
       if (this.#list.hidden) return this.#open("");
@@ -100,6 +101,14 @@ export class Picker {
       event.stopPropagation();
       this.#close();
     }
+  }
+
+  // A query that was typed as a whole is chosen; anything else is put back.
+  #leave() {
+    const typed = this.#input.value.trim();
+    const number = typed === this.#chosen ? -1 : this.#options.findIndex(({ query }) => query?.query === typed);
+    if (number >= 0) this.#pick(number);
+    else this.#close();
   }
 
   #pick(number) {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from encoder_fixtures import encoded, make_image
 from explore_fixtures import LABELS, LONG, SCRIPT, Bare, Served, served, served_app, unasked, unjudged
@@ -17,7 +19,8 @@ from search_fixtures import QueryVectors, brute_force
 from tiny_release import write_release
 
 from builder.explore.app import MAX_UPLOAD, make_app
-from builder.explore.catalogue import LONGEST, MAX_TOP, Catalogue
+from builder.explore.cards import LONGEST
+from builder.explore.catalogue import MAX_TOP, Catalogue
 from builder.explore.guard import allowed_names
 from builder.explore.release import read_brands
 from sqid_lib import evaluation, schemas
@@ -52,6 +55,16 @@ def test_queries_are_all_there_and_can_be_filtered(explorer: Served, store: Embe
     (one,) = explorer.json(f"api/queries?text={quote('靴 & <b>')}")["queries"]
     assert one["query"] == "靴 & <b>zapatos</b> naïve"
     assert explorer.json("api/queries?text=.*")["queries"] == []
+
+
+def test_a_query_that_is_the_text_or_has_the_id_comes_first(store: EmbeddingStore) -> None:
+    texts = [f"mug {n}" for n in range(12)]
+    texts[7] = "mug"
+    catalogue = Catalogue(Bare(store, queries=store.queries.set_column(1, "query", pa.array(texts))))
+    found = catalogue.queries("mug", 3)
+    assert ([row["query"] for row in found["queries"]], found["total"]) == (["mug", "mug 0", "mug 1"], 12)
+    query_id = store.queries["query_id"][5].as_py()
+    assert [row["query_id"] for row in catalogue.queries(str(query_id))["queries"]] == [query_id]
 
 
 @pytest.mark.parametrize("weight", [0, 0.3, 1])
@@ -225,11 +238,20 @@ def raw(explorer: Served, method: str, path: str, headers: dict[str, str], body:
         ("evil.example", 421),
         ("127.0.0.1.evil.example", 421),
         ("localhost@evil.example", 421),
+        ("[::1]evil.example", 421),
+        ("localhost:evil.example", 421),
         ("", 421),
     ],
 )
 def test_only_names_of_this_server_are_answered(explorer: Served, host: str, status: int) -> None:
     assert raw(explorer, "GET", "/api/release", {"Host": host})[0] == status
+
+
+def test_images_of_other_sites_are_refused_and_links_are_not(explorer: Served) -> None:
+    fetch = {"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    assert raw(explorer, "GET", "/api/search?q=red", fetch)[0] == 403
+    assert raw(explorer, "GET", "/", fetch | {"Sec-Fetch-Mode": "navigate"})[0] == 200
+    assert raw(explorer, "GET", "/api/release", fetch | {"Sec-Fetch-Site": "same-origin"})[0] == 200
 
 
 def test_allowed_names_and_frames(store: EmbeddingStore) -> None:
@@ -266,6 +288,15 @@ def test_uploads_are_limited_decoded_and_from_this_page(explorer: Served) -> Non
     assert raw(explorer, "DELETE", "/api/search", local)[0] == 405
     chunked = b"%x\r\n" % (MAX_UPLOAD + 1) + b"x" * (MAX_UPLOAD + 1) + b"\r\n0\r\n\r\n"
     assert raw(explorer, "POST", "/api/search", {**local, "Transfer-Encoding": "chunked"}, chunked)[0] == 413
+
+
+def test_an_upload_that_ends_early_is_no_failure(explorer: Served, caplog: pytest.LogCaptureFixture) -> None:
+    address = urlsplit(explorer.url)
+    for _ in range(5):  # more than are read at a time
+        with socket.create_connection((address.hostname, address.port), 20) as connection:
+            connection.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
+    assert explorer.get("api/search", data=encoded(make_image(1))).status == 200
+    assert not caplog.records
 
 
 def test_an_encoder_that_cannot_be_loaded_is_reported_and_not_tried_again(store: EmbeddingStore) -> None:
@@ -313,6 +344,7 @@ def test_the_classic_files_alone_have_no_texts(tmp_path: Path) -> None:
     store = EmbeddingStore.open(tmp_path / "release", cache_dir=tmp_path / "cache")
     with served(Catalogue(store, brands=read_brands(store, tmp_path / "release", None, None))) as explorer:
         (query, *_) = explorer.json("api/queries")["queries"]
+        assert explorer.json(f"api/queries?text={query['id']}")["queries"] == [query]
         assert query["query"] == f"query {query['query_id']}"
         cards = explorer.json(f"api/query/{query['query_id']}/catalogue?top=3")["products"]
         assert [card["title"] for card in cards] == [card["brand"] for card in cards] == [None] * 3

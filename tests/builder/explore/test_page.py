@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,7 +15,8 @@ from explore_fixtures import LONG, SCRIPT, Served, served, unasked, unjudged
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 from search_fixtures import QueryVectors
 
-from builder.explore.catalogue import LONGEST, Catalogue
+from builder.explore.cards import LONGEST
+from builder.explore.catalogue import Catalogue
 from sqid_lib import evaluation
 from sqid_lib.errors import EncoderError
 from sqid_lib.store import EmbeddingStore
@@ -128,6 +130,9 @@ def test_the_slider_shows_the_order_and_ndcg_of_python(open_page: Open, table: e
     ranks = page.locator("#grid .rank").all_text_contents()
     assert ranks == [str(rank) for rank in range(1, 8)]
     page.wait_for_url("**weight=0")
+    thumb = page.get_by_test_id("weight").bounding_box()
+    dot = page.locator("#curve .dot").bounding_box()
+    assert thumb and dot and abs(dot["x"] + dot["width"] / 2 - thumb["x"] - 11) < 1, "the dot is over the thumb"
 
 
 def test_a_query_is_typed_picked_and_stepped_through(
@@ -150,6 +155,14 @@ def test_a_query_is_typed_picked_and_stepped_through(
     shows(page, ordered(table, "fusion:0.5", 1))
     page.go_back()
     shows(page, ordered(table, "fusion:0.5", 3))
+    query.fill("query number 6")
+    expect(page.locator("#query-list li").first).to_contain_text("query number 6")
+    query.press("Tab")
+    shows(page, ordered(table, "fusion:0.5", 6))
+    query.fill("query number")
+    expect(page.locator("#query-list li")).to_have_count(12)
+    query.press("Tab")
+    expect(query).to_have_value("query number 6")
     query.fill("no query has this text")
     query.press("Enter")
     expect(page.locator("#search-title")).to_have_text("no query has this text")
@@ -198,15 +211,17 @@ def test_neighbours_by_text_and_by_image(open_page: Open, store: EmbeddingStore)
     page = open_page()
     product_id = next(name for name in ids(page) if name and store.has_image[store.product_index(name)])
     row = store.product_index(product_id)
-    page.locator(f'#grid [data-product-id="{product_id}"] .title').click()
+    page.locator(f'#grid [data-product-id="{product_id}"]').get_by_test_id("neighbours").click()
     panel = page.get_by_test_id("neighbours")
+    expect(panel).to_have_attribute("id", "detail")
     for weight, vectors, button in ((1.0, store.text_features, "by text"), (0.0, store.image_features, "by image")):
         panel.get_by_role("button", name=button).click()
         expected = [hit.product_id for hit in store.search(vectors[row], top=13, weight=weight)]
         shows(page, [name for name in expected if name != product_id][:12], "#detail")
     page.wait_for_url("**by=image")
     page.keyboard.press("Escape")
-    expect(panel).to_be_hidden()
+    expect(page.locator("#detail")).to_be_hidden()
+    expect(panel).to_have_count(7)
     page.wait_for_url(lambda url: "product" not in url)
 
 
@@ -339,11 +354,32 @@ def test_without_an_encoder_the_error_is_one_line(open_page: Open, store: Embedd
         page = open_page(server=server)
         page.get_by_test_id("search").fill("red mug")
         page.get_by_test_id("search").press("Enter")
-        expect(page.get_by_test_id("error")).to_contain_text("no such model. Give another.")
+        expect(page.get_by_test_id("error")).to_have_text("no such model. Give another.", use_inner_text=True)
         page.get_by_role("button", name="Back to the query").click()
         expect(page.get_by_test_id("error")).to_be_hidden()
         expect(page.get_by_test_id("card")).to_have_count(7)
     assert len(messages) == 1 and "503" in messages.pop()
+
+
+def test_a_slow_search_holds_up_no_other_view(open_page: Open, store: EmbeddingStore) -> None:
+    loaded = threading.Event()
+
+    class Slow(QueryVectors):
+        def encode_text(self, texts: Any, /) -> Any:
+            assert loaded.wait(20)
+            return super().encode_text(texts)
+
+    with served(Catalogue(store, encoder=Slow(store))) as server:
+        page = open_page(server=server)
+        page.get_by_test_id("search").fill("red mug")
+        page.get_by_test_id("search").press("Enter")
+        expect(page.locator("#progress")).to_be_visible()
+        expect(page.locator("#search-title")).to_have_text("red mug")
+        page.get_by_role("button", name="Back to the query").click()
+        expect(page.get_by_test_id("ndcg")).to_be_visible()
+        expect(page.locator("#progress")).to_be_hidden()
+        expect(page.get_by_test_id("card")).to_have_count(7)
+        loaded.set()
 
 
 def test_a_release_without_judgments_and_one_without_queries(open_page: Open, store: EmbeddingStore) -> None:

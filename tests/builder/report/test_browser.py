@@ -50,9 +50,22 @@ def test_a_report_in_a_browser(browser: Any, url: str, width: int, scheme: str) 
     page.goto(url)
     check_map(page)
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    check_texts(page, width)
     assert [request for request in requests if not request.startswith("data:")] == [url]
     assert said == []
     context.close()
+
+
+def check_texts(page: Any, width: int) -> None:
+    """Labels of an axis stand beside its numbers, names are not broken, captions fit the page."""
+    boxes = "(texts) => texts.map((text) => text.getBoundingClientRect()).map(({ left, right }) => [left, right])"
+    for chart in page.locator("svg.chart").all():
+        ends = chart.locator("text.tick[text-anchor=end]").evaluate_all(boxes)
+        for _, right in chart.locator("text.label[transform]").evaluate_all(boxes):
+            assert right <= min(left for left, _ in ends)
+    method = page.locator("#ranking-table th", has_text="clip_image")
+    assert method.evaluate("cell => cell.getBoundingClientRect().height") < 40  # one line
+    assert max(right for _, right in page.locator("main > section > .scroll caption").evaluate_all(boxes)) <= width
 
 
 def check_map(page: Any) -> None:

@@ -229,7 +229,8 @@ def test_a_section_says_why_it_is_empty(
 def test_a_release_without_images(tmp_path: Path, made: Shop) -> None:
     without = fixtures.shop()
     without.image[:] = 0
-    without.products["image_status"] = [schemas.OK] * fixtures.PRODUCTS
+    urls = without.products["image_url"]
+    without.products["image_status"] = [schemas.OK if url else schemas.MISSING for url in urls]
     release = fixtures.write_shop(tmp_path / "release", without)
     page = Page(report(release, tmp_path / "out.html", method="pca").path.read_text(encoding="utf-8"))
     assert page.tables["funnel-data"][-1][1:] == ["0", "0.0 %", "no vector 57"]
@@ -353,6 +354,21 @@ def test_images_come_from_the_work_directory(page: Page, text: str, work: Path) 
     failures = page.tables["failures"][1:]
     assert ["not_found (4)", "product number 50", "https://shop.example/P050.jpg?token=x", "HTTP 404"] in failures
     assert [row[0] for row in failures].count("placeholder (2)") == 2
+
+
+def test_local_images_are_counted_and_shown(tmp_path: Path) -> None:
+    local = fixtures.shop()
+    local.products["image_url"] = [
+        None if url is None else f"file:images/P{row:03d}.jpg" for row, url in enumerate(local.products["image_url"])
+    ]
+    work = fixtures.write_work(tmp_path / "work", local)
+    local.products["image_url"] = [None] * fixtures.PRODUCTS  # as a build of [catalogue] publishes it
+    fixtures.write_shop(work / schemas.RELEASE_DIR, local)
+    page = Page(report(work, method="pca").path.read_text(encoding="utf-8"))
+    assert [row[1] for row in page.tables["funnel-data"][1:]] == ["60", "57", "55", "50", "49"]
+    assert "24 products, evenly spaced among 50 with an image" in page.texts["products"]
+    failures = page.tables["failures"][1:]
+    assert ["not_found (4)", "product number 50", "file:images/P050.jpg", "HTTP 404"] in failures
 
 
 def test_without_pillow_there_are_no_thumbnails(monkeypatch: pytest.MonkeyPatch, work: Path, tmp_path: Path) -> None:

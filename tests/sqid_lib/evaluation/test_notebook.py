@@ -39,6 +39,7 @@ def test_an_image_or_its_status() -> None:
         shown = image(url, "not_found", EVIL)
         assert "<img" not in shown and "<script" not in shown and ">not_found</span>" in shown
     assert ">no image</span>" in image(None, None)
+    assert ">ok, no image URL</span>" in image(None, "ok")
     assert len(escaped("x" * 1_000_000)) == 200 and escaped(None) == ""
 
 

@@ -17,12 +17,12 @@ _IN_GROUP = 6
 _DOUBT = "Rows that are more often wrong than others. None of them is wrong for sure: look before you change anything."
 _EQUAL = (
     "<b>What to do:</b> open the image URLs. If the image is a placeholder, its URL should not count as the product's "
-    "own image; if one URL is wrong, correct its row in the table of [resolve]; variants of one product, whose titles "
-    "have a cosine near 1, may share an image."
+    "own image; if one URL is wrong, correct its row in the table of images or of products; variants of one product, "
+    "whose titles have a cosine near 1, may share an image."
 )
 _FAR = (
-    "<b>What to do:</b> compare image and title. A wrong image comes from a wrong row in the table of [resolve]; a "
-    "title without words for what is seen, such as a model number, is no mistake."
+    "<b>What to do:</b> compare image and title. A wrong image comes from a wrong row in the table of images or of "
+    "products; a title without words for what is seen, such as a model number, is no mistake."
 )
 _AGAINST = (
     "<b>What to do:</b> read the judgments of the query. If labels are exchanged or belong to another query, correct "
@@ -43,7 +43,7 @@ def suspects_section(release: Release, work: Work | None, comparison: Comparison
     return section("suspects", "Suspects", note(_DOUBT), *shown)
 
 
-def _pictures(work: Work | None, rows: Sequence[int]) -> dict[int, str]:
+def _thumbnails(work: Work | None, rows: Sequence[int]) -> dict[int, str]:
     return work.thumbnails(rows, SIDE)[0] if work else {}
 
 
@@ -53,11 +53,11 @@ def _equal(release: Release, work: Work | None) -> str:
     same = suspects.duplicates(release, work.sha256s if work else None)
     near = suspects.near_duplicates(release, same)
     grouped = [row for group in same[:_GROUPS] for row in group.rows[:_IN_GROUP]]
-    pictures = _pictures(work, [*grouped, *(row for pair in near.pairs for row in (pair.first, pair.second))])
-    return note(_EQUAL) + _same(release, same, pictures) + _near(release, near, pictures)
+    thumbnails = _thumbnails(work, [*grouped, *(row for pair in near.pairs for row in (pair.first, pair.second))])
+    return note(_EQUAL) + _same(release, same, thumbnails) + _near(release, near, thumbnails)
 
 
-def _same(release: Release, same: Sequence[Duplicates], pictures: dict[int, str]) -> str:
+def _same(release: Release, same: Sequence[Duplicates], thumbnails: dict[int, str]) -> str:
     affected = sum(len(group.rows) for group in same)
     words = f"{things(len(same), 'image')} shared by {things(affected, 'product')}, over all products"
     if len(same) > _GROUPS:
@@ -69,14 +69,14 @@ def _same(release: Release, same: Sequence[Duplicates], pictures: dict[int, str]
         groups.append(
             _group(
                 f"{head}; lowest cosine of their titles <b>{number(group.titles, 3)}</b>",
-                [card(release, row, pictures) for row in group.rows[:_IN_GROUP]],
+                [card(release, row, thumbnails) for row in group.rows[:_IN_GROUP]],
             )
         )
     shown = _list("duplicates", groups) if groups else empty("No two products have the same image.")
     return f"<h4>The same image</h4>{note(words + '.')}{shown}"
 
 
-def _near(release: Release, near: NearDuplicates, pictures: dict[int, str]) -> str:
+def _near(release: Release, near: NearDuplicates, thumbnails: dict[int, str]) -> str:
     words = (
         f"{things(near.found, 'pair')} of different images with a cosine of at least {suspects.NEAR}; compared pair by "
         f"pair: {count(near.compared)} of {things(near.distinct, 'distinct image vector')}, "
@@ -85,7 +85,7 @@ def _near(release: Release, near: NearDuplicates, pictures: dict[int, str]) -> s
     pairs = [
         _group(
             f"cosine of the images <b>{number(pair.cosine, 4)}</b>",
-            [card(release, row, pictures) for row in (pair.first, pair.second)],
+            [card(release, row, thumbnails) for row in (pair.first, pair.second)],
         )
         for pair in near.pairs
     ]
@@ -107,11 +107,11 @@ def _far(release: Release, work: Work | None) -> str:
     found = suspects.far_images(release)
     if not found:
         return empty("No image is farther from its title than the others.")
-    pictures = _pictures(work, [case.row for case in found])
+    thumbnails = _thumbnails(work, [case.row for case in found])
     cards = []
     for case in found:
         value = f"cosine {number(case.cosine, 3)}, {case.deviations:.1f} σ below the mean"
-        cards.append(card(release, case.row, pictures, f'<span class="number">{value}</span>'))
+        cards.append(card(release, case.row, thumbnails, f'<span class="number">{value}</span>'))
     return f'{note(_FAR)}<ul class="cards small" id="far">{"".join(cards)}</ul>'
 
 
