@@ -15,8 +15,18 @@ FETCH = ("PIL", "pycurl", "yarl")  # by the names they are imported by
 LOCAL = ("PIL",)  # of images on this machine
 EMBED = ("PIL", "safetensors", "torch", "transformers")
 _PAGES = ("protego", "pycurl", "selectolax", "yarl")
-_REPLICATE = ("replicate",)
-_DISTRIBUTIONS = {"PIL": "pillow"}
+_BACKENDS: Mapping[str, Sequence[str]] = {
+    "transformers": EMBED,
+    "open_clip": (*EMBED, "open_clip"),
+    "sentence-transformers": (*EMBED, "sentence_transformers"),
+    "replicate": ("replicate",),
+}
+_EXTRAS = {"replicate": "replicate", "open_clip": "open-clip", "sentence_transformers": "sbert"}  # others: build
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "sentence_transformers": "sentence-transformers",
+}
 
 
 def needed(stage: str, recipe: Recipe) -> Sequence[str]:
@@ -29,7 +39,7 @@ def needed(stage: str, recipe: Recipe) -> Sequence[str]:
                 FETCH if recipe.catalogue is None else LOCAL
             )  # a URL among the images of a catalogue is an error then
         case "embed":
-            return _REPLICATE if recipe.encoder.backend == "replicate" else EMBED
+            return _BACKENDS[recipe.encoder.backend]
         case _:
             return ()
 
@@ -50,7 +60,7 @@ def require(needs: Mapping[str, Sequence[str]]) -> None:
     if not missing:
         return
     names = sorted({_DISTRIBUTIONS.get(name, name) for packages in missing.values() for name in packages})
-    extras = sorted({"replicate" if name in _REPLICATE else "build" for names in missing.values() for name in names})
+    extras = sorted({_EXTRAS.get(name, "build") for names in missing.values() for name in names})
     raise MissingExtraError(
         f"{' and '.join(missing)} {'needs' if len(missing) == 1 else 'need'} packages that are not installed: "
         f"{', '.join(names)}",

@@ -259,8 +259,9 @@ class EncoderSettings(_Section):
     """Hub id or local directory of the model."""
     revision: str = "main"
     """Branch, tag or commit of the model on the Hub."""
-    backend: Literal["transformers", "replicate"] = "transformers"
-    """What runs the model: "transformers" on this machine, or the service "replicate"."""
+    backend: Literal["transformers", "open_clip", "sentence-transformers", "replicate"] = "transformers"
+    """What runs the model: "transformers", "open_clip" or "sentence-transformers" on this machine, or the service
+    "replicate". Models of sentence-transformers that take texts alone give no image vectors."""
     text: TextTemplate = PRODUCT_TEXT
     """The text of a product, from its columns, such as "{product_title} {product_brand}"; kept columns of a catalogue
     too. A product without a value has nothing in its place; queries are encoded as they are."""

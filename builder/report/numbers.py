@@ -99,7 +99,7 @@ def funnel(release: Release) -> list[Step]:
 
 
 def _has_file(release: Release, status: np.ndarray) -> Bools:
-    return np.isin(status, (*schemas.EMBEDDED_STATUSES, "non_finite")) | release.has_image
+    return np.isin(status, (*schemas.EMBEDDED_STATUSES, "non_finite", "not_encoded")) | release.has_image
 
 
 def _reason(status: str) -> str:
