@@ -15,9 +15,24 @@ FETCH = ("PIL", "pycurl", "yarl")  # by the names they are imported by
 LOCAL = ("PIL",)  # of images on this machine
 EMBED = ("PIL", "safetensors", "torch", "transformers")
 _PAGES = ("protego", "pycurl", "selectolax", "yarl")
-_REPLICATE = ("replicate",)
 _RAY = ("ray",)
-_DISTRIBUTIONS = {"PIL": "pillow"}
+_BACKENDS: Mapping[str, Sequence[str]] = {
+    "transformers": EMBED,
+    "open_clip": (*EMBED, "open_clip"),
+    "sentence-transformers": (*EMBED, "sentence_transformers"),
+    "replicate": ("replicate",),
+}
+_EXTRAS = {
+    "replicate": "replicate",
+    "open_clip": "open-clip",
+    "ray": "ray",
+    "sentence_transformers": "sbert",
+}  # others: build
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "sentence_transformers": "sentence-transformers",
+}
 
 
 def needed(stage: str, recipe: Recipe, engine: str = "local") -> Sequence[str]:
@@ -30,7 +45,7 @@ def needed(stage: str, recipe: Recipe, engine: str = "local") -> Sequence[str]:
             # a URL among the images of a catalogue is an error then
             return (*(FETCH if recipe.catalogue is None else LOCAL), *engines)
         case "embed":
-            return (*(_REPLICATE if recipe.encoder.backend == "replicate" else EMBED), *engines)
+            return (*_BACKENDS[recipe.encoder.backend], *engines)
         case _:
             return ()
 
@@ -51,13 +66,9 @@ def require(needs: Mapping[str, Sequence[str]]) -> None:
     if not missing:
         return
     names = sorted({_DISTRIBUTIONS.get(name, name) for packages in missing.values() for name in packages})
-    extras = sorted({_extra(name) for names in missing.values() for name in names})
+    extras = sorted({_EXTRAS.get(name, "build") for names in missing.values() for name in names})
     raise MissingExtraError(
         f"{' and '.join(missing)} {'needs' if len(missing) == 1 else 'need'} packages that are not installed: "
         f"{', '.join(names)}",
         fix=f'Install them with: pip install "sqid[{",".join(extras)}]"',
     )
-
-
-def _extra(package: str) -> str:
-    return package if package in (*_REPLICATE, *_RAY) else "build"

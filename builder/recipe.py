@@ -36,7 +36,19 @@ try:
 except ImportError as error:
     raise missing_extra("pydantic", "build", "to read recipes") from error
 
-from builder.recipe_values import NAME, PAGE_URL, DistinctItems, HostPort, Items, Port, Url, Word, recipe_error
+from builder.recipe_values import (
+    NAME,
+    PAGE_URL,
+    DistinctItems,
+    HostPort,
+    Items,
+    Port,
+    TextTemplate,
+    Url,
+    Word,
+    recipe_error,
+    template_parts,
+)
 from builder.recipe_values import words as pattern_words
 
 
@@ -237,6 +249,9 @@ class FetchSettings(_Section):
     """Images in one file of WORK/fetch."""
 
 
+PRODUCT_TEXT = "{product_title}"
+
+
 class EncoderSettings(_Section):
     """[encoder]: the model that makes the vectors."""
 
@@ -244,8 +259,12 @@ class EncoderSettings(_Section):
     """Hub id or local directory of the model."""
     revision: str = "main"
     """Branch, tag or commit of the model on the Hub."""
-    backend: Literal["transformers", "replicate"] = "transformers"
-    """What runs the model: "transformers" on this machine, or the service "replicate"."""
+    backend: Literal["transformers", "open_clip", "sentence-transformers", "replicate"] = "transformers"
+    """What runs the model: "transformers", "open_clip" or "sentence-transformers" on this machine, or the service
+    "replicate". Models of sentence-transformers that take texts alone give no image vectors."""
+    text: TextTemplate = PRODUCT_TEXT
+    """The text of a product, from its columns, such as "{product_title} {product_brand}"; kept columns of a catalogue
+    too. A product without a value has nothing in its place; queries are encoded as they are."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights while encoding; the vectors are float32. Another one makes all vectors again."""
     device: str = "auto"
@@ -256,6 +275,11 @@ class EncoderSettings(_Section):
     """Images in one batch. Changes the last bits of new vectors only."""
     shard_rows: PositiveInt = 2_000
     """Vectors in one file of WORK/embed: what an interrupted run loses at most, on each device."""
+
+    @property
+    def text_parts(self) -> list[tuple[str, str | None]]:
+        """`text` as pairs of a text and the column behind it, if one is."""
+        return template_parts(self.text)
 
 
 class EngineSettings(_Section):
@@ -350,6 +374,15 @@ class Recipe(_Section):
         pages = self.resolve.pages
         if self.catalogue is not None and pages.permission and "url" not in pages.model_fields_set:
             raise PydanticCustomError("no_page_url", "url")
+        return self
+
+    @model_validator(mode="after")
+    def _text_columns(self) -> Self:
+        known = [*schemas.SAMPLED_PRODUCTS_SCHEMA.names, *(self.catalogue.keep if self.catalogue else ())]
+        hint = "Name further columns of the tables in catalogue.keep." if self.catalogue else ""
+        for _, name in self.encoder.text_parts:
+            if name is not None and name not in known:
+                raise PydanticCustomError("unknown_column", "{name}", {"name": name, "known": known, "hint": hint})
         return self
 
     @property

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import string
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from sqid_lib.errors import RecipeError
+from sqid_lib.errors import RecipeError, did_you_mean
 
 T = TypeVar("T")
 NAME, WORD, URL, PAGE_URL, HOST_PORT = r"^[\w-][\w.-]*$", r"\S", "^https?://", r"\{product_id\}", "^.+:[0-9]+$"
@@ -45,6 +46,27 @@ def _valid_port(value: str) -> str:
     return value
 
 
+def template_parts(template: str) -> list[tuple[str, str | None]]:
+    """A template such as "{product_title} {product_brand}" as pairs of a text and the column behind it, if one is.
+
+    Raises:
+        ValueError: braces that are not those of a name, or no name at all.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:
+        parts = []
+    names = [name for _, name, _, _ in parts if name is not None]
+    if not names or "" in names or any(form or change for _, _, form, change in parts):
+        raise ValueError('text with names of columns in braces, such as "{product_title} {product_brand}"')
+    return [(text, name) for text, name, _, _ in parts]
+
+
+def _valid_template(template: str) -> str:
+    template_parts(template)
+    return template
+
+
 Items = Annotated[tuple[T, ...], Field(strict=False)]  # not strict: TOML has lists
 DistinctItems = Annotated[
     tuple[T, ...],
@@ -55,6 +77,7 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 HostPort = Annotated[str, Field(pattern=HOST_PORT), AfterValidator(_valid_port)]
 Url = Annotated[str, Field(pattern=URL)]
 Word = Annotated[str, Field(pattern=WORD)]
+TextTemplate = Annotated[str, AfterValidator(_valid_template)]
 
 
 def words(pattern: str) -> str:
@@ -100,6 +123,14 @@ def _problem(details: ErrorDetails, schema: Mapping[str, Any]) -> RecipeError:
     if kind == "no_page_url":
         return RecipeError(
             "[resolve.pages] has no URL of the catalogue's own pages", fix='Add url = "https://…/{product_id}" to it.'
+        )
+    if kind == "unknown_column":
+        name, known = context["name"], context["known"]
+        return RecipeError(
+            "'encoder.text' names a column that the products have not",
+            expected=", ".join(known),
+            got=repr(name)[:120],
+            fix=did_you_mean(name, known) or context["hint"] or None,
         )
     if kind == "missing":
         return RecipeError(f"key {key!r} is missing", fix="Add it.")

@@ -118,6 +118,7 @@ IMAGE_STATUS = {
     "corrupt": "damaged image",
     "too_many_pixels": "more pixels than allowed",
     "non_finite": "the encoder gave NaN or infinity",
+    "not_encoded": "the encoder takes texts only",
     "error": "anything else; see the build report",
 }
 BAD_URL = "bad_url"
@@ -125,7 +126,9 @@ EMBEDDED_STATUSES = (OK, GENERIC)  # what fetch downloads and embed turns into v
 # the failures of a stage, which may end otherwise when it tries again
 RETRIABLE = {
     "resolve": (MISSING, "blocked", "error"),  # of product pages
-    "fetch": tuple(s for s in IMAGE_STATUS if s not in (OK, MISSING, PLACEHOLDER, GENERIC, "non_finite")),
+    "fetch": tuple(
+        s for s in IMAGE_STATUS if s not in (OK, MISSING, PLACEHOLDER, GENERIC, "non_finite", "not_encoded")
+    ),
 }
 
 GENERIC_IMAGE_URL = (

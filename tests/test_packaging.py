@@ -123,7 +123,8 @@ def test_an_editable_install_is_found_beside_a_folder_named_sqid(tmp_path: Path)
 def test_every_extra_is_part_of_dev() -> None:
     extras = PROJECT["optional-dependencies"]
     [whole] = [line for line in extras["dev"] if line.startswith("sqid[")]
-    assert set(re.findall(r"[\w-]+", whole)) == {"sqid", *extras} - {"dev"}
+    # open-clip needs torchvision, which no index has for every build of torch, and which transformers imports
+    assert set(re.findall(r"[\w-]+", whole)) == {"sqid", *extras} - {"dev", "open-clip"}
 
 
 def test_constraints_are_names_and_versions_and_cover_what_pyproject_names() -> None:

@@ -93,7 +93,11 @@ def known_encoder(model: Model | None, dataset: str) -> str | None:
     try:
         built = json.loads((Path(dataset).resolve().parent / "embed" / "encoder.json").read_text(encoding="utf-8"))
         directory = Path(built["model"])
-        return str(directory) if directory.is_dir() and content_revision(directory) == model.revision else None
+        return (
+            str(directory)
+            if directory.is_dir() and content_revision(directory, model.backend) == model.revision
+            else None
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from builder.recipe import Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import CountError, IntegrityError
-from sqid_lib.tables.reader import read_parquet
+from sqid_lib.tables.reader import open_parquet, read_parquet
 
 PRODUCTS, SUPP, QUERIES = "products", "supp", "queries"  # parts: rows
 TEXTS, IMAGES = "texts", "images"  # kinds of what is encoded for them
@@ -84,10 +86,9 @@ def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> In
             queries = read_parquet(str(path), schemas.SAMPLED_QUERIES_SCHEMA)
             columns.append((queries.select(["query_id"]), queries["query"], None))
             continue
-        wanted = [*schemas.PRODUCT_KEY, "product_title"]
-        products = read_parquet(str(path), pa.schema([schemas.PRODUCTS_SCHEMA.field(name) for name in wanted]))
+        products = _read_products(path, [name for _, name in recipe.encoder.text_parts if name is not None])
         ids, image = _with_outcomes(products, outcomes.slice(start, products.num_rows), image_name, path)
-        columns.append((ids, products["product_title"], image))
+        columns.append((ids, product_texts(products, recipe.encoder.text_parts), image))
         start += products.num_rows
     if recipe.selection.embed_supp and start != outcomes.num_rows:
         raise CountError(
@@ -104,6 +105,39 @@ def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> In
         for name, (ids, _, _), text, image in zip(names, columns, text_numbers, image_numbers, strict=True)
     )
     return Inputs(tuple(parts), {TEXTS: texts, IMAGES: images})
+
+
+def _read_products(path: Path, columns: Sequence[str]) -> pa.Table:
+    """The keys of the products, and some of their columns."""
+    with open_parquet(str(path)) as file:
+        kept = {field.name: field for field in file.schema_arrow}  # of a catalogue, whose types are its own
+    fields = {field.name: field for field in schemas.SAMPLED_PRODUCTS_SCHEMA}
+    names = dict.fromkeys([*schemas.PRODUCT_KEY, *columns])
+    return read_parquet(str(path), pa.schema([fields.get(name) or kept.get(name) or _text(name) for name in names]))
+
+
+def _text(name: str) -> pa.Field:
+    return pa.field(name, pa.string())
+
+
+def product_texts(products: pa.Table, parts: Sequence[tuple[str, str | None]]) -> pa.ChunkedArray:
+    """The text of each product, "" for one without any of the values.
+
+    A text that is one column alone is that column as it is; otherwise white space at its ends is removed, which the
+    absence of a value leaves there.
+
+    Args:
+        parts: of the template, as `EncoderSettings.text_parts`.
+    """
+    values = {name: pc.fill_null(products[name].cast(pa.large_string()), "") for _, name in parts if name is not None}
+    if len(parts) == 1 and not parts[0][0]:
+        return next(iter(values.values()))
+    joined: list[Any] = []
+    for text, name in parts:
+        joined += [pa.scalar(text, pa.large_string()), *([values[name]] if name is not None else [])]
+    whole = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*joined, pa.scalar("", pa.large_string())))
+    blank = [pc.equal(pc.utf8_trim_whitespace(column), "") for column in values.values()]
+    return pc.if_else(functools.reduce(pc.and_, blank), pa.scalar("", pa.large_string()), whole)
 
 
 def _with_outcomes(

@@ -1,4 +1,4 @@
-"""The local backend: a transformers dual encoder on this machine's CPU or GPUs."""
+"""The local backends: an encoder of transformers, open_clip or sentence-transformers on this machine's CPU or GPUs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from builder.embed.stored_images import StoredImages
 from builder.recipe import Recipe
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "pillow")
+_ALSO = {  # by backend
+    "open_clip": ("open_clip_torch", "torchvision", "timm", "ftfy"),
+    "sentence-transformers": ("sentence-transformers",),
+}
+NOT_ENCODED = "not_encoded"
 _MAX_ASPECT = 500  # the short side is resized to the model's size, and the long side with it
 
 
@@ -44,6 +51,7 @@ class Local:
             device=device,
             dtype=settings.dtype,
             linear=record["linear"],
+            backend=settings.backend,
         )
         self._settings, self._max_pixels = settings, recipe.fetch.max_pixels
         self._keep_truncated = recipe.fetch.truncated == "keep"
@@ -56,7 +64,7 @@ class Local:
             "revision": self._encoder.revision,
             "width": self._encoder.width,
             "linear": self._encoder.linear,
-            "versions": versions(),
+            "versions": versions(self._settings.backend),
         }
 
     def texts(self, texts: Sequence[str]) -> VectorBatches:
@@ -67,12 +75,17 @@ class Local:
     def images(self, names: Sequence[str]) -> tuple[VectorBatches, dict[str, str]]:
         """Images in the order given, and the status of those that cannot be decoded.
 
+        A model of texts alone gives no vector and the status `NOT_ENCODED`; then no image is read.
+
         Args:
             names: sha256 of each image.
 
         Raises:
             CorruptFileError, SchemaError, IntegrityError: what fetch stored is damaged or not complete.
         """
+        if not self._encoder.has_images:
+            nothing = np.full((len(names), self._encoder.width), np.nan, np.float32)
+            return VectorBatches([list(range(len(names)))], iter([nothing])), dict.fromkeys(names, NOT_ENCODED)
         self._stored.check(names)
         failed: dict[str, str] = {}
 
@@ -110,6 +123,6 @@ def devices(setting: str) -> list[str]:
     return [f"cuda:{rank}" for rank in range(torch.cuda.device_count())] or ["cpu"]
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that the vectors depend on."""
-    return {package: metadata.version(package) for package in _VERSIONED}
+def versions(backend: str = "transformers") -> dict[str, str]:
+    """Versions of the packages that the vectors of a backend depend on."""
+    return {package: metadata.version(package) for package in (*_VERSIONED, *_ALSO.get(backend, ()))}

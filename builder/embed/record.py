@@ -21,7 +21,11 @@ from sqid_lib import files, schemas
 NAME = "encoder.json"
 REMOTE = "remote"  # in place of a device, where the model is hosted
 _LINEAR = ("packed", "plain", REMOTE)
-_DECISIVE = ("transformers", "tokenizers", "pillow")  # packages whose versions may change more than the last bits
+# packages whose versions may change more than the last bits
+_DECISIVE = (
+    *("transformers", "tokenizers", "pillow"),
+    *("open_clip_torch", "torchvision", "timm", "ftfy", "sentence-transformers"),
+)
 
 
 def request(recipe: Recipe, places: Sequence[str]) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def find(folder: Path, recipe: Recipe, places: Sequence[str]) -> dict[str, Any] 
     from sqid_lib.encoders.loading import content_revision
 
     wanted, model = request(recipe, places), Path(recipe.encoder.model).expanduser()
-    revision = content_revision(model) if places[0] != REMOTE and model.is_dir() else None
+    revision = content_revision(model, recipe.encoder.backend) if places[0] != REMOTE and model.is_dir() else None
     for record in _every(folder):
         if revision:
             same = record["revision"] == revision
@@ -92,7 +96,7 @@ def settings(
     if places[0] == REMOTE:
         return made
     made |= {"device": places[0].partition(":")[0], "linear": record["linear"]}
-    made |= {name: version for name, version in versions().items() if name not in _DECISIVE}
+    made |= {name: version for name, version in versions(chosen.backend).items() if name not in _DECISIVE}
     if made["device"] == "cpu":
         made["threads"] = threads or _threads(places)
     return made
@@ -132,4 +136,4 @@ def _versions(recipe: Recipe) -> dict[str, str]:
         from builder.embed.replicate import versions as remote_versions
 
         return remote_versions()
-    return versions()
+    return versions(recipe.encoder.backend)

@@ -40,6 +40,7 @@ def values(release: Path, statistics: Statistics, recipe: Recipe, revision: str 
         "version": recipe.version,
         "model": manifest.public(recipe.encoder.model),
         "width": str(statistics.width),
+        "product_text": catalogue_values.product_text(recipe),
         "split": next(iter(main)),
         "classic_files": _classic(classic, own=own is not None),
         **{f"{name}_table": text for name, text in tables.items()},

@@ -26,9 +26,16 @@ def values(recipe: Recipe, statistics: Statistics, labels: Labels) -> dict[str, 
         "kept_sentence": _kept(statistics),
         "labels_sentence": _labels(labels),
         "images_sentence": _images(recipe),
-        "embedded_texts": "query text and product title" if schemas.QUERIES in statistics.splits else "product title",
+        "embedded_texts": ("query text and " if schemas.QUERIES in statistics.splits else "") + product_text(recipe),
         "licence_sentence": _licence(card.licence),
     }
+
+
+def product_text(recipe: Recipe) -> str:
+    """What the text vector of a product is made of."""
+    template = recipe.encoder.text
+    title = template == "{product_title}" or recipe.artifacts is not None
+    return "product title" if title else f"product text (`{stated.markdown(stated.one_line(template))}`)"
 
 
 def _parts(statistics: Statistics) -> str:

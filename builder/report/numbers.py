@@ -105,7 +105,7 @@ def _is_known(release: Release, status: np.ndarray) -> Bools:
 
 
 def _has_file(release: Release, status: np.ndarray) -> Bools:
-    return np.isin(status, (*schemas.EMBEDDED_STATUSES, "non_finite")) | release.has_image
+    return np.isin(status, (*schemas.EMBEDDED_STATUSES, "non_finite", "not_encoded")) | release.has_image
 
 
 def _reason(status: str) -> str:

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,37 @@ from sqid_lib.encoders.batching import (
     token_batches,
 )
 from sqid_lib.encoders.image_inputs import ImageLike, as_image, as_items
-from sqid_lib.encoders.pixels import Inputs, Pixels, from_table
-from sqid_lib.encoders.texts import Row, TextRule, Tokens, as_texts
+from sqid_lib.encoders.pixels import from_table
+from sqid_lib.encoders.texts import as_texts
 from sqid_lib.errors import EncoderError
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
+
+
+class TextInputs(Protocol):
+    """Texts to what the network takes: `texts.Tokens`, or what another library has in its place."""
+
+    def rows(self, texts: Sequence[str], /) -> Sequence[Any]: ...
+
+    def length(self, row: Any, /) -> int:
+        """Tokens of one row, about."""
+
+    def inputs(self, rows: Sequence[Any], /) -> dict[str, Any]:
+        """The network's inputs for some rows: arrays or tensors, [B, …] each."""
+
+
+class ImageInputs(Protocol):
+    """Images to what the network takes: `pixels.Pixels`, or what another library has in its place."""
+
+    @property
+    def table(self) -> NDArray[np.float32] | None: ...
+
+    def prepare(self, image: Image.Image, /) -> Any: ...
+
+    def inputs(self, images: Sequence[Any], /) -> dict[str, Any]:
+        """The network's inputs for some prepared images: arrays or tensors, [B, …] each."""
 
 
 class Encoder:
@@ -43,6 +68,7 @@ class Encoder:
         text_limit: most tokens of a text; the rest is cut off.
         linear: kernels of the linear layers, "packed" or "plain"; see `sqid_lib.encoders.linear`.
         image_batch: images per forward pass that suit the device.
+        has_images: whether it encodes images; a text-only model of sentence-transformers does not.
     """
 
     def __init__(
@@ -51,21 +77,23 @@ class Encoder:
         model_id: str,
         revision: str,
         network: Any,
-        tokenizer: Any,
-        processor: Any,
-        rule: TextRule,
+        tokens: TextInputs,
+        pixels: ImageInputs | None,
+        text_limit: int,
         device: torch.device,
         dtype: str,
         linear: str,
     ) -> None:
+        """`network` has get_text_features, get_image_features and dtype; `pixels` is None for a text-only model."""
         import torch
 
         self.model_id, self.revision, self.device, self.dtype = model_id, revision, str(device), dtype
-        self.text_limit = rule.limit
+        self.text_limit, self.has_images = text_limit, pixels is not None
         self.linear = linear
         self.image_batch = 128 if self.on_gpu else _images_at_once(network.config)
-        self._network, self._tokens, self._pixels = network, Tokens(tokenizer, rule), Pixels(processor)
-        self._table = None if self._pixels.table is None else torch.from_numpy(self._pixels.table).to(device)
+        self._network, self._tokens, self._pixels = network, tokens, pixels
+        table = None if pixels is None else pixels.table
+        self._table = None if table is None else torch.from_numpy(table).to(device)
         self.width = int(self._forward_text(self._tokens.rows([""])).shape[1])
 
     def __repr__(self) -> str:
@@ -109,7 +137,7 @@ class Encoder:
         """
         tokens = self._tokens.rows(as_texts(texts))
         budget = 8 * (batch_size or (4096 if self.on_gpu else 64))
-        batches = list(token_batches([len(t["input_ids"]) for t in tokens], budget))
+        batches = list(token_batches([self._tokens.length(row) for row in tokens], budget))
         outputs = (self._halving(self._forward_text, [tokens[row] for row in rows]) for rows in batches)
         return VectorBatches(batches, one_behind(outputs))
 
@@ -167,18 +195,21 @@ class Encoder:
         Raises:
             UsageError: None, a URL, or anything else that is no image, by its number.
             SourceError: a file is not there, or bytes hold no usable image.
-            EncoderError: the model fails, or not even one image fits into memory.
+            EncoderError: the model takes no images, it fails, or not even one image fits into memory.
         """
+        pixels = self._pixels
+        if pixels is None:
+            raise EncoderError("the model encodes texts only", where=self.model_id, fix="Name a multimodal model.")
         size = batch_size or self.image_batch
         threads = threads or os.cpu_count() or 1
         numbered = enumerate(as_items(images))
         masks: deque[NDArray[np.bool_]] = deque()  # which images of a batch have a vector
 
-        def prepare(entry: tuple[int, Any]) -> Inputs | None:
+        def prepare(entry: tuple[int, Any]) -> Any | None:
             row, item = entry
             if decode is not None and (item := decode(item)) is None:
                 return None
-            return self._pixels.prepare(as_image(item, row))
+            return pixels.prepare(as_image(item, row))
 
         def outputs() -> Iterator[torch.Tensor]:
             import torch
@@ -210,23 +241,21 @@ class Encoder:
         """Whether it runs on a GPU."""
         return not self.device.startswith("cpu")
 
-    def _forward_text(self, rows: Sequence[Row]) -> torch.Tensor:
-        import torch
+    def _forward_text(self, rows: Sequence[Any]) -> torch.Tensor:
+        return self._features(self._network.get_text_features, self._tokens.inputs(rows))
 
-        inputs = {name: torch.from_numpy(array) for name, array in self._tokens.padded(rows).items()}
-        return self._features(self._network.get_text_features, inputs)
+    def _forward_images(self, images: Sequence[Any]) -> torch.Tensor:
+        assert self._pixels is not None
+        return self._features(self._network.get_image_features, self._pixels.inputs(images))
 
-    def _forward_images(self, images: Sequence[Inputs]) -> torch.Tensor:
-        import torch
-
-        inputs = {name: torch.from_numpy(np.stack([image[name] for image in images])) for name in images[0]}
-        return self._features(self._network.get_image_features, inputs)
-
-    def _features(self, method: Callable[..., Any], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _features(self, method: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
         import torch
 
         with torch.inference_mode(), self._no_tf32():
-            for name, tensor in inputs.items():
+            for name, value in inputs.items():
+                tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                if not isinstance(tensor, torch.Tensor):
+                    continue  # what sentence-transformers notes of a batch
                 moved = tensor.pin_memory() if self.device.startswith("cuda") else tensor
                 moved = moved.to(self.device, non_blocking=True)
                 if moved.dtype == torch.uint8 and self._table is not None:

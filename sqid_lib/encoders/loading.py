@@ -1,4 +1,4 @@
-"""Finding and loading a dual encoder: safetensors only, no remote code, the PIL image processor."""
+"""Finding and loading an encoder: safetensors only, no remote code; of transformers the PIL image processor."""
 
 from __future__ import annotations
 
@@ -6,29 +6,45 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqid_lib import schemas
 from sqid_lib.encoders.encoder import Encoder
 from sqid_lib.encoders.model_files import check_weights, read_config
-from sqid_lib.encoders.texts import TextRule
+from sqid_lib.encoders.pixels import Pixels
+from sqid_lib.encoders.texts import TextRule, Tokens
 from sqid_lib.errors import EncoderError, UsageError, first_line, missing_extra
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
-# weights in one variant only: not "model.fp16.safetensors", not another library's "open_clip_model.safetensors"
-_WANTED = ["model*.safetensors", "model.safetensors.index.json", "*.json", "*.txt", "*.model"]
-_UNWANTED = ["model.*.safetensors", "*/*"]
+TRANSFORMERS, OPEN_CLIP, SENTENCE_TRANSFORMERS = BACKENDS = ("transformers", "open_clip", "sentence-transformers")
+_TEXT_FILES = ["*.json", "*.txt", "*.model"]
+# the files a model is loaded from, wanted and unwanted: weights in one variant only, and only those of the library
+_FILES = {
+    TRANSFORMERS: (
+        ["model*.safetensors", "model.safetensors.index.json", *_TEXT_FILES],
+        ["model.*.safetensors", "*/*"],
+    ),
+    OPEN_CLIP: (["open_clip*.safetensors", *_TEXT_FILES], ["*/*"]),
+    SENTENCE_TRANSFORMERS: (["*.safetensors", *_TEXT_FILES], ["model.*.safetensors", "onnx/*", "openvino/*"]),
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def load_encoder(
-    model: str, *, revision: str = "main", device: str = "auto", dtype: str = "float32", linear: str = "auto"
+    model: str,
+    *,
+    revision: str = "main",
+    device: str = "auto",
+    dtype: str = "float32",
+    linear: str = "auto",
+    backend: str = TRANSFORMERS,
 ) -> Encoder:
-    """Load any transformers dual encoder (CLIP, SigLIP, SigLIP 2, ChineseCLIP, ALIGN …).
+    """Load any dual encoder of transformers (CLIP, SigLIP, SigLIP 2, ChineseCLIP, ALIGN …), or one of another library.
 
     Args:
         model: a Hub id, or a directory with config.json, tokenizer, image processor and safetensors.
@@ -36,19 +52,38 @@ def load_encoder(
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32" (the published meaning), "bfloat16" or "float16"; vectors come back as float32 either way.
         linear: kernels for the linear layers on a CPU: "auto", "packed" or "plain"; see `sqid_lib.encoders.linear`.
+        backend: "transformers"; "open_clip", for a directory or repo with open_clip_config.json; or
+            "sentence-transformers", for one with modules.json, of texts and images or of texts alone.
 
     Raises:
-        EncoderError: the model does not exist, cannot be downloaded, is not a dual encoder or has no safetensors.
-        UsageError: an unknown dtype or device.
-        MissingExtraError: torch, transformers or pillow is not installed.
+        EncoderError: the model does not exist, cannot be downloaded, is not of the backend or has no safetensors.
+        UsageError: an unknown dtype, device or backend.
+        MissingExtraError: torch, transformers, pillow or the library of the backend is not installed.
     """
     if dtype not in DTYPES:
         raise UsageError("unknown dtype", where="dtype", expected=" or ".join(DTYPES), got=dtype)
-    _require()
+    if backend not in BACKENDS:
+        raise UsageError("unknown backend", where="backend", expected=" or ".join(BACKENDS), got=backend)
+    _require(backend)
+    place = _device(device)
+    directory, commit = locate(model, revision, backend)
+    shared: dict[str, Any] = {"model_id": model, "revision": commit, "device": place, "dtype": dtype}
+    if backend == TRANSFORMERS:
+        return _load_transformers(model, directory, linear, shared)
+    from sqid_lib.encoders import open_clip_model, sentence_model
+
+    load = open_clip_model.load if backend == OPEN_CLIP else sentence_model.load
+    with _reporting_bad_models(model, directory):
+        loaded = load(directory, model, dtype)
+    network = loaded.network.eval().requires_grad_(False).to(place)
+    return Encoder(
+        network=network, tokens=loaded.tokens, pixels=loaded.pixels, text_limit=loaded.limit, linear="plain", **shared
+    )
+
+
+def _load_transformers(model: str, directory: Path, linear: str, shared: dict[str, Any]) -> Encoder:
     import torch
 
-    place = _device(device)
-    directory, commit = locate(model, revision)
     config = read_config(directory, model)
     with _reporting_bad_models(model, directory):
         import transformers
@@ -56,7 +91,7 @@ def load_encoder(
         check_weights(directory, config, model)
         network, info = transformers.AutoModel.from_pretrained(
             directory,
-            **{"dtype" if _transformers_5() else "torch_dtype": getattr(torch, dtype)},
+            **{"dtype" if _transformers_5() else "torch_dtype": getattr(torch, shared["dtype"])},
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -67,7 +102,7 @@ def load_encoder(
         )
         processor = _image_processor(directory)
     _check_weights(network, info, model)
-    network = network.eval().requires_grad_(False).to(place)
+    network = network.eval().requires_grad_(False).to(shared["device"])
     from sqid_lib.encoders.activation import replace_quick_gelu  # imported here because they need torch
     from sqid_lib.encoders.linear import choose
     from sqid_lib.encoders.pooled import pool_last_layers
@@ -76,20 +111,18 @@ def load_encoder(
     chosen = choose(network, linear)
     if tokenizer.padding_side == "right":
         pool_last_layers(network)
+    rule = _text_rule(config, tokenizer, network.config)
     return Encoder(
-        model_id=model,
-        revision=commit,
         network=network,
-        tokenizer=tokenizer,
-        processor=processor,
-        rule=_text_rule(config, tokenizer, network.config),
-        device=place,
-        dtype=dtype,
+        tokens=Tokens(tokenizer, rule),
+        pixels=Pixels(processor),
+        text_limit=rule.limit,
         linear=chosen,
+        **shared,
     )
 
 
-def locate(model: str, revision: str) -> tuple[Path, str]:
+def locate(model: str, revision: str, backend: str = TRANSFORMERS) -> tuple[Path, str]:
     """The directory of a model and its resolved revision: a commit, or "local-" and a hash of the directory's files.
 
     Raises:
@@ -97,7 +130,7 @@ def locate(model: str, revision: str) -> tuple[Path, str]:
     """
     path = Path(model).expanduser()
     if path.is_dir():
-        return path, content_revision(path)
+        return path, content_revision(path, backend)
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise EncoderError(
             "no such model directory", where=model, fix="Give a directory with config.json, or a Hub id like ORG/NAME."
@@ -105,8 +138,9 @@ def locate(model: str, revision: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    wanted, unwanted = _FILES[backend]
     try:
-        directory = Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        directory = Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
     except GatedRepoError as error:
         raise EncoderError(
             "the model can only be loaded after its terms are accepted",
@@ -128,22 +162,30 @@ def locate(model: str, revision: str) -> tuple[Path, str]:
     return directory, directory.name if _COMMIT.fullmatch(directory.name) else revision
 
 
-def content_revision(directory: Path) -> str:
+def content_revision(directory: Path, backend: str = TRANSFORMERS) -> str:
     """ "local-" and the sha256 (40 hex digits) of the names and bytes of the files a model is loaded from."""
+    wanted, unwanted = _FILES[backend]
     digest = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        if path.is_file() and any(path.match(pattern) for pattern in _WANTED):
+    for path in sorted(directory.iterdir() if "*/*" in unwanted else directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        left_out = any(fnmatch(name, pattern) for pattern in unwanted if "/" in pattern)
+        if path.is_file() and not left_out and any(path.match(pattern) for pattern in wanted):
             with path.open("rb") as file:
-                digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+                digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"{schemas.LOCAL_REVISION}{digest.hexdigest()[:40]}"
 
 
-def _require() -> None:
-    for module, package in (("torch", "torch"), ("transformers", "transformers"), ("PIL", "pillow")):
+def _require(backend: str) -> None:
+    needed = [("torch", "torch", "build"), ("transformers", "transformers", "build"), ("PIL", "pillow", "build")]
+    if backend == OPEN_CLIP:
+        needed.append(("open_clip", "open_clip_torch", "open-clip"))
+    elif backend == SENTENCE_TRANSFORMERS:
+        needed.append(("sentence_transformers", "sentence-transformers", "sbert"))
+    for module, package, extra in needed:
         try:
             __import__(module)
         except ImportError as error:
-            raise missing_extra(package, "build", "to load an encoder") from error
+            raise missing_extra(package, extra, "to load an encoder") from error
 
 
 def _device(device: str) -> torch.device:

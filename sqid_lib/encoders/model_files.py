@@ -14,6 +14,7 @@ from sqid_lib.errors import EncoderError, first_line
 _INDEX = "model.safetensors.index.json"
 _MOST_JSON = 64 << 20  # bytes; the index of the largest models has some hundred thousand
 _MOST_HEADER = 100 << 20  # bytes; the limit of safetensors itself
+_SMALL = 4_096  # numbers of a config up to here cost little memory, whatever they mean
 _REPEATED = re.compile(r"layers|repeats|blocks|depth|experts|stages")  # in keys whose value is a number of modules
 Shapes = dict[str, tuple[int, ...]]
 
@@ -24,10 +25,8 @@ def read_config(directory: Path, model: str) -> dict[str, Any]:
     Raises:
         EncoderError: no transformers model, no safetensors, or files that are no plain files.
     """
-    for path in directory.iterdir():
-        if not path.is_file() and not path.is_dir():  # a FIFO would block, a device may never end
-            raise EncoderError("not a plain file", where=f"{model}, {path.name}", fix="Remove it from the folder.")
-    config = _json(directory / "config.json", model)
+    check_plain_files(directory, model)
+    config = read_json(directory / "config.json", model)
     if "model_type" not in config:
         raise EncoderError("config.json names no model_type", where=model, fix="Is this a transformers model?")
     if "transformers_weights" in config or (directory / "adapter_config.json").exists():
@@ -55,14 +54,7 @@ def check_weights(directory: Path, config: dict[str, Any], model: str) -> None:
         EncoderError: they differ, the weights are damaged, or files that are not safetensors are named as weights.
     """
     shapes = _shapes(directory, model)
-    for key, number in _numbers(config):
-        if _REPEATED.search(key) and number > len(shapes):
-            raise EncoderError(
-                "config.json asks for more modules than there are weights",
-                where=f"{model}, {key}",
-                expected=f"at most {len(shapes)}",
-                got=number,
-            )
+    _check_repeats(config, shapes, model, "config.json")
     import torch
     import transformers
 
@@ -84,11 +76,43 @@ def check_weights(directory: Path, config: dict[str, Any], model: str) -> None:
             )
 
 
+def check_plain_files(directory: Path, model: str, *, nested: bool = False) -> None:
+    """Raise EncoderError if something in the directory (and in its folders) is no plain file."""
+    for path in directory.rglob("*") if nested else directory.iterdir():
+        if not path.is_file() and not path.is_dir():  # a FIFO would block, a device may never end
+            raise EncoderError("not a plain file", where=f"{model}, {path.name}", fix="Remove it from the folder.")
+
+
+def check_sizes(config: dict[str, Any], shapes: Shapes, model: str) -> None:
+    """Raise EncoderError if a config asks for more modules, or for larger ones, than there are weights."""
+    _check_repeats(config, shapes, model, "the config")
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for key, number in _numbers(config):
+        if number > max(largest, _SMALL):
+            raise EncoderError(
+                "the config asks for larger modules than the weights have",
+                where=f"{model}, {key}",
+                expected=f"at most {max(largest, _SMALL):,}",
+                got=number,
+            )
+
+
+def _check_repeats(config: dict[str, Any], shapes: Shapes, model: str, name: str) -> None:
+    for key, number in _numbers(config):
+        if _REPEATED.search(key) and number > len(shapes):
+            raise EncoderError(
+                f"{name} asks for more modules than there are weights",
+                where=f"{model}, {key}",
+                expected=f"at most {len(shapes)}",
+                got=number,
+            )
+
+
 def _shapes(directory: Path, model: str) -> Shapes:
     """The shape of each tensor of the weights."""
     names = ["model.safetensors"]
     if not (directory / names[0]).is_file():
-        names = sorted(set(map(str, _json(directory / _INDEX, model).get("weight_map", {}).values())))
+        names = sorted(set(map(str, read_json(directory / _INDEX, model).get("weight_map", {}).values())))
     shapes: Shapes = {}
     for name in names:
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
@@ -99,11 +123,11 @@ def _shapes(directory: Path, model: str) -> Shapes:
                 got=name[:80],
                 fix="Pickled weights are never loaded: convert them with save_pretrained(…, safe_serialization=True).",
             )
-        shapes |= _header(directory / name, model)
+        shapes |= shapes_of(directory / name, model)
     return shapes
 
 
-def _header(path: Path, model: str) -> Shapes:
+def shapes_of(path: Path, model: str) -> Shapes:
     """The shapes that one file of weights states."""
     where = f"{model}, {path.name}"
     try:
@@ -119,8 +143,17 @@ def _header(path: Path, model: str) -> Shapes:
         raise EncoderError(f"the weights cannot be loaded: {first_line(error)}", where=where) from error
 
 
-def _json(path: Path, model: str) -> dict[str, Any]:
-    where = f"{model}, {path.name}"
+def read_json(path: Path, model: str) -> dict[str, Any]:
+    """The JSON object in a file of a model; EncoderError if it is not there, too large or none."""
+    found = read_any_json(path, model)
+    if not isinstance(found, dict):
+        where = f"{model}, {path.name}"
+        raise EncoderError(f"{path.name} holds no JSON object", where=where, fix="Is this a transformers model?")
+    return found
+
+
+def read_any_json(path: Path, model: str) -> Any:
+    """The JSON in a file of a model, whatever it is; errors as `read_json`."""
     try:
         if path.stat().st_size > _MOST_JSON:
             raise EncoderError(f"{path.name} is too large", where=model, expected=f"at most {_MOST_JSON:,} bytes")
@@ -129,8 +162,6 @@ def _json(path: Path, model: str) -> dict[str, Any]:
         raise EncoderError(f"{path.name} is missing", where=model, fix="Is this a transformers model?") from error
     except (OSError, ValueError, RecursionError) as error:
         raise EncoderError(f"{path.name} cannot be read: {first_line(error)}", where=model) from error
-    if not isinstance(found, dict):
-        raise EncoderError(f"{path.name} holds no JSON object", where=where, fix="Is this a transformers model?")
     return found
 
 

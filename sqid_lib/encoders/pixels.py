@@ -6,6 +6,7 @@ float. So an image can stay bytes until it is on the device, where a table made 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ class Pixels:
             return {"pixel_values": self._geometry.apply(image)}
         whole = self._whole(image)
         return whole if self.table is None else {"pixel_values": self._bytes(whole["pixel_values"])}
+
+    def inputs(self, images: Sequence[Inputs]) -> Inputs:
+        """The network's inputs for some images, [B, …] each."""
+        return {name: np.stack([image[name] for image in images]) for name in images[0]}
 
     def _bytes(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """The bytes that `table` makes `values` of; float32 [3, H, W] → uint8."""

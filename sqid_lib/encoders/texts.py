@@ -97,7 +97,11 @@ class Tokens:
         )
         return [{name: column[row] for name, column in columns.items()} for row in range(len(texts))]
 
-    def padded(self, rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
+    def length(self, row: Row) -> int:
+        """Tokens of one text."""
+        return len(row["input_ids"])
+
+    def inputs(self, rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
         """The network's inputs for some rows, padded to the longest; each [B, T]."""
         length = max(len(row["input_ids"]) for row in rows)
         pads = {"input_ids": self._tokenizer.pad_token_id or 0, "token_type_ids": self._tokenizer.pad_token_type_id}

@@ -19,6 +19,7 @@ from sqid_lib.evaluation.arrays import Matrix
 from sqid_lib.evaluation.cosine import unit
 
 HOW = "Give the model that made the vectors: --encoder DIR on the command line, encoder=DIR in Python."
+_BACKENDS = ("open_clip", "sentence-transformers")  # besides transformers
 _SAME = 0.99  # cosine from which a vector is that of the same model, in another dtype or on another device
 
 
@@ -29,10 +30,12 @@ class Model:
     Attributes:
         name: a Hub id, or the last part of the path of a local directory.
         revision: the commit, or "local-" and a hash of a directory's files; None where the manifest states none.
+        backend: as of `sqid_lib.load_encoder`; what the recipe of the release names, if it can be loaded here.
     """
 
     name: str
     revision: str | None = None
+    backend: str = "transformers"
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}" if self.revision else self.name
@@ -60,7 +63,11 @@ def read_model(manifest: Path) -> Model | None:
         return None
     if not isinstance(name, str) or not name:
         return None
-    return Model(name, revision if isinstance(revision, str) and revision else None)
+    recipe = stated.get("recipe")
+    encoder = recipe.get("encoder") if isinstance(recipe, dict) else None
+    backend = encoder.get("backend") if isinstance(encoder, dict) else None
+    known = backend if backend in _BACKENDS else "transformers"
+    return Model(name, revision if isinstance(revision, str) and revision else None, known)
 
 
 def load(encoder: str | os.PathLike[str] | None, model: Model | None) -> QueryEncoder:
@@ -79,7 +86,7 @@ def load(encoder: str | os.PathLike[str] | None, model: Model | None) -> QueryEn
     name = os.fspath(encoder) if encoder is not None else _loadable(model)
     revision = (model.revision if model and model.name == name else None) or "main"
     try:
-        return load_encoder(name, revision=revision)
+        return load_encoder(name, revision=revision, backend=model.backend if model else "transformers")
     except EncoderError as error:
         where = model if encoder is None else name
         raise EncoderError(

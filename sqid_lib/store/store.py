@@ -19,11 +19,11 @@ from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.joined.selection import Selection
 from sqid_lib.search import Image, Model, QueryEncoder, Searcher, SearchResult, Where
 from sqid_lib.sources import parse_address
-from sqid_lib.store import checksums, convert
+from sqid_lib.store import checksums, convert, mining
 from sqid_lib.store.source import find
 from sqid_lib.streams.batches import ListBatch, NegativeBatch, PairBatch
 from sqid_lib.streams.filters import read_filters
-from sqid_lib.streams.gather import JudgedProducts, Lists, Negatives, Pairs
+from sqid_lib.streams.gather import HardNegatives, HardProducts, JudgedProducts, Lists, Negatives, Pairs
 from sqid_lib.streams.open import StreamOptions, make_stream, shows_options
 from sqid_lib.streams.order import whole_number
 from sqid_lib.streams.stream import StoreStream
@@ -78,6 +78,7 @@ class EmbeddingStore:
         self.queries = _table(path / "queries.arrow")
         self.judgments = _table(path / "judgments.arrow")
         self._watch = checksums.Watch(converted)
+        self._mined: dict[tuple[str, int, str], HardProducts] = {}
 
     @classmethod
     def open(
@@ -207,6 +208,10 @@ class EmbeddingStore:
         self,
         count: int = 8,
         *,
+        mined: bool = False,
+        by: mining.By = "text",
+        margin: float | None = None,
+        top: int = 100,
         labels: Iterable[str] | None = _POSITIVE,
         split: str | None = None,
         has_image: bool | None = None,
@@ -217,25 +222,45 @@ class EmbeddingStore:
     ) -> StoreStream[NegativeBatch]:
         """A stream of positives, each with `count` products not judged for its query, in batches of `NegativeBatch`.
 
-        They are drawn evenly from all products, seeded by `seed`, epoch and batch. The other products of the batch
-        are negatives where `in_batch_mask` says so. As `pairs` otherwise.
+        They are drawn evenly from all products, or with `mined=True` from the hard ones, seeded by `seed`, epoch and
+        batch. The other products of the batch are negatives where `in_batch_mask` says so. As `pairs` otherwise.
 
         Args:
             labels: of the positives; None for all. Default: "E"; of a shop's own catalogue, whose labels are its own,
                 the judgments with at least half of the highest gain.
+            mined: draw from the `top` products of the whole store that score best for the query and are not judged for
+                it, without replacement. They are found once, when the first such stream is made, by exact search.
+            by: vectors whose cosine is the score: "text", "image" (products with an image), "features:FILE" as in
+                `sqid evaluate`, or two arrays, of all queries [Q, D] and of all products [P, D].
+            margin: keep negatives whose score plus the margin is at most the score of the positive, as
+                `absolute_margin` of sentence-transformers' `mine_hard_negatives` does; 0 keeps those that score no
+                better than the positive. None: keep all. Positives with fewer than `count` negatives are left out, and
+                a warning is logged.
+            top: how many products of each query are hard.
+
+        Raises:
+            StoreError: a query has every product judged, or no positive has enough negatives.
+            UsageError: `by` does not fit the store, `count` is above `top`, or an option of mining without `mined`.
         """
         count = whole_number("count", count)
-        if labels is _POSITIVE and self.of_catalogue:
-            judgments = self._select(None, split, has_image, queries)
-            judgments = judgments[self.gain[judgments] >= self.gain.max() / 2]
-            if not len(judgments):
-                raise StoreError("no judgment is left", where=self.path, fix="Loosen the filters, or name labels.")
-        else:
-            judgments = self._select(labels, split, has_image, queries)
-        if count and (np.diff(self.judged.starts) >= len(self.products)).any():
-            raise StoreError("a query has every product judged", where=self.path, fix="Use count=0.")
-        gather = Negatives(Pairs(self, judgments, self._dtype(dtype), self._texts(texts)), count)
-        return make_stream(gather, self._name(f"negatives {count}", judgments), self.verify, **options)
+        judgments = self._positives(labels, split, has_image, queries)
+        if not mined:
+            if margin is not None or by != "text":
+                raise UsageError("needs mined=True", where="by" if margin is None else "margin")
+            if count and (np.diff(self.judged.starts) >= len(self.products)).any():
+                raise StoreError("a query has every product judged", where=self.path, fix="Use count=0.")
+            drawn = Negatives(Pairs(self, judgments, self._dtype(dtype), self._texts(texts)), count)
+            return make_stream(drawn, self._name(f"negatives {count}", judgments), self.verify, **options)
+        top, margin, sides = (
+            whole_number("top", top, max(count, 1)),
+            mining.read_margin(margin),
+            mining.read_sides(self, by),
+        )
+        hard = self._hard(sides, np.unique(self.judgment_query_index[judgments]), top)
+        judgments, most = mining.hard_pairs(self, sides, hard, judgments, count, margin)
+        pairs = Pairs(self, judgments, self._dtype(dtype), self._texts(texts))
+        name = self._name(f"negatives {count} of {top} by {sides.name} margin {margin}", judgments)
+        return make_stream(HardNegatives(pairs, count, hard=hard, most=most), name, self.verify, **options)
 
     def search(
         self,
@@ -295,6 +320,29 @@ class EmbeddingStore:
         """Rows of the judgments that the filters keep."""
         filters = read_filters(labels, split, has_image, queries)
         return filters.keep(self.judgments, self.path, self.has_image[self.judgment_product_index])
+
+    def _hard(self, sides: mining.Sides, queries: npt.NDArray[np.int64], top: int) -> HardProducts:
+        """The hard products of some queries, mined once."""
+        key = (sides.name, top, hashlib.sha256(queries.tobytes()).hexdigest())
+        if key not in self._mined:
+            self._mined[key] = mining.mine(self, sides, queries, top)
+        return self._mined[key]
+
+    def _positives(
+        self,
+        labels: Iterable[str] | None,
+        split: str | None,
+        has_image: bool | None,
+        queries: Iterable[int] | None,
+    ) -> npt.NDArray[np.int64]:
+        """As `_select`; by default labels that count as positive."""
+        if labels is not _POSITIVE or not self.of_catalogue:
+            return self._select(labels, split, has_image, queries)
+        judgments = self._select(None, split, has_image, queries)
+        positive: npt.NDArray[np.int64] = judgments[self.gain[judgments] >= self.gain.max() / 2]
+        if not len(positive):
+            raise StoreError("no judgment is left", where=self.path, fix="Loosen the filters, or name labels.")
+        return positive
 
     def _texts(self, names: Iterable[str]) -> Texts | None:
         return choose(read_texts(names), self.queries, self.products)

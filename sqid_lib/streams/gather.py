@@ -186,9 +186,14 @@ class Negatives:
         self.pairs.fill(units, out, draw)
         store = self.pairs.store
         queries = store.judgment_query_index[self.pairs.judgments[units]]
-        out["negative_product_index"][...] = store.judged.draw_others(queries, self.count, np.random.default_rng(draw))
+        out["negative_product_index"][...] = self.draw(units, queries, np.random.default_rng(draw))
         take_products(store, out["negative_product_index"], out, "negative_")
         np.logical_not(store.judged.has(queries[:, None], out["product_index"][None]), out=out["in_batch_mask"])
+
+    def draw(self, units: Rows, queries: Rows, rng: np.random.Generator) -> Rows:
+        """[B, count] negatives of the pairs `units`, whose queries are given."""
+        del units
+        return self.pairs.store.judged.draw_others(queries, self.count, rng)
 
     def read_texts(self, texts: Texts, units: Rows, out: Arrays, /) -> dict[str, Any]:
         negatives = texts.of_products(out["negative_product_index"].reshape(-1))
@@ -197,6 +202,49 @@ class Negatives:
             **self.pairs.read_texts(texts, units, out),
             **{f"negative_{name}": split(found, lengths) for name, found in negatives.items()},
         }
+
+
+@dataclass(frozen=True)
+class HardProducts:
+    """The unjudged products that score best for some queries.
+
+    Attributes:
+        where: int64 [Q], the row of `products` for each query of the store, -1 where there is none.
+        products: int64 [n, top], rows of the store, best score first, -1 where there are no more.
+        scores: float32 [n, top], -inf where there are no more.
+    """
+
+    where: Rows
+    products: Rows
+    scores: npt.NDArray[np.float32]
+
+    def allowed(self, queries: Rows, most: npt.NDArray[np.float32] | None) -> npt.NDArray[np.bool_]:
+        """bool [B, top]: the products that may be negatives of each query: their scores are at most `most` [B]."""
+        rows = self.where[queries]
+        found = self.products[rows] >= 0
+        return found if most is None else found & (self.scores[rows] <= most[:, None])
+
+    def draw(self, queries: Rows, most: npt.NDArray[np.float32] | None, count: int, rng: np.random.Generator) -> Rows:
+        """[B, count] of the allowed products of each query, drawn evenly without replacement; there must be as many."""
+        keys = np.where(self.allowed(queries, most), rng.random((len(queries), self.products.shape[1])), 2)
+        columns = np.argsort(keys, axis=1, kind="stable")[:, :count]
+        return np.asarray(self.products[self.where[queries][:, None], columns])
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardNegatives(Negatives):
+    """Pairs with `count` of the products that are hard for the query, not judged for it.
+
+    Attributes:
+        hard: where they are drawn from.
+        most: float32 [units], the highest score that a negative of each pair may have; None for no limit.
+    """
+
+    hard: HardProducts
+    most: npt.NDArray[np.float32] | None
+
+    def draw(self, units: Rows, queries: Rows, rng: np.random.Generator) -> Rows:
+        return self.hard.draw(queries, None if self.most is None else self.most[units], self.count, rng)
 
 
 def split(values: list[str], lengths: Rows) -> list[list[str]]:

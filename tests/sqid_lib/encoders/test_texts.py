@@ -175,7 +175,7 @@ def test_a_text_of_a_megabyte_is_cut_before_it_is_tokenized(encoder: Encoder, mo
         return tokenizer(texts, **options)
 
     monkeypatch.setattr(encoder._tokens, "_tokenizer", counting)
-    monkeypatch.setattr(encoder._tokens, "padded", type(encoder._tokens)(tokenizer, encoder._tokens._rule).padded)
+    monkeypatch.setattr(encoder._tokens, "inputs", type(encoder._tokens)(tokenizer, encoder._tokens._rule).inputs)
     assert np.array_equal(encoder.encode_text(text), whole)
     assert seen == [len("oak lamp ") * 38 + len("oak")]  # 77 words
 
