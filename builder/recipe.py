@@ -36,7 +36,19 @@ try:
 except ImportError as error:
     raise missing_extra("pydantic", "build", "to read recipes") from error
 
-from builder.recipe_values import NAME, PAGE_URL, DistinctItems, HostPort, Items, Port, Url, Word, recipe_error
+from builder.recipe_values import (
+    HOMEPAGE,
+    NAME,
+    PAGE_URL,
+    DistinctItems,
+    HostPort,
+    Items,
+    Line,
+    Port,
+    Url,
+    Word,
+    recipe_error,
+)
 from builder.recipe_values import words as pattern_words
 
 
@@ -80,7 +92,7 @@ class CatalogueSettings(_Section):
 
     products: str
     """Table of products: csv, tsv, jsonl (.gz, .bz2, .zst) or parquet; a folder of them; https:// or hf://."""
-    locale: Word
+    locale: Line
     """Locale of the products, such as de; the value of product_locale."""
     images: str | None = None
     """Folder of local images, named in the image column or by product id; images outside it are refused. Without it
@@ -115,7 +127,7 @@ class CardSettings(_Section):
     """Licences, as the Hub names them, such as ["cc-by-4.0"]; another name is published as "other" with that name."""
     language: Items[Word] = ()
     """Languages of the texts (ISO 639-1), such as ["de"]."""
-    homepage: str = Field(default="", pattern=r"^(https?://.*)?$")
+    homepage: str = Field(default="", pattern=HOMEPAGE)
     """Web page of the data."""
     citation: str = ""
     """How to cite it: BibTeX, or any text."""
