@@ -37,11 +37,13 @@ except ImportError as error:
     raise missing_extra("pydantic", "build", "to read recipes") from error
 
 from builder.recipe_values import (
+    HOMEPAGE,
     NAME,
     PAGE_URL,
     DistinctItems,
     HostPort,
     Items,
+    Line,
     Port,
     TextTemplate,
     Url,
@@ -92,7 +94,7 @@ class CatalogueSettings(_Section):
 
     products: str
     """Table of products: csv, tsv, jsonl (.gz, .bz2, .zst) or parquet; a folder of them; https:// or hf://."""
-    locale: Word
+    locale: Line
     """Locale of the products, such as de; the value of product_locale."""
     images: str | None = None
     """Folder of local images, named in the image column or by product id; images outside it are refused. Without it
@@ -127,7 +129,7 @@ class CardSettings(_Section):
     """Licences, as the Hub names them, such as ["cc-by-4.0"]; another name is published as "other" with that name."""
     language: Items[Word] = ()
     """Languages of the texts (ISO 639-1), such as ["de"]."""
-    homepage: str = Field(default="", pattern=r"^(https?://.*)?$")
+    homepage: str = Field(default="", pattern=HOMEPAGE)
     """Web page of the data."""
     citation: str = ""
     """How to cite it: BibTeX, or any text."""

@@ -16,9 +16,12 @@ from sqid_lib.errors import RecipeError, did_you_mean
 
 T = TypeVar("T")
 NAME, WORD, URL, PAGE_URL, HOST_PORT = r"^[\w-][\w.-]*$", r"\S", "^https?://", r"\{product_id\}", "^.+:[0-9]+$"
+LINE, HOMEPAGE = r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$", "^(https?://.*)?$"
 _PATTERNS = {
     NAME: "letters, digits, '-', '_' or '.'",
     WORD: "text that is not blank",
+    LINE: "text on one line that is not blank",
+    HOMEPAGE: "a URL that begins with http:// or https://, or no text",
     URL: "a URL that begins with http:// or https://",
     PAGE_URL: "a URL with {product_id} in it",
     HOST_PORT: "host:port",
@@ -76,6 +79,7 @@ DistinctItems = Annotated[
 Port = Annotated[int, Field(ge=1, le=65_535)]
 HostPort = Annotated[str, Field(pattern=HOST_PORT), AfterValidator(_valid_port)]
 Url = Annotated[str, Field(pattern=URL)]
+Line = Annotated[str, Field(pattern=LINE)]
 Word = Annotated[str, Field(pattern=WORD)]
 TextTemplate = Annotated[str, AfterValidator(_valid_template)]
 

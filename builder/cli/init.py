@@ -103,8 +103,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("the recipe is there already", where=args.out, fix=fix)
     if args.images is not None and not args.images.is_dir():
         raise MissingFileError("no such folder of images", where=f"--images {args.images}", fix="Check the path.")
-    if args.locale is not None and not args.locale.strip():
-        raise UsageError("a blank locale", where="--locale", expected="a locale such as de")
+    if args.locale is not None and not (args.locale.strip() and args.locale.isprintable()):
+        raise UsageError("not a locale", where="--locale", expected="one such as de", got=repr(args.locale[:40]))
 
 
 def _folder_of(address: str) -> Path | None:

@@ -304,7 +304,8 @@ def test_images_in_the_table(shop: Path, init: Run) -> None:
         (["shop.csv", "gone.csv"], 1, "gone.csv"),
         (["shop.csv", "--images", "gone"], 1, "--images gone: no such folder of images. Check the path."),
         (["twice.csv"], 1, "two columns have the name 'title'"),
-        (["shop.csv", "--locale", " "], 2, "--locale: a blank locale"),
+        (["shop.csv", "--locale", " "], 2, "--locale: not a locale; expected one such as de, got ' '"),
+        (["shop.csv", "--locale", "d\ne"], 2, "--locale: not a locale; expected one such as de, got 'd\\ne'"),
     ],
 )
 def test_one_line_says_why_there_is_no_recipe(

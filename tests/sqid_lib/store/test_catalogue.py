@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +106,7 @@ def test_positives_are_the_judgments_with_at_least_half_of_the_highest_gain(
 
 
 def test_own_labels_may_have_one_gain_and_those_of_esci_may_not() -> None:
-    def gains(*labels: str) -> list[float]:
+    def gains(*labels: str) -> Any:
         judgments = pa.table({"esci_label": labels, "gain": pa.array([1.0] * len(labels), pa.float32())})
         return checked_gains(judgments, "x").tolist()
 
