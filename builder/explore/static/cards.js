@@ -30,6 +30,7 @@ export function badge(card, judgedOnly = false) {
 export function imageBox(card, lazy = true) {
   const box = element("div", { class: "image" });
   if (card.image === null) {
+    box.classList.add("blank");
     box.append(statusOf(card.image_status ?? "unknown status", card.has_image ? "no image URL" : "no image"));
     return box;
   }
@@ -38,6 +39,7 @@ export function imageBox(card, lazy = true) {
   image.addEventListener("load", () => box.classList.add("loaded"));
   image.addEventListener("error", () => {
     const status = card.image_status ?? "unknown status";
+    box.classList.add("blank");
     image.replaceWith(statusOf(status === "ok" || status === "generic" ? `${status}, but not loaded` : status));
   });
   image.src = card.image;

@@ -25,6 +25,7 @@ let filters;
 let queries = []; // ids, in the order of the release
 let image = null; // a File that is searched for
 let found = null; // the last answer, and the view it is of
+let failed = false; // whether the message is of this view
 let writing = 0;
 
 // -- what the server says --------------------------------------------------------------------------------------------
@@ -53,10 +54,12 @@ function load(now = false) {
         const answer = await ask(signal);
         if (outdated()) return;
         found = { view, ...answer };
-        report(null);
+        if (failed) report(null); // a message of the product that is looked at stays
+        failed = false;
       } catch (error) {
         if (outdated()) return;
         report(error);
+        failed = true;
         if (found?.view !== view) found = { view, products: [], failed: true };
       }
       render();
@@ -90,6 +93,7 @@ function report(error) {
 // Write the state to the address; `reload` asks the server, otherwise only what is here is shown again.
 function change({ push = false, reload = false } = {}) {
   clearTimeout(writing);
+  if (push) report(null);
   if (push) history.pushState(null, "", writeState(state));
   else writing = setTimeout(() => history.replaceState(null, "", writeState(state)), 120); // browsers limit how often
   detail.render(report);

@@ -292,6 +292,20 @@ def test_an_image_that_does_not_load_shows_its_status(open_page: Open, store: Em
         expect(page.locator("#detail-image .status-name")).to_have_text(status)
 
 
+def test_a_link_to_a_product_that_is_gone(open_page: Open, messages: list[str]) -> None:
+    page = open_page("?product=gone")
+    for _ in range(2):
+        expect(page.get_by_test_id("error")).to_have_text("no such product: gone")
+        settled(page)
+    page.get_by_test_id("weight").fill("0.6")
+    page.wait_for_url("**weight=0.6")
+    settled(page)
+    expect(page.get_by_test_id("error")).to_be_visible()
+    page.keyboard.press("j")
+    expect(page.get_by_test_id("error")).to_be_hidden()
+    assert len(messages) == 1 and "404" in messages.pop()
+
+
 def test_keys_go_from_product_to_product(open_page: Open) -> None:
     page = open_page()
     page.locator("#grid .title").first.focus()
