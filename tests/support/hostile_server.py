@@ -137,7 +137,7 @@ STATIC = {
     "/large": answer(large_png()),
     "/ok": answer(JPEG),
     "/ok-no-length": b"HTTP/1.0 200 OK\r\n\r\n" + JPEG,
-    "/ok-gzip": answer(gzip.compress(JPEG), Content_Encoding="gzip"),
+    "/ok-gzip": answer(gzip.compress(JPEG, mtime=0), Content_Encoding="gzip"),
     "/ok-deflate": answer(zlib.compress(JPEG), Content_Encoding="deflate"),
     "/ok-said-to-be-html": answer(JPEG, Content_Type="text/html"),
     "/empty": answer(),
@@ -146,7 +146,7 @@ STATIC = {
     "/truncated-image": answer(JPEG[: len(JPEG) // 2]),
     "/pixel-bomb": answer(bomb_png(60_000, 60_000)),
     "/gzip-bomb": answer(gzip_bomb(400), Content_Encoding="gzip"),
-    "/gzip-truncated": answer(gzip.compress(JPEG)[:-20], Content_Encoding="gzip"),
+    "/gzip-truncated": answer(gzip.compress(JPEG, mtime=0)[:-20], Content_Encoding="gzip"),
     "/gzip-false": answer(JPEG, Content_Encoding="gzip"),
     "/brotli": answer(JPEG, Content_Encoding="br"),
     "/404": answer(b"gone", 404),
@@ -190,7 +190,7 @@ STATIC = {
     "/words": answer(Transfer_Encoding="@x@, chunked").replace(b"@", b"\x85\x1b"),
     "/redirect-brackets": answer(b"", 302, Location="http://a]b[x@"),
     "/endless-trailers": answer(Transfer_Encoding="chunked") + b"1\r\nx\r\n0\r\n" + b"A: %s\r\n" % (b"b" * 4000) * 99,
-    "/gzip-junk": answer(gzip.compress(JPEG) + bytes(19_000_000), Content_Encoding="gzip"),
+    "/gzip-junk": answer(gzip.compress(JPEG, mtime=0) + bytes(19_000_000), Content_Encoding="gzip"),
     "/cookie": answer(JPEG, Set_Cookie="a=b; Path=/"),
 }
 

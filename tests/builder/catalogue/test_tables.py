@@ -46,7 +46,11 @@ def places(tables: Tables) -> list[str]:
 
 FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "csv": ("a.csv", CSV.encode(), ["a.csv, line 2", "a.csv, line 3"]),
-    "tsv.gz": ("a.tsv.gz", gzip.compress("sku\ttitle\n001\tSchuh, rot\n1e5\t靴\n".encode()), ["line 2", "line 3"]),
+    "tsv.gz": (
+        "a.tsv.gz",
+        gzip.compress("sku\ttitle\n001\tSchuh, rot\n1e5\t靴\n".encode(), mtime=0),
+        ["line 2", "line 3"],
+    ),
     "jsonl": ("a.jsonl", ("\n" + LINES).encode(), ["line 2", "line 3"]),
     "jsonl.bz2": ("a.jsonl.bz2", bz2.compress(LINES.encode()), ["line 1", "line 2"]),
     "ndjson.zst": ("a.ndjson.zst", bytes(pa.Codec("zstd").compress(LINES.encode())), ["line 1", "line 2"]),

@@ -64,7 +64,9 @@ def test_what_pandas_writes(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_lines_are_read_one_by_one_and_damage_is_named_when_it_is_reached(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"product_id": "a"}\n\n{"product_id": "b"}\n{"product'))
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        gzip.compress(b'{"product_id": "a"}\n\n{"product_id": "b"}\n{"product', mtime=0)
+    )
     objects = json_objects(str(tmp_path / "a.jsonl.gz"))
     assert [next(objects), next(objects)] == [(1, {"product_id": "a"}), (3, {"product_id": "b"})]
     with pytest.raises(CorruptFileError, match="line 4 is not JSON"):
