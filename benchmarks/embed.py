@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from sqid_lib.encoders import Encoder, load_encoder
 from sqid_lib.encoders.batching import VectorBatches, in_batches
+from sqid_lib.encoders.pixels import Pixels
 from sqid_lib.images import decode
 
 # hidden, intermediate, layers, heads of text and vision; patch; projection width: configs of openai/clip-vit-*
@@ -195,7 +196,8 @@ def forward_only(encoder: Encoder, texts: list[str]) -> np.ndarray:
 
 def forward_only_images(encoder: Encoder, batch: list[bytes]) -> np.ndarray:
     """Seconds of the forward passes with all images prepared before go to CLOCK."""
-    prepared = [encoder._pixels.prepare(decode(data)) for data in batch]
+    pixels = cast(Pixels, encoder._pixels)
+    prepared = [pixels.prepare(decode(data)) for data in batch]
     start = now[0]()
     size = encoder.image_batch
     outputs = [encoder._forward_images(prepared[at : at + size]) for at in range(0, len(prepared), size)]
@@ -240,12 +242,13 @@ def sentence_transformers(naive: Naive) -> Callable[[list[str]], np.ndarray]:
 def report_profile(encoder: Encoder, some: list[bytes]) -> None:
     """Milliseconds per image of each step, alone and on one thread."""
     images = [decode(data) for data in some]
-    prepared = [encoder._pixels.prepare(image) for image in images]
+    pixels = cast(Pixels, encoder._pixels)
+    prepared = [pixels.prepare(image) for image in images]
     size = encoder.image_batch
     steps: dict[str, Callable[[], Any]] = {
         "decode": lambda: [decode(data) for data in some],
-        "resize, crop": lambda: [encoder._pixels.prepare(image) for image in images],
-        "CLIPImageProcessor": lambda: [encoder._pixels._whole(image) for image in images],
+        "resize, crop": lambda: [pixels.prepare(image) for image in images],
+        "CLIPImageProcessor": lambda: [pixels._whole(image) for image in images],
         "forward": lambda: [encoder._forward_images(prepared[at : at + size]) for at in range(0, len(prepared), size)],
     }
     for name, step in steps.items():

@@ -168,14 +168,15 @@ def test_a_text_of_a_megabyte_is_cut_before_it_is_tokenized(encoder: Encoder, mo
     text = "oak lamp " * 100_000
     whole = encoder.encode_text(" ".join(text.split()[:200]))
     seen: list[int] = []
-    tokenizer = encoder._tokens._tokenizer
+    tokens: Any = encoder._tokens
+    tokenizer = tokens._tokenizer
 
     def counting(texts: list[str], **options: Any) -> Any:
         seen.extend(len(each) for each in texts)
         return tokenizer(texts, **options)
 
-    monkeypatch.setattr(encoder._tokens, "_tokenizer", counting)
-    monkeypatch.setattr(encoder._tokens, "inputs", type(encoder._tokens)(tokenizer, encoder._tokens._rule).inputs)
+    monkeypatch.setattr(tokens, "_tokenizer", counting)
+    monkeypatch.setattr(tokens, "inputs", type(tokens)(tokenizer, tokens._rule).inputs)
     assert np.array_equal(encoder.encode_text(text), whole)
     assert seen == [len("oak lamp ") * 38 + len("oak")]  # 77 words
 

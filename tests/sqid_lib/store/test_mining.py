@@ -30,7 +30,8 @@ def cosines(queries: npt.ArrayLike, products: npt.ArrayLike) -> npt.NDArray[np.f
     """float64 [Q, P]; 0 for a zero vector."""
     q, p = np.asarray(queries, np.float64), np.asarray(products, np.float64)
     norms = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(p, axis=1)
-    return np.divide(q @ p.T, norms, out=np.zeros_like(norms), where=norms != 0)
+    found: npt.NDArray[np.float64] = np.divide(q @ p.T, norms, out=np.zeros_like(norms), where=norms != 0)
+    return found
 
 
 def brute_force(
@@ -40,7 +41,7 @@ def brute_force(
     judged = set(zip(store.judgment_query_index.tolist(), store.judgment_product_index.tolist(), strict=True))
     found = {}
     for query in range(len(scores)):
-        order = sorted(range(len(present)), key=lambda p, q=query: (-scores[q, p], p))  # rows are sorted by product_id
+        order = np.lexsort((np.arange(len(present)), -scores[query])).tolist()  # rows are sorted by product_id
         found[query] = [p for p in order if present[p] and (query, p) not in judged][:top]
     return found
 
@@ -183,7 +184,7 @@ def test_resumes_at_the_exact_batch_with_the_same_negatives(store: EmbeddingStor
 
 
 def test_workers_of_a_loader_draw_the_same(store: EmbeddingStore) -> None:
-    stream = store.negatives(2, mined=True, shuffle=True, batch_size=4, texts=["product_title"])
+    stream: Any = store.negatives(2, mined=True, shuffle=True, batch_size=4, texts=["product_title"])
     loaded = list(DataLoader(stream, batch_size=None, num_workers=1))
     assert negatives_of(store, loaded) == negatives_of(store, stream)
     titles = store.products["product_title"].to_pylist()
