@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from sqid_lib.encoders import Encoder, load_encoder
 from sqid_lib.encoders.batching import VectorBatches, in_batches
+from sqid_lib.encoders.pixels import Pixels
 from sqid_lib.images import decode
 
 # hidden, intermediate, layers, heads of text and vision; patch; projection width: configs of openai/clip-vit-*
@@ -195,7 +196,7 @@ def forward_only(encoder: Encoder, texts: list[str]) -> np.ndarray:
 
 def forward_only_images(encoder: Encoder, batch: list[bytes]) -> np.ndarray:
     """Seconds of the forward passes with all images prepared before go to CLOCK."""
-    pixels = pixels_of(encoder)
+    pixels = cast(Pixels, encoder._pixels)
     prepared = [pixels.prepare(decode(data)) for data in batch]
     start = now[0]()
     size = encoder.image_batch
@@ -203,12 +204,6 @@ def forward_only_images(encoder: Encoder, batch: list[bytes]) -> np.ndarray:
     vectors = np.concatenate([output.cpu().numpy() for output in outputs])
     CLOCK.append(now[0]() - start)
     return vectors
-
-
-def pixels_of(encoder: Encoder) -> Any:
-    """What prepares images, in this benchmark always that of CLIP."""
-    assert encoder._pixels is not None
-    return encoder._pixels
 
 
 @contextmanager
@@ -247,7 +242,7 @@ def sentence_transformers(naive: Naive) -> Callable[[list[str]], np.ndarray]:
 def report_profile(encoder: Encoder, some: list[bytes]) -> None:
     """Milliseconds per image of each step, alone and on one thread."""
     images = [decode(data) for data in some]
-    pixels = pixels_of(encoder)
+    pixels = cast(Pixels, encoder._pixels)
     prepared = [pixels.prepare(image) for image in images]
     size = encoder.image_batch
     steps: dict[str, Callable[[], Any]] = {

@@ -41,12 +41,21 @@ def values(release: Path, statistics: Statistics, recipe: Recipe, revision: str 
         "model": manifest.public(recipe.encoder.model),
         "width": str(statistics.width),
         "product_text": catalogue_values.product_text(recipe),
+        "vectors_sentence": _vectors(recipe, statistics),
         "split": next(iter(main)),
         "classic_files": _classic(classic, own=own is not None),
         **{f"{name}_table": text for name, text in tables.items()},
         "versions_table": _versions(recipe, revision),
     }
     return common | (catalogue_values.values(recipe, statistics, own) if own else _of_esci_values(recipe, statistics))
+
+
+def _vectors(recipe: Recipe, statistics: Statistics) -> str:
+    if recipe.artifacts is not None or recipe.encoder.backend != "sentence-transformers":
+        return "Both are taken after the projection into the shared space and stored as float32, *not* normalised."
+    of_texts = any("not_encoded" in found for found in statistics.statuses.values())
+    alone = " The model takes texts only, so no image has a vector." if of_texts else ""
+    return f"They are those of `SentenceTransformer.encode`, stored as float32.{alone}"
 
 
 def _of_esci_values(recipe: Recipe, statistics: Statistics) -> dict[str, str]:

@@ -99,6 +99,33 @@ def test_vectors_of_another_backend_are_not_taken(multimodal: Path, tmp_path: Pa
     assert len(encoders(work)) == 2
 
 
+def test_a_model_of_open_clip(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    tower = {"layers": 1, "width": 32}
+    config: dict[str, Any] = {
+        "embed_dim": 16,
+        "vision_cfg": {**tower, "image_size": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {**tower, "context_length": 16, "vocab_size": 49408, "heads": 2},
+    }
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    work = make_work(tmp_path / "work")
+    encoder = EncoderSettings(model=str(folder), device="cpu", backend="open_clip")
+    recipe = recipe_of(folder).model_copy(update={"encoder": encoder})
+    embed(recipe, work)
+    assert read(work, "products")["image_status"].to_pylist() == FINAL
+    assert pending(recipe, work) is None
+    [made] = encoders(work)
+    assert {"open_clip_torch", "torchvision"} <= json.loads((made / "encoder.json").read_text())["versions"].keys()
+
+
 @pytest.mark.parametrize(
     ("backend", "package"), [("open_clip", "open_clip"), ("sentence-transformers", "sentence_transformers")]
 )

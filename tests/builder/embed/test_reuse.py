@@ -199,8 +199,8 @@ def test_vectors_of_other_versions_are_named_and_left(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = make_work(tmp_path)
-    monkeypatch.setattr("builder.embed.local.versions", lambda: versions() | {"pillow": "1.0"})
-    monkeypatch.setattr("builder.embed.record.versions", lambda: versions() | {"pillow": "1.0"})
+    monkeypatch.setattr("builder.embed.local.versions", lambda *_: versions() | {"pillow": "1.0"})
+    monkeypatch.setattr("builder.embed.record.versions", lambda *_: versions() | {"pillow": "1.0"})
     embed(recipe, work)
     old = encoders(work)[0].name
     monkeypatch.undo()

@@ -269,3 +269,15 @@ def test_a_recipe_in_escis_layout_may_state_its_own_claims(release: Path) -> Non
 )
 def test_a_licence_that_the_hub_does_not_know_is_another_one(licences: tuple[str, ...], entries: object) -> None:
     assert licence_entries(licences) == entries
+
+
+def test_the_card_states_the_text_of_a_product_and_the_library(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release")
+    plain = (release / schemas.CARD).read_text(encoding="utf-8")
+    assert "query text and product title through" in plain and "*not* normalised" in plain
+    encoder = EncoderSettings(text="{product_title} {product_brand}", backend="sentence-transformers")
+    describe(release, recipe_with(encoder=encoder, artifacts=None), revision=None)
+    stated = (release / schemas.CARD).read_text(encoding="utf-8")
+    assert "query text and product text (`{product_title} {product_brand}`) through" in stated
+    assert "They are those of `SentenceTransformer.encode`, stored as float32." in stated
+    assert "float32, sentence-transformers" in stated

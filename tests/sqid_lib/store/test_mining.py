@@ -41,7 +41,7 @@ def brute_force(
     judged = set(zip(store.judgment_query_index.tolist(), store.judgment_product_index.tolist(), strict=True))
     found = {}
     for query in range(len(scores)):
-        order = np.argsort(-scores[query], kind="stable").tolist()  # rows are sorted by product_id
+        order = np.lexsort((np.arange(len(present)), -scores[query])).tolist()  # rows are sorted by product_id
         found[query] = [p for p in order if present[p] and (query, p) not in judged][:top]
     return found
 
@@ -184,8 +184,8 @@ def test_resumes_at_the_exact_batch_with_the_same_negatives(store: EmbeddingStor
 
 
 def test_workers_of_a_loader_draw_the_same(store: EmbeddingStore) -> None:
-    stream = store.negatives(2, mined=True, shuffle=True, batch_size=4, texts=["product_title"])
-    loaded: list[Any] = list(DataLoader(stream, batch_size=None, num_workers=1))  # type: ignore[arg-type]
+    stream: Any = store.negatives(2, mined=True, shuffle=True, batch_size=4, texts=["product_title"])
+    loaded = list(DataLoader(stream, batch_size=None, num_workers=1))
     assert negatives_of(store, loaded) == negatives_of(store, stream)
     titles = store.products["product_title"].to_pylist()
     for batch in loaded:
