@@ -17,6 +17,7 @@ SqidError
 │   ├── LabelError             a label without a gain
 │   ├── DuplicateKeyError      a key that must be unique occurs twice
 │   ├── IntegrityError         a reference to a row that does not exist
+│   ├── TextLengthError        a text longer than any product's
 │   └── CountError             a stated count is not met
 ├── StageError             a build stage cannot go on
 │   ├── FetchError             the run of downloads as a whole failed

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from builds import FROM_ARTIFACTS, write_recipe
 
-from builder import pipeline, recipe
+from builder import pipeline, recipe, times
 from builder.release import manifest
 from builder.stamps import Stamps, describe
 from sqid_lib import schemas
@@ -29,7 +29,9 @@ def flip(path: Path, position: int | None = None) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file but the one that says how long stages took."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != times.FILE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
