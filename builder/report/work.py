@@ -21,7 +21,7 @@ from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import read_parquet
 
 if TYPE_CHECKING:
-    from builder.embed.stored_images import StoredImages
+    from sqid_lib.stored_images import StoredImages
 
 _COLUMNS = ("product_id", "product_locale", "image_url", "image_status", "http_status", "sha256", "detail")
 _MAX_PIXELS = 16_000_000  # of an image that is decoded for a thumbnail
@@ -46,7 +46,7 @@ class Work:
 
     @cached_property
     def _stored(self) -> StoredImages:
-        from builder.embed.stored_images import StoredImages  # needs the extra "build"
+        from sqid_lib.stored_images import StoredImages  # needs the extra "build"
 
         return StoredImages(self.path / "fetch")
 

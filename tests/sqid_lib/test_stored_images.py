@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builder.embed.stored_images import StoredImages
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError
+from sqid_lib.stored_images import StoredImages
 
 IMAGES = [f"image {n}".encode() for n in range(25)]
 SHA256S = [hashlib.sha256(image).hexdigest() for image in IMAGES]
