@@ -83,12 +83,16 @@ class ProductImages:
         """
         if missing := [name for name in (product_id, image) if name not in dataset.column_names]:
             raise SchemaError(f"no column {missing[0]}", where="dataset", expected=missing, got=dataset.column_names)
-        if "bytes" not in str(getattr(dataset.features[image], "dtype", "")):  # Image: without decoding
-            import datasets
+        from datasets import Image
 
-            dataset = dataset.cast_column(image, datasets.Image(decode=False))
-        ids = dataset.data.table[product_id] if dataset._indices is None else pa.array(dataset[product_id][:])
-        keys = ids.cast(pa.string()).combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids.cast(pa.string())
+        if isinstance(dataset.features[image], Image):
+            dataset = dataset.cast_column(image, Image(decode=False))
+        rows = (
+            dataset.select_columns([product_id, image]).with_format("arrow").iter(batch_size=1000)
+        )  # views, no copies
+        keys = pa.concat_arrays(
+            [_held_ids(table[product_id], table[image]) for table in rows] or [pa.array([], "string")]
+        )
         return cls("dataset", keys, False, partial(_read_row, dataset.select_columns([image]).with_format(None), image))
 
     @classmethod
@@ -103,7 +107,7 @@ class ProductImages:
         return cls(work, key_strings(outcomes), True, partial(_read_stored, stored, stored.positions(sha256s)))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._keys) - int(self._keys.null_count)
 
     def __repr__(self) -> str:
         return f"ProductImages({len(self):,} images, {self.where!r})"
@@ -115,7 +119,8 @@ class ProductImages:
             products: columns product_id and product_locale, as in `EmbeddingStore.products`.
         """
         wanted = key_strings(products) if self._by_locale else products["product_id"].combine_chunks()
-        at = pc.fill_null(pc.index_in(wanted.cast(self._keys.type), value_set=self._keys), -1)
+        at = pc.index_in(wanted.cast(self._keys.type), value_set=self._keys, skip_nulls=True)
+        at = pc.fill_null(at, -1)
         numbers: NDArray[np.int64] = at.to_numpy(zero_copy_only=False).astype(np.int64)
         return numbers
 
@@ -138,11 +143,21 @@ def _read_stored(stored: StoredImages, positions: NDArray[np.int64], number: int
 
 
 def _read_file(folder: Path, names: pa.Array, number: int) -> bytes:
-    path = folder / names[number].as_py()
+    path = Path(folder, names[number].as_py())
     try:
         return path.read_bytes()
     except OSError as error:
         raise MissingFileError(f"the image cannot be read: {error.strerror}", where=path) from error
+
+
+def _held_ids(ids: pa.ChunkedArray, images: pa.ChunkedArray) -> pa.Array:
+    """Product ids; null in rows without an image. `images` are bytes, or structs of bytes and path."""
+    held = images.is_valid()
+    if pa.types.is_struct(images.type):
+        parts = [pc.struct_field(images, [name]).is_valid() for name in ("bytes", "path")]
+        held = pc.and_(held, pc.or_(*parts))
+    keys = pc.if_else(held, ids.cast(pa.string()), None)
+    return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
 
 
 def _read_row(dataset: Any, column: str, number: int) -> bytes:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from sqid_lib import schemas
 from sqid_lib.encoders.encoder import Encoder
 from sqid_lib.encoders.model_files import check_weights, read_config
-from sqid_lib.encoders.texts import TextRule
+from sqid_lib.encoders.pixels import Pixels
+from sqid_lib.encoders.texts import TextRule, Tokens
+from sqid_lib.encoders.towers import Towers
 from sqid_lib.errors import EncoderError, UsageError, first_line, missing_extra
 
 if TYPE_CHECKING:
@@ -50,23 +52,7 @@ def load_encoder(
     place = _device(device)
     directory, commit = locate(model, revision)
     config = read_config(directory, model)
-    with _reporting_bad_models(model, directory):
-        import transformers
-
-        check_weights(directory, config, model)
-        network, info = transformers.AutoModel.from_pretrained(
-            directory,
-            **{"dtype" if _transformers_5() else "torch_dtype": getattr(torch, dtype)},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-        processor = _image_processor(directory)
-    _check_weights(network, info, model)
+    network, tokenizer, processor = _load_parts(directory, config, model, getattr(torch, dtype))
     network = network.eval().requires_grad_(False).to(place)
     from sqid_lib.encoders.activation import replace_quick_gelu  # imported here because they need torch
     from sqid_lib.encoders.linear import choose
@@ -87,6 +73,47 @@ def load_encoder(
         dtype=dtype,
         linear=chosen,
     )
+
+
+def load_towers(model: str, *, revision: str = "main") -> Towers:
+    """Load a dual encoder to train it; `load_encoder` makes vectors, with kernels that have no gradients.
+
+    Args:
+        model, revision: as for `load_encoder`.
+
+    Raises:
+        EncoderError, MissingExtraError: as `load_encoder`.
+    """
+    _require()
+    import torch
+
+    directory, _ = locate(model, revision)
+    config = read_config(directory, model)
+    network, tokenizer, processor = _load_parts(directory, config, model, torch.float32)
+    tokens = Tokens(tokenizer, _text_rule(config, tokenizer, network.config))
+    return Towers(network.train(), Pixels(processor).floats, directory, tokens)
+
+
+def _load_parts(directory: Path, config: dict[str, Any], model: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Network, tokenizer and image processor of a model in a directory, checked."""
+    with _reporting_bad_models(model, directory):
+        import transformers
+
+        check_weights(directory, config, model)
+        network, info = transformers.AutoModel.from_pretrained(
+            directory,
+            **{"dtype" if _transformers_5() else "torch_dtype": dtype},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        processor = _image_processor(directory)
+    _check_weights(network, info, model)
+    return network, tokenizer, processor
 
 
 def locate(model: str, revision: str) -> tuple[Path, str]:
