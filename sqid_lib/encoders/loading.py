@@ -14,7 +14,7 @@ from sqid_lib.encoders.encoder import Encoder
 from sqid_lib.encoders.model_files import check_weights, read_config
 from sqid_lib.encoders.pixels import Pixels
 from sqid_lib.encoders.texts import TextRule, Tokens
-from sqid_lib.encoders.towers import Towers
+from sqid_lib.encoders.towers import Towers, without_progress_bars
 from sqid_lib.errors import EncoderError, UsageError, first_line, missing_extra
 
 if TYPE_CHECKING:
@@ -191,12 +191,9 @@ def _device(device: str) -> torch.device:
 @contextmanager
 def _reporting_bad_models(model: str, directory: Path) -> Iterator[None]:
     """Raise EncoderError in place of what transformers raises on untrusted files; hide its progress bars."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        yield
+        with without_progress_bars():
+            yield
     except EncoderError:
         raise
     except Exception as error:
@@ -205,9 +202,6 @@ def _reporting_bad_models(model: str, directory: Path) -> Iterator[None]:
             where=model,
             fix=f"Check the files in {directory}; models that need their own code are not supported.",
         ) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _image_processor(directory: Path) -> Any:

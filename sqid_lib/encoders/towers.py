@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,4 +53,19 @@ class Towers:
             copied = any(map(path.match, _COPIED)) and not any(map(path.match, _WRITTEN))
             if copied and path.parent.resolve() != directory.resolve():
                 shutil.copyfile(path, directory / path.name)
-        self.network.save_pretrained(directory, safe_serialization=True)
+        with without_progress_bars():
+            self.network.save_pretrained(directory, safe_serialization=True)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
