@@ -39,6 +39,8 @@ from sqid_lib.streams.batches import ImagePairBatch
 
 TEXTS = ("query", "product_title")
 FROZEN = {"text": "text_", "vision": "vis"}  # how the names of a tower's weights begin
+STATED = ("model", "loss", "image_weight", "epochs", "batch_size", "accumulate", "lr", "weight_decay", "freeze", "lora",
+          "augment", "test", "disjoint_products", "seed")  # fmt: skip
 CURVE_QUERIES = 200  # held-out queries that are ranked after each epoch
 
 
@@ -58,7 +60,6 @@ class Model(nn.Module):
 
     def forward(self, query: dict[str, Tensor], title: dict[str, Tensor], pixels: Tensor) -> tuple[Tensor, ...]:
         """Scores [B, B] of queries with images, and with titles."""
-        queries = self.vectors("text", **query)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
             queries, titles = self.vectors("text", **query), self.vectors("text", **title)
             images = self.vectors("image", pixel_values=pixels)
@@ -125,9 +126,11 @@ class Training:
             seed=options.seed,
             rank=self.rank,
             world_size=world,
-            drop_last=world > 1,
+            drop_last=True,  # a short batch has fewer negatives, and so another loss
             prefetch=options.prefetch,
         )
+        if not len(self.stream):
+            raise SystemExit(f"{self.stream.units} pairs to train on do not fill a batch: use a smaller --batch-size")
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
         self.steps_per_epoch = -(-len(self.stream) // options.accumulate)
@@ -179,6 +182,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "stream": self.stream.state_dict(),
             "random": torch.get_rng_state(),
+            "options": self._stated(),
             **{name: getattr(self, name) for name in ("step", "losses", "curve")},
         }
         if self.rank:
@@ -186,9 +190,17 @@ class Training:
         torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
+    def _stated(self) -> dict[str, str]:
+        return {name: str(getattr(self.options, name)) for name in STATED}
+
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
         state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["options"] != self._stated():
+            changed = [name for name, value in self._stated().items() if state["options"].get(name) != value]
+            raise SystemExit(
+                f"{path} was made with another {', '.join(changed)}: use the same options, or another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.stream.load_state_dict(state["stream"])

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def test_goes_on_to_the_same_weights(shop: Path, tmp_path: Path, stop: int) -> N
     finetune_clip.main(options(shop, tmp_path / "whole", "--augment"))
     assert finetune_clip.main(options(shop, tmp_path / "again", "--augment", "--stop-after", str(stop))) is None
     assert not (tmp_path / "again" / "model").exists()
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt was made with another epochs, augment: use the same options"):
+        finetune_clip.main(options(shop, tmp_path / "again", "--epochs", "3"))
     finetune_clip.main(options(shop, tmp_path / "again", "--augment"))
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "again"))
 
@@ -108,6 +111,11 @@ def test_lora_without_peft_is_one_line(shop: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SystemExit, match=r"^--lora needs peft: pip install peft$"):
         finetune_clip.main(options(shop, tmp_path, "--lora", "4"))
+
+
+def test_too_few_pairs_for_a_batch(shop: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^54 pairs to train on do not fill a batch: use a smaller --batch-size$"):
+        finetune_clip.main(options(shop, tmp_path, "--batch-size", "100"))
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -170,3 +178,14 @@ def test_two_processes_train_together(shop: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("queries to train on") == 1
     assert weights(tmp_path)
+
+
+def test_lora_is_merged_into_the_weights(shop: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft about transformers
+        finetune_clip.main(options(shop, tmp_path, "--lora", "2", "--epochs", "1"))
+    before, after = weights_of(shop / "model"), weights(tmp_path)
+    assert before.keys() == after.keys()
+    changed = {name.split(".")[-2] for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "out_proj"}
