@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqid_lib import evaluation
     from sqid_lib.encoders import load_encoder
+    from sqid_lib.product_images import ProductImages
     from sqid_lib.store import EmbeddingStore
     from sqid_lib.streams.open import stream_pairs
+    from sqid_lib.streams.split import split_queries
 
-__all__ = ["EmbeddingStore", "evaluation", "load_encoder", "stream_pairs"]
+__all__ = ["EmbeddingStore", "ProductImages", "evaluation", "load_encoder", "split_queries", "stream_pairs"]
 
-_HOMES = {"EmbeddingStore": "store", "load_encoder": "encoders", "stream_pairs": "streams.open"}
+_HOMES = {
+    "EmbeddingStore": "store",
+    "ProductImages": "product_images",
+    "load_encoder": "encoders",
+    "split_queries": "streams.split",
+    "stream_pairs": "streams.open",
+}
 
 
 def __getattr__(name: str) -> Any:

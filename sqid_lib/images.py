@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP")
 MAX_PIXELS = 50_000_000
+MAX_ASPECT = 500  # long side to short: a model resizes the short side to its size, and the long side with it
 MAX_MISSING = 0.5  # of 255 levels: how much the missing end of a kept JPEG can change its pixels, on average
 _WHITE = (255, 255, 255, 255)
 _JPEG_END = b"\xff\xd9"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.cli.terminal import write_data
+from sqid_lib.errors import MissingFileError, UsageError
 from sqid_lib.evaluation.comparison import METRICS_ENGINES, RETRIEVAL_METRICS, compare, retrieve
 from sqid_lib.evaluation.judged import MISSING
 from sqid_lib.evaluation.labels import GAINS
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     more: dict[str, Any] = {"action": "append", "default": [], "metavar": "FILE"}
     add("--run", dest="runs", help="also measure a TREC run file (method run:FILE)", **more)
     add("--features", help="also measure your own vectors (method features:FILE)", **more)
+    add("--queries", metavar="FILE", help="measure these queries alone: a text file with a query_id in each line")
     _add_measures(parser)
     add("--retrieve", action="store_true", help="rank all products for each query, not only the judged ones")
     add("--top", type=int, default=100, help="with --retrieve: products kept per query (default 100)")
@@ -120,12 +122,23 @@ def _compare(store: EmbeddingStore, args: argparse.Namespace) -> Comparison:
         "gains": _GAINS.get(args.gains),
         "relevant": args.relevant and (args.relevant[0] if len(args.relevant) == 1 else args.relevant),
         "slices": _words(args.slices),
+        "queries": None if args.queries is None else _query_ids(Path(args.queries)),
         **{name: getattr(args, name) for name in _SHARED},
     }
     if args.retrieve:
         metrics = args.metrics or RETRIEVAL_METRICS
         return retrieve(store, **shared, metrics=metrics, top=args.top, backend=args.backend)
     return compare(store, **shared, metrics=args.metrics or DEFAULT_METRICS, metrics_engine=args.metrics_engine)
+
+
+def _query_ids(path: Path) -> list[int]:
+    """The lines of a file as query ids; empty lines are passed over."""
+    try:
+        return [int(line) for line in path.read_text(encoding="utf-8").split()]
+    except OSError as error:
+        raise MissingFileError(f"cannot be read: {error.strerror}", where=path) from error
+    except ValueError as error:
+        raise UsageError("not query ids", where=path, expected="an integer in each line", got=error) from error
 
 
 def _words(values: Sequence[str] | None) -> list[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder.embed import vectors
-from builder.embed.inputs import TEXTS, Items, Numbers, as_digests
+from builder.embed.inputs import TEXTS, Items, Numbers
 from builder.embed.local import Local
 from builder.engines import Tick, Work
 from builder.progress import note
@@ -23,6 +23,7 @@ from builder.recipe import Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders.batching import Floats, VectorBatches
 from sqid_lib.errors import EncoderError
+from sqid_lib.stored_images import as_digests
 from sqid_lib.tables.vector_columns import fixed_lists
 
 log = logging.getLogger(__name__)

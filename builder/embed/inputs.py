@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from builder.recipe import Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import CountError, IntegrityError
+from sqid_lib.stored_images import DIGEST, as_digests
 from sqid_lib.tables.reader import open_parquet, read_parquet
 
 PRODUCTS, SUPP, QUERIES = "products", "supp", "queries"  # parts: rows
 TEXTS, IMAGES = "texts", "images"  # kinds of what is encoded for them
-DIGEST = pa.binary(32)  # a sha256
 _AGAIN = "Run the sample, resolve and fetch stages again."
 _HASHED_AT_ONCE = 16_384
 Numbers = NDArray[np.int64]
@@ -170,12 +170,6 @@ def _distinct(columns: Sequence[pa.ChunkedArray], digest: Callable[[str], bytes]
     numbers: Numbers = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     ends = np.cumsum([len(column) for column in columns])
     return Items(values, as_digests(digests)), np.split(numbers, ends[:-1])
-
-
-def as_digests(data: bytes | bytearray) -> pa.FixedSizeBinaryArray:
-    """Digests that lie one behind the other, as an array of `DIGEST`."""
-    buffer = pa.py_buffer(data)
-    return pa.FixedSizeBinaryArray.from_buffers(DIGEST, buffer.size // DIGEST.byte_width, [None, buffer])
 
 
 def _sha256(value: str) -> bytes:

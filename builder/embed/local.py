@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from builder.embed.stored_images import StoredImages
 from builder.recipe import Recipe
 from sqid_lib.encoders.batching import VectorBatches, in_batches
 from sqid_lib.errors import missing_extra
-from sqid_lib.images import ImageError, decode
+from sqid_lib.images import MAX_ASPECT, ImageError, decode
+from sqid_lib.stored_images import StoredImages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +25,6 @@ _ALSO = {  # by backend
     "sentence-transformers": ("sentence-transformers",),
 }
 NOT_ENCODED = "not_encoded"
-_MAX_ASPECT = 500  # the short side is resized to the model's size, and the long side with it
 
 
 class Local:
@@ -92,7 +91,7 @@ class Local:
         def open_image(item: tuple[str, bytes]) -> Image.Image | None:
             try:
                 image = decode(item[1], self._max_pixels, keep_truncated=self._keep_truncated)
-                if max(image.size) > _MAX_ASPECT * min(image.size):
+                if max(image.size) > MAX_ASPECT * min(image.size):
                     raise ImageError(
                         "too_many_pixels", "one side is much longer than the other: too large when resized"
                     )

@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from builder.embed import shards
-from builder.embed.inputs import DIGEST, IMAGES, TEXTS, Numbers
+from builder.embed.inputs import IMAGES, TEXTS, Numbers
 from sqid_lib import schemas
 from sqid_lib.encoders.batching import Floats
 from sqid_lib.errors import CorruptFileError
 from sqid_lib.files import numbered_name, parse_numbered_name
+from sqid_lib.stored_images import DIGEST
 from sqid_lib.tables.vector_columns import fixed_lists
 
 _KEPT = 64  # files whose vectors are in memory at once: 64 × 2,000 vectors of 768 floats are 0.4 GB

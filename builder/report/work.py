@@ -22,7 +22,7 @@ from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import read_parquet
 
 if TYPE_CHECKING:
-    from builder.embed.stored_images import StoredImages
+    from sqid_lib.stored_images import StoredImages
 
 _COLUMNS = (*schemas.PRODUCT_KEY, "image_url", "sha256", "detail")
 _MAX_PIXELS = 16_000_000  # of an image that is decoded for a thumbnail
@@ -48,7 +48,7 @@ class Work:
 
     @cached_property
     def _stored(self) -> StoredImages:
-        from builder.embed.stored_images import StoredImages  # needs the extra "build"
+        from sqid_lib.stored_images import StoredImages  # needs the extra "build"
 
         return StoredImages(self.path / "fetch")
 

@@ -23,7 +23,6 @@ ImageLike: TypeAlias = Union[
 ]
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
-_MAX_ASPECT = 500  # the short side is resized to the model's size, and the long side with it
 _EXPECTED = "an image of Pillow, a path, the bytes of a file, or a uint8 array [H, W, C] or [H, W]"
 
 
@@ -67,9 +66,9 @@ def as_image(item: ImageLike, row: int) -> Image.Image:
         image = Image.fromarray(_pixels(item, where))
     else:
         raise UsageError("not an image", where=where, expected=_EXPECTED, got=_kind(item))
-    if max(image.size) > _MAX_ASPECT * min(image.size):
+    if max(image.size) > images.MAX_ASPECT * min(image.size):
         size = f"{image.width} × {image.height} pixels"
-        raise UsageError(f"one side is over {_MAX_ASPECT} times as long as the other", where=where, got=size)
+        raise UsageError(f"one side is over {images.MAX_ASPECT} times as long as the other", where=where, got=size)
     return image
 
 

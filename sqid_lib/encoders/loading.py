@@ -15,6 +15,7 @@ from sqid_lib.encoders.encoder import Encoder
 from sqid_lib.encoders.model_files import check_weights, read_config
 from sqid_lib.encoders.pixels import Pixels
 from sqid_lib.encoders.texts import TextRule, Tokens
+from sqid_lib.encoders.towers import Towers, without_progress_bars
 from sqid_lib.errors import EncoderError, UsageError, first_line, missing_extra
 
 if TYPE_CHECKING:
@@ -85,23 +86,7 @@ def _load_transformers(model: str, directory: Path, linear: str, shared: dict[st
     import torch
 
     config = read_config(directory, model)
-    with _reporting_bad_models(model, directory):
-        import transformers
-
-        check_weights(directory, config, model)
-        network, info = transformers.AutoModel.from_pretrained(
-            directory,
-            **{"dtype" if _transformers_5() else "torch_dtype": getattr(torch, shared["dtype"])},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-        processor = _image_processor(directory)
-    _check_weights(network, info, model)
+    network, tokenizer, processor = _load_parts(directory, config, model, getattr(torch, shared["dtype"]))
     network = network.eval().requires_grad_(False).to(shared["device"])
     from sqid_lib.encoders.activation import replace_quick_gelu  # imported here because they need torch
     from sqid_lib.encoders.linear import choose
@@ -120,6 +105,47 @@ def _load_transformers(model: str, directory: Path, linear: str, shared: dict[st
         linear=chosen,
         **shared,
     )
+
+
+def load_towers(model: str, *, revision: str = "main") -> Towers:
+    """Load a dual encoder to train it; `load_encoder` makes vectors, with kernels that have no gradients.
+
+    Args:
+        model, revision: as for `load_encoder` with the backend "transformers".
+
+    Raises:
+        EncoderError, MissingExtraError: as `load_encoder`.
+    """
+    _require(TRANSFORMERS)
+    import torch
+
+    directory, _ = locate(model, revision)
+    config = read_config(directory, model)
+    network, tokenizer, processor = _load_parts(directory, config, model, torch.float32)
+    tokens = Tokens(tokenizer, _text_rule(config, tokenizer, network.config))
+    return Towers(network.train(), Pixels(processor).floats, directory, tokens)
+
+
+def _load_parts(directory: Path, config: dict[str, Any], model: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Network, tokenizer and image processor of a model in a directory, checked."""
+    with _reporting_bad_models(model, directory):
+        import transformers
+
+        check_weights(directory, config, model)
+        network, info = transformers.AutoModel.from_pretrained(
+            directory,
+            **{"dtype" if _transformers_5() else "torch_dtype": dtype},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        processor = _image_processor(directory)
+    _check_weights(network, info, model)
+    return network, tokenizer, processor
 
 
 def locate(model: str, revision: str, backend: str = TRANSFORMERS) -> tuple[Path, str]:
@@ -206,12 +232,9 @@ def _device(device: str) -> torch.device:
 @contextmanager
 def _reporting_bad_models(model: str, directory: Path) -> Iterator[None]:
     """Raise EncoderError in place of what transformers raises on untrusted files; hide its progress bars."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        yield
+        with without_progress_bars():
+            yield
     except EncoderError:
         raise
     except Exception as error:
@@ -220,9 +243,6 @@ def _reporting_bad_models(model: str, directory: Path) -> Iterator[None]:
             where=model,
             fix=f"Check the files in {directory}; models that need their own code are not supported.",
         ) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _image_processor(directory: Path) -> Any:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sqid_lib.errors import EncoderError
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
@@ -48,6 +50,20 @@ class Pixels:
     def inputs(self, images: Sequence[Inputs]) -> Inputs:
         """The network's inputs for some images, [B, …] each."""
         return {name: np.stack([image[name] for image in images]) for name in images[0]}
+
+    def floats(self, image: Image.Image) -> NDArray[Any]:
+        """One image as the network takes it, float32 [3, H, W].
+
+        Raises:
+            EncoderError: the network takes more than pixel_values.
+        """
+        inputs = self.prepare(image)
+        if set(inputs) != {"pixel_values"}:
+            raise EncoderError("images of this model are more than pixels", where="preprocess", got=", ".join(inputs))
+        pixels = inputs["pixel_values"]
+        if self.table is None:
+            return pixels
+        return np.stack([np.take(row, plane) for row, plane in zip(self.table, pixels, strict=True)])
 
     def _bytes(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """The bytes that `table` makes `values` of; float32 [3, H, W] → uint8."""

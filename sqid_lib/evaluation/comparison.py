@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ def compare(
     gains: str | None = None,
     missing: str = "zero",
     relevant: str | Sequence[str] | None = None,
+    queries: Iterable[int] | None = None,
     metrics: str | Sequence[str] = measures.DEFAULT_METRICS,
     baseline: str | None = None,
     slices: Sequence[str] = (),
@@ -56,6 +57,7 @@ def compare(
         relevant: labels that count as relevant for the binary measures. With ESCI's gains "E" (None), "ES" or "ESC";
             with the release's gains a label or a list of labels, None means those with the highest gain. Where
             judgments are clicks or many numbers, the least gain, such as "0.5"; None means half of the highest.
+        queries: ids of the queries to measure, such as `split_queries(store).test`; None means all.
         metrics: such as "ndcg ndcg@10 p@1 mrr recall@10 ap"; nDCG of the whole list always comes first.
         baseline: the method that the others are compared with; None means the first.
         slices: any of "source", "images" (share of the list with an image) and "length" (of the list). The slices of
@@ -74,7 +76,7 @@ def compare(
     if metrics_engine not in METRICS_ENGINES:
         raise UsageError("unknown metrics engine", expected=" or ".join(METRICS_ENGINES), got=repr(metrics_engine))
     wanted, kinds = _headline_first(metrics), check_slices(slices)
-    lists = judged_lists(store, gains, missing, relevant)
+    lists = judged_lists(store, gains, missing, relevant, queries)
     given = {name: _given_scores(name, values, lists, store) for name, values in (scores or {}).items()}
     names = list(dict.fromkeys([*(DEFAULT_METHODS if methods is None and not given else methods or ()), *given]))
     _check(names, baseline, resamples, folds, seed)
@@ -104,6 +106,7 @@ def retrieve(
     gains: str | None = None,
     missing: str = "zero",
     relevant: str | Sequence[str] | None = None,
+    queries: Iterable[int] | None = None,
     metrics: str | Sequence[str] = RETRIEVAL_METRICS,
     baseline: str | None = None,
     slices: Sequence[str] = (),
@@ -131,7 +134,7 @@ def retrieve(
         raise UsageError("a metric needs longer rankings", where="top", expected=f">= {deepest}", got=top)
     names = list(dict.fromkeys(RETRIEVAL_METHODS if methods is None else methods))
     _check(names, baseline, resamples, folds, seed)
-    lists = judged_lists(store, gains, missing, relevant)
+    lists = judged_lists(store, gains, missing, relevant, queries)
     for name in names:
         retrieval.searching_method(METHODS, name)
     find = retrieval.backend_top(backend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -96,13 +96,18 @@ class JudgedLists:
 
 
 def judged_lists(
-    store: Store, gains: str | None = None, missing: str = "zero", relevant: str | Sequence[str] | None = None
+    store: Store,
+    gains: str | None = None,
+    missing: str = "zero",
+    relevant: str | Sequence[str] | None = None,
+    queries: Iterable[int] | None = None,
 ) -> JudgedLists:
     """Group the store's judgments by query.
 
     Args:
         gains, relevant: see `labels.read_labels`.
         missing: "drop" leaves out judgments of products without an image, also from the ideal ranking.
+        queries: ids of the queries to keep; None keeps all.
 
     Raises:
         UsageError: unknown `gains`, `missing` or `relevant`, or ESCI's gains for other labels.
@@ -124,12 +129,14 @@ def judged_lists(
     row = np.lexsort((product_order(store)[product], query))
     if missing == "drop":
         row = row[np.asarray(store.has_image)[product[row]]]
+    if queries is not None:
+        row = row[np.isin(store.queries["query_id"].to_numpy()[query[row]], np.array([*queries], np.int64))]
     if not len(row):
         raise EvaluationError(
             "nothing to judge",
             expected="at least one judgment",
-            got=f"none with missing={missing}",
-            fix="Use missing=zero: no judged product has an image.",
+            got="none of the queries asked for" if queries is not None else f"none with missing={missing}",
+            fix="Use missing=zero if no judged product has an image, and ids of judged queries.",
         )
     query, product = query[row], product[row]
     twice = np.flatnonzero((np.diff(query) == 0) & (np.diff(product) == 0))

@@ -108,6 +108,20 @@ class PairBatch(Batch):
 
 
 @dataclass(frozen=True, repr=False)
+class ImagePairBatch(PairBatch):
+    """B judgments with the pixels of their products.
+
+    Attributes:
+        query_features, text_features, image_features, gain, query_id, product_index: as in PairBatch.
+        has_image: bool [B], whether `pixel_values` has an image: false where the source of images has none for the
+            product, or one that cannot be decoded.
+        pixel_values: float32 [B, 3, H, W], zero without an image.
+    """
+
+    pixel_values: Any
+
+
+@dataclass(frozen=True, repr=False)
 class ListBatch(Batch):
     """B queries, each with all its judged products, padded to the longest list L of the batch.
 

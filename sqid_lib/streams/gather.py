@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from sqid_lib.streams.batches import Arrays, Batch, Layout, ListBatch, NegativeBatch, PairBatch, Rows, pair_layout
 from sqid_lib.streams.texts import Texts
@@ -33,6 +34,9 @@ class JudgedStore(Products, Protocol):
 
     @property
     def query_features(self) -> npt.NDArray[Any]: ...
+
+    @property
+    def queries(self) -> pa.Table: ...
 
     @property
     def query_ids(self) -> npt.NDArray[np.int64]: ...

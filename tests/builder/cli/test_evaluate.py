@@ -129,6 +129,20 @@ def test_bm25_and_rank_fusion(evaluate: Run, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "bm25.run").exists()
 
 
+def test_queries_of_a_file(evaluate: Run, tmp_path: Path) -> None:
+    file = tmp_path / "held_out.txt"
+    whole = json.loads(evaluate("--methods", "clip_image", "--json")[1])
+    evaluate("--methods", "clip_image", "--per-query", str(tmp_path / "all.csv"))
+    ids = [line.split(",")[0] for line in (tmp_path / "all.csv").read_text().splitlines()[1:]]
+    file.write_text(f"{ids[0]}\n\n{ids[2]}\n")
+    [row] = json.loads(evaluate("--methods", "clip_image", "--json", "--queries", str(file))[1])
+    assert row["queries"] == 2 < whole[0]["queries"]
+    for text, message in (("x1\n", "held_out.txt: not query ids; expected an integer in each line"), (None, "cannot")):
+        file.write_text(text) if text else file.unlink()
+        status, _, err = evaluate("--queries", str(file))
+        assert status != 0 and message in err
+
+
 def test_slices_by_spaces_or_commas(evaluate: Run) -> None:
     status, out, _ = evaluate("--methods", "clip_text", "--slices", "source,length", "images")
     assert status == 0

@@ -11,8 +11,9 @@ import pyarrow as pa
 from embed_work import flip_a_bit
 
 from builder.embed import vectors
-from builder.embed.inputs import IMAGES, TEXTS, as_digests
+from builder.embed.inputs import IMAGES, TEXTS
 from builder.embed.vectors import Vectors
+from sqid_lib.stored_images import as_digests
 
 LIMIT = 100
 LIMITS = {"max_pixels": LIMIT, "truncated": "refuse"}

@@ -485,3 +485,22 @@ def test_empty_and_overlapping_slices_are_named_in_notes() -> None:
     assert [(row["slice_by"], row["slice"]) for row in result.slices] == [("length", "1-10"), ("images", "100 %")]
     one = evaluation.compare(store, ["clip_text"], slices=("source",), resamples=100)
     assert not [note for note in one.notes if "slices" in note]
+
+
+def test_some_queries_alone(tmp_path: Path) -> None:
+    """The values of each query are those among all; the order of ids does not matter."""
+    release = write_release(tmp_path / "release")
+    store = EmbeddingStore.open(release, cache_dir=tmp_path / "cache", progress=False)
+    some = store.query_ids[[7, 2, 5]].tolist()
+    for call in (evaluation.compare, evaluation.retrieve):
+        whole = call(store, ["clip_image"], resamples=100)
+        part = call(store, ["clip_image"], resamples=100, queries=iter(some))
+        assert part.query_ids.tolist() == sorted(some)
+        rows = np.flatnonzero(np.isin(whole.query_ids, some))
+        np.testing.assert_array_equal(part.per_query["clip_image"], whole.per_query["clip_image"][rows])
+        assert part.rows[0]["queries"] == 3
+    scores = np.random.default_rng(0).random(len(store.judgments))
+    given = [evaluation.compare(store, scores={"mine": scores}, resamples=100, queries=q) for q in (None, some)]
+    np.testing.assert_array_equal(given[1].per_query["mine"], given[0].per_query["mine"][rows])
+    with pytest.raises(EvaluationError, match=r"nothing to judge.*none of the queries asked for"):
+        evaluation.compare(store, queries=[-1])

@@ -1,19 +1,20 @@
-"""builder.embed.stored_images: images by their sha256, wherever fetch stored them."""
+"""sqid_lib.stored_images: images by their sha256, wherever fetch stored them."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builder.embed import stored_images
-from builder.embed.stored_images import StoredImages
-from sqid_lib import schemas
+from sqid_lib import schemas, stored_images
 from sqid_lib.errors import CorruptFileError, IntegrityError, SchemaError
+from sqid_lib.stored_images import StoredImages
 
 IMAGES = {hashlib.sha256(data).hexdigest(): data for data in (f"image {n}".encode() for n in range(40))}
 
@@ -70,11 +71,11 @@ FEW = [f"image {n}".encode() for n in range(25)]
 SHA256S = [hashlib.sha256(image).hexdigest() for image in FEW]
 
 
-def write(folder: Path, images: list[bytes]) -> None:
+def write(folder: Path, images: list[bytes], **options: Any) -> None:
     for number, start in enumerate(range(0, len(images), 10)):
         rows = slice(start, start + 10)
         table = pa.table([SHA256S[rows], images[rows]], schema=schemas.IMAGES_SCHEMA)
-        pq.write_table(table, folder / f"images-{number:05d}.parquet", row_group_size=3)
+        pq.write_table(table, folder / f"images-{number:05d}.parquet", **{"row_group_size": 3, **options})
 
 
 def test_reads_the_row_groups_of_the_wanted_images_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +101,54 @@ def test_other_bytes_among_a_few_are_damage(tmp_path: Path) -> None:
     assert len(list(stored.read_few(SHA256S[:7]))) == 7
     with pytest.raises(CorruptFileError, match="not that of its sha256"):
         list(stored.read_few(SHA256S[7:8]))
+
+
+# -- one of many ------------------------------------------------------------------------------------------------------
+
+UNCOMPRESSED: Any = {"compression": "none", "use_dictionary": False}
+
+
+@pytest.mark.parametrize("options", [{}, {"data_page_size": 1, "write_batch_size": 1}])
+def test_one_image_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+    """A row group is read once; then each of its images is read by its bytes, also where pages separate them."""
+    write(tmp_path, FEW, **UNCOMPRESSED, **options)
+    stored, groups = StoredImages(tmp_path), []
+    read = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, group: int, **options: Any) -> pa.Table:
+        groups.append(group)
+        return read(self, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    positions = stored.positions([*SHA256S, "00" * 32])
+    assert positions.tolist() == [*range(25), -1]
+    for number in [*np.random.default_rng(0).permutation(25), *range(25)]:
+        assert stored.read_at(int(positions[number])) == FEW[number]
+    assert len(groups) == 10  # of 3, 3, 3 and 1 rows, twice, and of 3 and 2
+
+
+@pytest.mark.parametrize("options", [{"compression": "zstd"}, {"use_dictionary": True}])
+def test_one_image_of_a_file_that_was_written_otherwise(tmp_path: Path, options: Any) -> None:
+    write(tmp_path, [*FEW[:24], FEW[0]], **{**UNCOMPRESSED, "row_group_size": 10, **options})
+    stored = StoredImages(tmp_path)
+    assert [stored.read_at(n) for n in range(24)] == FEW[:24]
+
+
+def test_one_image_that_is_damaged(tmp_path: Path) -> None:
+    write(tmp_path, [*FEW[:7], b"other", *FEW[8:]], **UNCOMPRESSED)
+    stored = StoredImages(tmp_path)
+    assert [stored.read_at(n) for n in (6, 8)] == [FEW[6], FEW[8]]
+    with pytest.raises(CorruptFileError, match="not that of its sha256"):
+        stored.read_at(7)
+    (tmp_path / "images-00000.parquet").unlink()
+    with pytest.raises(CorruptFileError, match="cannot be read"):
+        stored.read_at(6)
+
+
+def test_one_image_of_several_machines(tmp_path: Path) -> None:
+    for number, part in enumerate(("part-00000", "part-00002")):
+        (tmp_path / part).mkdir()
+        table = pa.table([SHA256S[number::2], FEW[number::2]], schema=schemas.IMAGES_SCHEMA)
+        pq.write_table(table, tmp_path / part / "images-00000.parquet", **{"row_group_size": 4, **UNCOMPRESSED})
+    stored = StoredImages(tmp_path)
+    assert [stored.read_at(position) for position in stored.positions(SHA256S).tolist()] == FEW

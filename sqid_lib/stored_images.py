@@ -1,4 +1,4 @@
-"""The images that fetch stored, by the sha256 of their bytes, read one row group after another."""
+"""The images that fetch stored, by the sha256 of their bytes: one row group after another, or one image alone."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from builder.embed.inputs import DIGEST, as_digests
 from sqid_lib import schemas
-from sqid_lib.encoders.batching import in_batches
 from sqid_lib.errors import CorruptFileError, IntegrityError, SchemaError
 from sqid_lib.files import parse_numbered_name, part_folders
 
+DIGEST = pa.binary(32)  # a sha256
 _KIND = "images"  # in the names of files
 _AT_ONCE = 1_000  # images in memory
 _AGAIN = "Move the file away and run the fetch stage again."
+_UNKNOWN, _NOWHERE = -1, -2  # where an image lies in its file: not looked yet; not there in one piece
 
 
 class StoredImages:
-    """In which row group of the files below `folder` each image is; only digests are kept in memory, 32 bytes an image.
+    """In which row group of the files below `folder` each image is.
+
+    Digests and places are kept in memory, 48 bytes an image.
 
     Raises:
         CorruptFileError, SchemaError: a file cannot be read or has other columns.
@@ -46,6 +48,7 @@ class StoredImages:
                     digests.append(_digests(_read(path, file, group, ["sha256"])["sha256"].to_pylist()))
         self._stored = pa.chunked_array(digests, DIGEST).combine_chunks()
         self._starts = np.cumsum([0, *map(len, digests)])
+        self._places = np.full((len(self._stored), 2), _UNKNOWN, np.int64)  # first byte in the file, and how many
 
     def check(self, sha256s: Sequence[str]) -> None:
         """Raise IntegrityError unless every one of the images is stored."""
@@ -64,7 +67,8 @@ class StoredImages:
         Raises:
             CorruptFileError: the bytes are not those that fetch stored.
         """
-        for names in in_batches(sha256s, _AT_ONCE):
+        for start in range(0, len(sha256s), _AT_ONCE):
+            names = sha256s[start : start + _AT_ONCE]
             images: dict[str, bytes] = {}
             numbers = self._numbers(names)
             for number in np.unique(numbers).tolist():
@@ -84,14 +88,59 @@ class StoredImages:
             path, group = self._groups[number]
             yield from _read_images(path, group, set(sha256s)).items()
 
+    def positions(self, sha256s: Sequence[str]) -> NDArray[np.int64]:
+        """The position of each image in all files, for `read_at`; −1 where none has it."""
+        at = pc.fill_null(pc.index_in(_digests(sha256s), value_set=self._stored), -1)
+        positions: NDArray[np.int64] = at.to_numpy(zero_copy_only=False).astype(np.int64)
+        return positions
+
+    def read_at(self, position: int) -> bytes:
+        """The bytes of one image; any thread may call it.
+
+        The first image of a row group costs reading all of it, later ones only their own bytes: images are stored
+        uncompressed, so each lies in one piece in its file. Where it does not, the row group is read each time.
+
+        Raises:
+            CorruptFileError: a file cannot be read, or the bytes are not those that fetch stored.
+        """
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        (path, group), first = self._groups[number], int(self._starts[number])
+        if self._places[position, 0] == _UNKNOWN:
+            places = _find_places(path, group)
+            self._places[first : first + len(places)] = places
+        start, size = self._places[position].tolist()
+        if start == _NOWHERE:
+            with _open(path) as file:
+                image: bytes = _read(path, file, group, ["image"])["image"][position - first].as_py()
+        else:
+            try:
+                with path.open("rb") as opened:
+                    opened.seek(start)
+                    image = opened.read(size)
+            except OSError as error:
+                raise CorruptFileError(f"cannot be read: {error}", where=path, fix=_AGAIN) from error
+        _check_bytes(image, self._stored[position].as_py().hex(), path)
+        return image
+
     def _numbers(self, sha256s: Sequence[str]) -> NDArray[np.int64]:
         """The number of the first row group that has each image, −1 where none has."""
-        at = pc.fill_null(pc.index_in(_digests(sha256s), value_set=self._stored), -1).to_numpy(zero_copy_only=False)
+        at = self.positions(sha256s)
         return np.where(at < 0, -1, np.searchsorted(self._starts, at, side="right") - 1)
+
+
+def as_digests(data: bytes | bytearray) -> pa.FixedSizeBinaryArray:
+    """Digests that lie one behind the other, as an array of `DIGEST`."""
+    buffer = pa.py_buffer(data)
+    return pa.FixedSizeBinaryArray.from_buffers(DIGEST, buffer.size // DIGEST.byte_width, [None, buffer])
 
 
 def _digests(sha256s: Sequence[str]) -> pa.Array:
     return as_digests(bytes.fromhex("".join(sha256s)))
+
+
+def _check_bytes(image: bytes, sha256: str, path: Path) -> None:
+    if hashlib.sha256(image).hexdigest() != sha256:
+        raise CorruptFileError("an image is not that of its sha256", where=path, fix=_AGAIN)
 
 
 @contextmanager
@@ -109,8 +158,8 @@ def _read_images(path: Path, group: int, wanted: AbstractSet[str]) -> dict[str, 
         table = _read(path, file, group, schemas.IMAGES_SCHEMA.names)
     stored = zip(table["sha256"].to_pylist(), table["image"], strict=True)
     images = {sha256: image.as_py() for sha256, image in stored if sha256 in wanted}
-    if any(hashlib.sha256(image).hexdigest() != sha256 for sha256, image in images.items()):
-        raise CorruptFileError("an image is not that of its sha256", where=path, fix=_AGAIN)
+    for sha256, image in images.items():
+        _check_bytes(image, sha256, path)
     return images
 
 
@@ -120,3 +169,22 @@ def _read(path: Path, file: pq.ParquetFile, group: int, columns: list[str]) -> p
     if table.column_names != columns:
         raise SchemaError("columns are missing", where=path, expected=columns, got=table.column_names)
     return table.cast(wanted)
+
+
+def _find_places(path: Path, group: int) -> NDArray[np.int64]:
+    """Where each image of a row group lies in its file, [N, 2]."""
+    with _open(path) as file:
+        images = _read(path, file, group, ["image"])["image"].to_pylist()
+        chunk = file.metadata.row_group(group).column(file.schema_arrow.get_field_index("image"))
+        offset = chunk.data_page_offset
+        with path.open("rb") as opened:
+            opened.seek(offset)
+            stored = opened.read(chunk.total_compressed_size)
+    places = np.full((len(images), 2), _NOWHERE, np.int64)
+    end = 0
+    for number, image in enumerate(images):
+        at = stored.find(image[:64], end) if image else -1  # at `end`, or behind the header of a page
+        if at >= 0 and stored.startswith(image, at):
+            places[number] = offset + at, len(image)
+            end = at + len(image)
+    return places
