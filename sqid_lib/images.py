@@ -86,6 +86,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, *, keep_truncated: bool = 
         return _to_rgb(_open(_completed(data, max_pixels), max_pixels))
 
 
+def decode_for_model(data: bytes, max_pixels: int = MAX_PIXELS, *, keep_truncated: bool = False) -> Image.Image:
+    """As `decode`; an image with one side over `MAX_ASPECT` times as long as the other is "too_many_pixels" too."""
+    image = decode(data, max_pixels, keep_truncated=keep_truncated)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ImageError("too_many_pixels", f"{image.width} × {image.height}: too large when resized")
+    return image
+
+
 def check(data: bytes, max_pixels: int = MAX_PIXELS, *, keep_truncated: bool = False) -> tuple[int, int]:
     """Whether `decode` would succeed, in half its time and memory: reads the whole image, keeps none of it.
 

@@ -125,17 +125,14 @@ class ProductImages:
         return numbers
 
     def decode(self, number: int) -> Image.Image:
-        """An image by its number, in RGB; decoded by the rules of `sqid_lib.images.decode`.
+        """An image by its number, in RGB; decoded by the rules of `sqid_lib.images.decode_for_model`.
 
         Raises:
             ImageError: it is no image that can be used, or one side is over 500 times as long as the other.
             SourceError: its file cannot be read, or was damaged since it was stored.
             MissingExtraError: Pillow is not installed.
         """
-        image = images.decode(self.read_bytes(number), keep_truncated=True)
-        if max(image.size) > images.MAX_ASPECT * min(image.size):
-            raise images.ImageError("too_many_pixels", f"{image.width} × {image.height}: too large when resized")
-        return image
+        return images.decode_for_model(self.read_bytes(number), keep_truncated=True)
 
 
 def _read_stored(stored: StoredImages, positions: NDArray[np.int64], number: int) -> bytes:

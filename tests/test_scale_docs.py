@@ -47,8 +47,8 @@ def test_the_ray_job_has_what_kuberay_requires() -> None:
 
 def test_every_machine_has_the_work_directory_at_the_same_path() -> None:
     containers = [container for group in pods() for container in group["template"]["spec"]["containers"]]
-    assert {mount["mountPath"] for container in containers for mount in container["volumeMounts"]} == {"/work"}
-    assert all("mount" in command and "/work" in command for command in load("cluster.yaml")["setup_commands"][1:])
+    assert {mount["mountPath"] for container in containers for mount in container["volumeMounts"]} == {"/shared"}
+    assert all("mount" in command and "/shared" in command for command in load("cluster.yaml")["setup_commands"][1:])
 
 
 def test_the_ray_version_is_the_one_that_is_tested() -> None:
@@ -59,7 +59,7 @@ def test_the_ray_version_is_the_one_that_is_tested() -> None:
 def test_the_command_is_one_that_sqid_takes() -> None:
     program, *words = shlex.split(load("rayjob.yaml")["spec"]["entrypoint"])
     args = _parser().parse_args(words)
-    assert (program, args.engine, args.ray_address, str(args.work)) == ("sqid", "ray", "auto", "/work/build")
+    assert (program, args.engine, args.ray_address, str(args.work)) == ("sqid", "ray", "auto", "/shared/build")
 
 
 def test_the_cluster_file_has_what_ray_up_requires() -> None:

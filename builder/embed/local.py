@@ -13,7 +13,7 @@ import numpy as np
 from builder.recipe import Recipe
 from sqid_lib.encoders.batching import VectorBatches, in_batches
 from sqid_lib.errors import missing_extra
-from sqid_lib.images import MAX_ASPECT, ImageError, decode
+from sqid_lib.images import ImageError, decode_for_model
 from sqid_lib.stored_images import StoredImages
 
 if TYPE_CHECKING:
@@ -90,15 +90,10 @@ class Local:
 
         def open_image(item: tuple[str, bytes]) -> Image.Image | None:
             try:
-                image = decode(item[1], self._max_pixels, keep_truncated=self._keep_truncated)
-                if max(image.size) > MAX_ASPECT * min(image.size):
-                    raise ImageError(
-                        "too_many_pixels", "one side is much longer than the other: too large when resized"
-                    )
+                return decode_for_model(item[1], self._max_pixels, keep_truncated=self._keep_truncated)
             except ImageError as error:
                 failed[item[0]] = error.status
                 return None
-            return image
 
         wanted, suits = self._settings.image_batch, self._encoder.image_batch
         size = max(wanted, suits) if self._encoder.on_gpu else min(wanted, suits)

@@ -5,7 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from sqid_lib.encoders.encoder import ImageInputs, TextInputs
+
+
+class Network(nn.Module):
+    """A network of another library; its subclasses have the methods of a dual encoder of transformers."""
+
+    config = None
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self._network = network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self._network.parameters()).dtype  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from sqid_lib.encoders.loaded import Loaded
+from sqid_lib.encoders.loaded import Loaded, Network
 from sqid_lib.encoders.model_files import check_plain_files, check_sizes, read_json, shapes_of
 from sqid_lib.errors import EncoderError
 
@@ -54,18 +53,8 @@ def load(directory: Path, model: str, dtype: str) -> Loaded:
     return Loaded(OpenClip(network), Texts(tokenizer, limit), Images(preprocess), limit)
 
 
-class OpenClip(nn.Module):
+class OpenClip(Network):
     """A model of open_clip with the methods of a dual encoder of transformers."""
-
-    config = None
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self._network = network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self._network.parameters()).dtype  # type: ignore[no-any-return]
 
     def get_text_features(self, input_ids: torch.Tensor) -> Any:
         return self._network.encode_text(input_ids)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from sqid_lib.encoders.loaded import Loaded
+from sqid_lib.encoders.loaded import Loaded, Network
 from sqid_lib.encoders.model_files import check_plain_files, check_weights, read_any_json
 from sqid_lib.errors import EncoderError
 
@@ -54,18 +53,8 @@ def load(directory: Path, model: str, dtype: str) -> Loaded:
     return Loaded(Sentences(found), Texts(found, prompt, limit), images, limit)
 
 
-class Sentences(nn.Module):
+class Sentences(Network):
     """A model of sentence-transformers with the methods of a dual encoder of transformers."""
-
-    config = None
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self._network = network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self._network.parameters()).dtype  # type: ignore[no-any-return]
 
     def get_text_features(self, **inputs: Any) -> Any:
         return self._network(inputs)["sentence_embedding"]

@@ -159,12 +159,10 @@ class Lists:
 
 
 @dataclass(frozen=True)
-class Negatives:
-    """Pairs with `count` products each, drawn evenly from those not judged for the query."""
+class OverPairs:
+    """A row for each of some pairs, with more in it."""
 
     pairs: Pairs
-    count: int
-    kind: type[Batch] = NegativeBatch
 
     @property
     def units(self) -> int:
@@ -173,6 +171,14 @@ class Negatives:
     @property
     def texts(self) -> Texts | None:
         return self.pairs.texts
+
+
+@dataclass(frozen=True)
+class Negatives(OverPairs):
+    """Pairs with `count` products each, drawn evenly from those not judged for the query."""
+
+    count: int
+    kind: type[Batch] = NegativeBatch
 
     def layout(self, units: Rows) -> Layout:
         shape = (len(units), self.count)

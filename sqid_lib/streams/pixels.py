@@ -14,7 +14,7 @@ from sqid_lib.errors import UsageError, missing_extra
 from sqid_lib.images import ImageError
 from sqid_lib.product_images import ProductImages
 from sqid_lib.streams.batches import Arrays, Batch, ImagePairBatch, Layout, Rows
-from sqid_lib.streams.gather import Pairs
+from sqid_lib.streams.gather import OverPairs
 from sqid_lib.streams.texts import Texts
 
 if TYPE_CHECKING:
@@ -74,20 +74,11 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class ImagePairs:
+class ImagePairs(OverPairs):
     """Pairs with the pixels of their products."""
 
-    pairs: Pairs
     pixels: Pixels
     kind: type[Batch] = ImagePairBatch
-
-    @property
-    def units(self) -> int:
-        return self.pairs.units
-
-    @property
-    def texts(self) -> Texts | None:
-        return self.pairs.texts
 
     def layout(self, units: Rows) -> Layout:
         return {

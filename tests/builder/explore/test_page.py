@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any, Protocol, cast
 
 import pytest
 from axe_core_python.sync_playwright import Axe
+from chromium import launched, needs_chromium
 from encoder_fixtures import encoded, make_image
 from explore_fixtures import LONG, SCRIPT, Served, served, unasked, unjudged
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from search_fixtures import QueryVectors
 
 from builder.explore.cards import LONGEST
@@ -21,16 +21,11 @@ from sqid_lib import evaluation
 from sqid_lib.errors import EncoderError
 from sqid_lib.store import EmbeddingStore
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 BROKEN = b"no image at all"
 PIXELS = encoded(make_image(1, (30, 40)))
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 class Open(Protocol):
@@ -41,10 +36,8 @@ class Open(Protocol):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+    with launched() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture

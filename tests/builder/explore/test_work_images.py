@@ -31,6 +31,17 @@ def test_a_product_of_another_locale_has_none(tmp_path: Path) -> None:
     assert not WorkImages(make_work(tmp_path), table).present.any()
 
 
+def test_images_that_several_machines_fetched_are_found(tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    part = work / "fetch" / "part-00001"
+    part.mkdir()
+    for path in (work / "fetch").glob("images-*.parquet"):
+        path.rename(part / path.name)
+    images = WorkImages(work, products("P000", "P003"))
+    found = [images.read(at) for at in range(2)]
+    assert [image and image[0] for image in found] == [STORED[0][1], STORED[3][1]]
+
+
 def test_damage(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"outcomes\.parquet"):
         WorkImages(tmp_path, products("P000"))
