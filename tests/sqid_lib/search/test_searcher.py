@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiny_release import write_release
 
 from sqid_lib import EmbeddingStore, evaluation
 from sqid_lib.errors import UsageError
+from sqid_lib.search import sides
 from sqid_lib.search.searcher import NO_IMAGES, NO_MATCH
 
 
@@ -58,9 +60,18 @@ def test_every_score_is_the_documented_one(store: EmbeddingStore, weight: float)
     with_images=st.booleans(),
     both=st.booleans(),
     half=st.booleans(),
+    halves_bytes=st.sampled_from([0, sides._HALVES_BYTES]),
 )
 def test_the_order_is_that_of_brute_force(
-    store: EmbeddingStore, seed: int, weight: float, top: int, kinds: int, with_images: bool, both: bool, half: bool
+    store: EmbeddingStore,
+    seed: int,
+    weight: float,
+    top: int,
+    kinds: int,
+    with_images: bool,
+    both: bool,
+    half: bool,
+    halves_bytes: int,
 ) -> None:
     """Few different vectors, so that most products tie, and some without an image."""
     rng = np.random.default_rng(seed)
@@ -71,7 +82,8 @@ def test_the_order_is_that_of_brute_force(
     image[~has_image] = 0
     made = changed(store, text_features=text, image_features=image, has_image=has_image)
     vectors = rng.normal(size=(2 if both else 1, store.width)).astype(np.float32)
-    found = made.search(vectors[0], image=vectors[1] if both else None, top=top, weight=weight)
+    with mock.patch.object(sides, "_HALVES_BYTES", halves_bytes):
+        found = made.search(vectors[0], image=vectors[1] if both else None, top=top, weight=weight)
     expected = brute_force(made, list(vectors), weight)[:top]
     assert [(hit.product_id, hit.product_locale) for hit in found] == [(p, locale) for _, p, locale in expected]
     assert [hit.score for hit in found] == pytest.approx([score for score, _, _ in expected], abs=2e-6)
@@ -107,14 +119,15 @@ def test_a_text_search_at_weight_1_is_clip_text_of_evaluate(store: EmbeddingStor
             assert [hit.product_id for hit in found] == expected[:100]
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
-def test_the_length_of_a_vector_does_not_count(store: EmbeddingStore, scale: float) -> None:
+def test_the_length_of_a_vector_does_not_count(store: EmbeddingStore, scale: float, weight: float) -> None:
     query = np.random.default_rng(2).normal(size=store.width).astype(np.float32)
     text = np.array(store.text_features)
     text[::3] *= np.float32(scale)
-    expected = [hit.product_id for hit in store.search(query, top=10, weight=1)]
+    expected = [hit.product_id for hit in store.search(query, top=10, weight=weight)]
     made = changed(store, text_features=text)
-    assert [hit.product_id for hit in made.search(query, top=10, weight=1)] == expected
+    assert [hit.product_id for hit in made.search(query, top=10, weight=weight)] == expected
 
 
 def test_where_keeps_the_products_asked_for(store: EmbeddingStore) -> None:
