@@ -48,6 +48,7 @@ from builder.recipe_values import (
     TextTemplate,
     Url,
     Word,
+    Words,
     recipe_error,
     template_parts,
 )
@@ -103,8 +104,9 @@ class CatalogueSettings(_Section):
     """Table of judgments: query, product_id and a label, a number, or impressions and clicks."""
     queries: str | None = None
     """Table of queries without judgments: query, and query_id if there is one."""
-    columns: dict[_CatalogueColumn, Word] = Field(default={})
-    """Our column = the tables' column; those left out are recognised by usual names, which the build reports."""
+    columns: dict[_CatalogueColumn, Words] = Field(default={})
+    """Our column = the tables' column, or a list, ["sku", "item"], where tables name it differently: in each the first
+    that it has. Columns left out are recognised by usual names, which the build reports."""
     keep: Items[Word] = ()
     """Further columns of the products to carry into the release, by the tables' names, such as ["price"]."""
     labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(default={})

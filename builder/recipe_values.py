@@ -81,6 +81,7 @@ HostPort = Annotated[str, Field(pattern=HOST_PORT), AfterValidator(_valid_port)]
 Url = Annotated[str, Field(pattern=URL)]
 Line = Annotated[str, Field(pattern=LINE)]
 Word = Annotated[str, Field(pattern=WORD)]
+Words = Word | DistinctItems[Word]
 TextTemplate = Annotated[str, AfterValidator(_valid_template)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from builder.catalogue.tables import Tables
 from sqid_lib.errors import RecipeError, SchemaError, did_you_mean
@@ -63,6 +63,7 @@ QUERIES: Mapping[str, tuple[str, ...]] = {"query": _QUERY, "query_id": (*_QUERY_
 HINTS = tuple(dict.fromkeys(name for known in (PRODUCTS, JUDGMENTS, QUERIES) for f in known.values() for name in f))
 
 _log = logging.getLogger(__name__)
+Stated: TypeAlias = Mapping[str, "str | Sequence[str]"]  # our column → the table's, or what several tables call it
 
 
 class Guess(NamedTuple):
@@ -82,14 +83,18 @@ def normalised(name: str) -> str:
     return "".join(letter for letter in unicodedata.normalize("NFKC", name).casefold() if letter.isalnum())
 
 
-def guess(names: Sequence[str], known: Mapping[str, Sequence[str]], stated: Mapping[str, str]) -> Guess:
+def guess(names: Sequence[str], known: Mapping[str, Sequence[str]], stated: Stated) -> Guess:
     """Our columns among `names`: those stated, then those with our own name, then those with one of its usual names.
 
     Args:
         known: PRODUCTS, JUDGMENTS or QUERIES.
         stated: [catalogue.columns]; what it says about other tables, whose columns are not there, is passed over.
     """
-    chosen = {ours: theirs for ours, theirs in stated.items() if ours in known and theirs in names}
+    chosen = {
+        ours: next(name for name in _names(theirs) if name in names)
+        for ours, theirs in stated.items()
+        if ours in known and any(name in names for name in _names(theirs))
+    }
     free = [name for name in names if name not in chosen.values()]
     unclear: dict[str, list[str]] = {}
     for ours, usual in known.items():
@@ -106,7 +111,7 @@ def guess(names: Sequence[str], known: Mapping[str, Sequence[str]], stated: Mapp
 
 
 def recognise(
-    tables: Tables, known: Mapping[str, Sequence[str]], stated: Mapping[str, str], required: Iterable[str]
+    tables: Tables, known: Mapping[str, Sequence[str]], stated: Stated, required: Iterable[str]
 ) -> dict[str, str]:
     """Our column → the table's, which the log reports in one line.
 
@@ -149,10 +154,10 @@ def recognise(
     return chosen
 
 
-def check_stated(stated: Mapping[str, str], tables: Sequence[Tables]) -> None:
+def check_stated(stated: Stated, tables: Sequence[Tables]) -> None:
     """Raise RecipeError unless each value of [catalogue.columns] is a column of one of the tables."""
     names = list(dict.fromkeys(name for table in tables for name in table.names))
-    for ours, theirs in stated.items():
+    for ours, theirs in ((ours, name) for ours, value in stated.items() for name in _names(value)):
         if theirs not in names:
             raise RecipeError(
                 "no table has this column",
@@ -161,3 +166,7 @@ def check_stated(stated: Mapping[str, str], tables: Sequence[Tables]) -> None:
                 got=repr(theirs),
                 fix=did_you_mean(theirs, names),
             )
+
+
+def _names(theirs: str | Sequence[str]) -> Sequence[str]:
+    return (theirs,) if isinstance(theirs, str) else theirs

@@ -56,7 +56,7 @@ def read_judgments(
     return queries_and_judgments(judged, listed, products, settings)
 
 
-def judgment_columns(tables: Tables, stated: Mapping[str, str]) -> dict[str, str]:
+def judgment_columns(tables: Tables, stated: columns.Stated) -> dict[str, str]:
     """Our column → that of a table of judgments: a label, or else impressions and clicks.
 
     Args:

@@ -151,7 +151,7 @@ def look_at_judgments(tables: Tables, products: Products | None, settings: Catal
                 found.columns = columns.recognise(tables, columns.QUERIES, settings.columns, ("query",))
             else:
                 stated = {ours: name for ours, name in guessed.items() if ours not in settings.columns}
-                found.columns = judgment_columns(tables, settings.columns | stated)
+                found.columns = judgment_columns(tables, {**settings.columns, **stated})
             rows = read_rows(tables, found.columns)
         except SqidError as error:
             found.columns = found.columns or guessed

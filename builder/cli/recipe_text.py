@@ -122,6 +122,8 @@ def _type(value: Mapping[str, Any]) -> str:
 
     if "enum" in value or "const" in value:
         return " or ".join(f"`{toml_value(choice)}`" for choice in value.get("enum", [value.get("const")]))
+    if "anyOf" in value:
+        return " or ".join(map(_type, value["anyOf"]))
     kind = value["type"]
     if kind == "array":
         return f"list of {_type(value['items'])}" + (", at least one" if value.get("minItems") else "")

@@ -55,6 +55,14 @@ def test_what_is_stated_wins_and_is_not_guessed_for_another_column(tmp_path: Pat
     assert found == {"product_id": "sku", "product_title": "name", "product_brand": "title"}
 
 
+def test_a_list_has_the_names_of_several_tables(tmp_path: Path) -> None:
+    stated = {"product_id": ("nummer", "pos"), "product_title": ("text",)}
+    found = columns.recognise(header(tmp_path, "nummer", "text", "id"), columns.PRODUCTS, stated, ("product_id",))
+    assert found == {"product_id": "nummer", "product_title": "text"}
+    judged = columns.recognise(header(tmp_path, "query", "pos", "label"), columns.JUDGMENTS, stated, ("product_id",))
+    assert judged == {"query": "query", "product_id": "pos", "label": "label"}
+
+
 def test_the_log_reports_the_columns_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         columns.recognise(header(tmp_path, "sku", "Titel", "weight"), columns.PRODUCTS, {}, ("product_id",))
@@ -82,6 +90,8 @@ def test_what_is_not_clear_is_an_error_that_lists_the_columns(
 def test_a_stated_column_must_be_in_one_of_the_tables(tmp_path: Path) -> None:
     tables = header(tmp_path, "sku", "title")
     columns.check_stated({"product_id": "sku"}, [tables])
+    with pytest.raises(RecipeError, match=r"catalogue.columns.product_id: no table has.*got 'pos'"):
+        columns.check_stated({"product_id": ("sku", "pos")}, [tables])
     with pytest.raises(RecipeError, match=r"catalogue.columns.image: no table has.*sku, title, got 'titel'.*title\?"):
         columns.check_stated({"image": "titel"}, [tables])
 
