@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from sqid_lib.evaluation.arrays import Bools, Float32s, Floats, Ints
+from sqid_lib.evaluation.arrays import Bools, Float32s, Floats, Ints, Matrix
 from sqid_lib.evaluation.cosine import judged_cosine, unit
 from sqid_lib.evaluation.fusion import parse_weight
 from sqid_lib.evaluation.judged import Store
+from sqid_lib.evaluation.mapped import MappedFile, mapped_file
 from sqid_lib.evaluation.scorer import Scorer
 from sqid_lib.evaluation.search import Search
 
@@ -73,15 +77,45 @@ def _note_no_image(scorer: Scorer, has_image: Bools) -> None:
 
 
 def _search(store: Store, rows: Ints, weight: float) -> Search:
-    """a·cos(q, t) + (1-a)·cos(q, i) is q̂ · (a·t̂ + (1-a)·î): one vector for each product, whatever the weight a."""
+    vectors = StoreVectors(store.text_features, store.image_features, store.has_image, weight)
+    return Search(rows, unit(store.query_features[rows]), vectors, vectors.is_mapped)
 
-    def products(chosen: Ints) -> Float32s:
-        mixed = np.zeros((len(chosen), store.width), np.float32)
-        if weight > 0:
-            mixed += np.float32(weight) * unit(store.text_features[chosen])
-        if weight < 1:
-            image = unit(store.image_features[chosen]) * np.asarray(store.has_image)[chosen, None]
-            mixed += np.float32(1 - weight) * image
+
+@dataclass(frozen=True)
+class StoreVectors:
+    """Product rows [m] → vectors, float32 [m, D], whose dot product with a unit query is the weighted cosine.
+
+    a·cos(q, t) + (1-a)·cos(q, i) is q̂ · (a·t̂ + (1-a)·î): one vector for each product, whatever the weight a of text.
+    Pickles as the names of files where the arrays are mapped from files.
+    """
+
+    text: Matrix
+    image: Matrix
+    has_image: Bools
+    weight: float
+
+    def __call__(self, rows: Ints) -> Float32s:
+        mixed = np.zeros((len(rows), self.text.shape[1]), np.float32)
+        if self.weight > 0:
+            mixed += np.float32(self.weight) * unit(self.text[rows])
+        if self.weight < 1:
+            image = unit(self.image[rows]) * np.asarray(self.has_image)[rows, None]
+            mixed += np.float32(1 - self.weight) * image
         return mixed
 
-    return Search(rows, unit(store.query_features[rows]), products)
+    @property
+    def is_mapped(self) -> bool:
+        """Whether another process can read the vectors from the same files."""
+        return all(mapped_file(vectors) for vectors in (self.text, self.image))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = (self.text, self.image, self.has_image)
+        return _opened_vectors, (*(mapped_file(array) or array for array in arrays), self.weight)
+
+
+def _opened_vectors(text: Any, image: Any, has_image: Any, weight: float) -> StoreVectors:
+    return StoreVectors(_open(text), _open(image), _open(has_image), weight)
+
+
+def _open(array: Any) -> Any:
+    return array.open() if isinstance(array, MappedFile) else array

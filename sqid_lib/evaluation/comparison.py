@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sqid_lib import schemas
 from sqid_lib.errors import EvaluationError, UsageError
 from sqid_lib.evaluation import metrics as measures
-from sqid_lib.evaluation import retrieval, runs
+from sqid_lib.evaluation import nearest, retrieval, runs
 from sqid_lib.evaluation.arrays import Floats
 from sqid_lib.evaluation.judged import JudgedLists, Store, judged_lists
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, METHODS, PUBLISHED_NDCG, is_method
@@ -113,6 +113,7 @@ def retrieve(
     folds: int = 5,
     resamples: int = 2_000,
     seed: int = 0,
+    map_shards: retrieval.Map | None = None,
 ) -> Comparison:
     """Rank all products for every judged query by exact search; products not judged have gain 0, as in trec_eval.
 
@@ -123,6 +124,8 @@ def retrieve(
         top: how many products a ranking keeps.
         backend: "auto", "torch", "numpy" or "faiss".
         missing: "zero" or "drop".
+        map_shards: as the built-in `map`, but runs its function in other processes or on other machines: it searches
+            the store's vectors in shards, with the same result. None: in this process.
 
     The other arguments and the errors are those of `compare`.
     """
@@ -137,9 +140,9 @@ def retrieve(
     lists = judged_lists(store, gains, missing, relevant, queries)
     for name in names:
         retrieval.searching_method(METHODS, name)
-    find = retrieval.backend_top(backend)
+    nearest.find_backend(backend)
     scorer = Scorer(store, lists, METHODS, missing, folds, seed)
-    rankings = {name: retrieval.rank_all(scorer, name, top, find) for name in names}
+    rankings = {name: retrieval.rank_all(scorer, name, top, backend, map_shards) for name in names}
     per_query = {
         name: measures.measure(lists, retrieval.ranks_of_judged(scorer, found), wanted)
         for name, found in rankings.items()

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from sqid_lib.errors import UsageError, missing_extra
 from sqid_lib.evaluation import runs
-from sqid_lib.evaluation.arrays import Float32s, Floats, Ints
+from sqid_lib.evaluation.arrays import Floats, Ints
 from sqid_lib.evaluation.fusion import reciprocal_rank
 from sqid_lib.evaluation.judged import product_order
+from sqid_lib.evaluation.nearest import find_backend, search_top
 from sqid_lib.evaluation.scorer import Method, Scorer, find_method
 from sqid_lib.evaluation.search import RankFusion, Scan, Search
 
-Top = Callable[[Float32s, Float32s, int], tuple[Float32s, Ints]]
-BACKENDS = ("auto", "torch", "numpy", "faiss")
 RRF_DEPTH = 100  # of the rankings that are fused, at least
-_PRODUCTS, _QUERIES = 16_384, 1_024  # rows scored at once: 64 MiB of scores
-_PAIRS = 8_192  # pairs scored again at once
-_SPARE = 28  # products beyond `top` that are scored again
-_NEAR = 1_024  # products scored again because their score is that of the last one
-_ROUNDING = np.float32(4e-6)  # more than the rounding of two float32 dot products of unit vectors
+_SHARD = 131_072  # products of a shard, at least
+_SHARDS = 256  # at most: each has a result of its own
+
+Found = tuple[Ints, Floats]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of the products, for one of several searches.
+
+    Attributes:
+        search: which one.
+        start: index of the first product among all that are searched.
+        candidates: rows of the store.
+    """
+
+    search: int
+    start: int
+    candidates: Ints
+
+    def __str__(self) -> str:
+        return f"products {self.start:,} to {self.start + len(self.candidates) - 1:,}"
+
+
+Map = Callable[[Callable[[Shard], Found], Sequence[Shard]], Iterable[Found]]
 
 
 def searching_method(methods: Mapping[str, Method], name: str) -> tuple[Method, str]:
@@ -31,13 +51,15 @@ def searching_method(methods: Mapping[str, Method], name: str) -> tuple[Method, 
     return find_method(searching, name, "this method cannot search all products")
 
 
-def rank_all(scorer: Scorer, name: str, top: int, find: Top) -> runs.Ranking:
+def rank_all(scorer: Scorer, name: str, top: int, backend: str, map_shards: Map | None = None) -> runs.Ranking:
     """The `top` products of the whole store, of any locale, for every judged query; ties by ascending product_id.
 
     Args:
         scorer: the store, its judged lists and the methods; a fusion without a weight takes the weights chosen there.
         name: of a method that can search; a run file is used as it is, up to `top`.
-        find: one of `backend_top`.
+        backend: one of `nearest.BACKENDS`.
+        map_shards: as the built-in `map`, in other processes; searches the vectors of a store that is mapped from
+            files. None: everything is searched here.
 
     Raises:
         UsageError: a method that cannot search.
@@ -51,19 +73,54 @@ def rank_all(scorer: Scorer, name: str, top: int, find: Top) -> runs.Ranking:
     if isinstance(found, RankFusion):
         depth = max(top, RRF_DEPTH)
         scorer.notes.append(f"{name}: fuses the best {depth} products of {' and of '.join(found.methods)}")
-        return _best(fuse_ranks(scorer, [rank_all(scorer, other, depth, find) for other in found.methods]), top)
+        return _best(
+            fuse_ranks(scorer, [rank_all(scorer, other, depth, backend, map_shards) for other in found.methods]), top
+        )
     candidates = np.argsort(product_order(scorer.store))
     if scorer.missing == "drop":
         candidates = candidates[np.asarray(scorer.store.has_image)[candidates]]
     if isinstance(found, Scan):
         return scan_top(scorer, found, candidates, top, name)
     top = min(top, len(candidates))
-    parts = []
-    for search in found:
-        query, index, score = search_top(search, candidates, top, find, name)
-        parts.append((search.rows[query], candidates[index], score))
-    query, product, score = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return runs.ranking(scorer.store, query, product, score)
+    run = map_shards if map_shards is not None and all(search.is_portable for search in found) else map
+    best = search_shards(found, candidates, top, backend, run, name)
+    query = np.concatenate([np.repeat(search.rows, top) for search in found])
+    product, score = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*best, strict=True))
+    return runs.ranking(scorer.store, query, candidates[product], score)
+
+
+def search_shards(
+    searches: Sequence[Search], candidates: Ints, top: int, backend: str, run: Map = map, name: str = ""
+) -> list[Found]:
+    """The best `top` of `candidates` for each query, found in shards by `run`; the same whatever the shards are.
+
+    Returns:
+        For each search indices in `candidates`, int64 [Q, top], and scores, float64 [Q, top], best first; ties by
+        ascending index.
+    """
+    size = len(candidates) if run is map else max(_SHARD, -(-len(candidates) // _SHARDS))
+    starts = range(0, len(candidates), size)
+    shards = [
+        Shard(number, start, candidates[start : start + size]) for number in range(len(searches)) for start in starts
+    ]
+    best = [(np.empty((len(search.rows), 0), np.int64), np.empty((len(search.rows), 0))) for search in searches]
+    found = run(partial(_search_shard, searches, top, backend, name), shards)
+    for shard, part in zip(shards, found, strict=True):
+        best[shard.search] = _merge(best[shard.search], part, top)
+    return best
+
+
+def _merge(best: Found, found: Found, top: int) -> Found:
+    """The best `top` of both, for each query; the products of `best` come before those of `found`."""
+    index, score = (np.concatenate(both, axis=1) for both in zip(best, found, strict=True))
+    order = np.argsort(-score, axis=1, kind="stable")[:, :top]  # stable: ties stay in the order of products
+    return np.take_along_axis(index, order, axis=1), np.take_along_axis(score, order, axis=1)
+
+
+def _search_shard(searches: Sequence[Search], top: int, backend: str, name: str, shard: Shard) -> Found:
+    top, search = min(top, len(shard.candidates)), searches[shard.search]
+    _, index, score = search_top(search, shard.candidates, top, find_backend(backend), name)
+    return index.reshape(-1, top) + shard.start, score.reshape(-1, top)
 
 
 def _best(found: runs.Ranking, top: int) -> runs.Ranking:
@@ -98,130 +155,6 @@ def scan_top(scorer: Scorer, scan: Scan, candidates: Ints, top: int, name: str =
         parts.append((np.full(len(best), row), product[best], scores[best]))
     query, product, score = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return runs.ranking(scorer.store, query, product, score)
-
-
-def search_top(search: Search, candidates: Ints, top: int, find: Top, name: str = "") -> tuple[Ints, Ints, Floats]:
-    """The best `top` of `candidates` for each query by dot product, block by block.
-
-    A few more than `top` are found in float32 and scored again pair by pair in float64, so that equal vectors tie
-    whatever the rounding of the matrix product; if scores near the last one are equal within rounding, all products
-    with such a score are scored again.
-
-    Args:
-        candidates: product rows; ties keep this order.
-
-    Returns:
-        Query (a row of `search.queries`), index in `candidates` and score, each [Q · top], query by query, best first.
-    """
-    wide = min(top + _SPARE, len(candidates))
-    best, index = _nearest(search, candidates, wide, find, name)
-    border = best[:, top - 1]
-    crowded = np.flatnonzero(best[:, -1] >= border - _ROUNDING) if wide < len(candidates) else np.empty(0, np.int64)
-    near = _near_border(search, candidates, crowded, border[crowded], max(top, _NEAR))
-    pairs = np.union1d(np.repeat(np.arange(len(best)), wide) * len(candidates) + index.ravel(), near)
-    query, index = np.divmod(pairs, len(candidates))
-    scores = np.empty(len(query))
-    for start in range(0, len(query), _PAIRS):
-        block = slice(start, start + _PAIRS)
-        q, p = search.queries[query[block]], search.products(candidates[index[block]])
-        scores[block] = np.einsum("ij,ij->i", q, p, dtype=np.float64)
-    order = np.lexsort((index, -scores, query))
-    rank = np.arange(len(order)) - np.searchsorted(query[order], query[order])
-    kept = order[rank < top]
-    return query[kept], index[kept], scores[kept]
-
-
-def _nearest(search: Search, candidates: Ints, top: int, find: Top, name: str) -> tuple[Float32s, Ints]:
-    """Scores [Q, top], descending, and indices in `candidates` [Q, top], in float32."""
-    best = np.full((len(search.rows), top), -np.inf, np.float32)
-    index = np.zeros(best.shape, np.int64)
-    starts = range(0, len(candidates), _PRODUCTS)
-    for start in tqdm(starts, desc=f"Searching {name}", unit="block", disable=None):
-        vectors = search.products(candidates[start : start + _PRODUCTS])
-        for q in range(0, len(best), _QUERIES):
-            block = slice(q, q + _QUERIES)
-            scores, column = find(search.queries[block], vectors, min(top, len(vectors)))
-            merged = np.concatenate([best[block], scores], axis=1)
-            indices = np.concatenate([index[block], column + start], axis=1)
-            order = np.argsort(-merged, axis=1)[:, :top]
-            best[block] = np.take_along_axis(merged, order, axis=1)
-            index[block] = np.take_along_axis(indices, order, axis=1)
-    return best, index
-
-
-def _near_border(search: Search, candidates: Ints, queries: Ints, border: Float32s, most: int) -> Ints:
-    """Pairs query · len(candidates) + index that score `border` [len(queries)] within rounding, `most` of each query.
-
-    If there are more, their vectors are equal (no image, or the same one), and the first ones are right.
-    """
-    found, taken = [np.empty(0, np.int64)], np.zeros(len(queries), np.int64)
-    for start in range(0, len(candidates) if len(queries) else 0, _PRODUCTS):
-        vectors = search.products(candidates[start : start + _PRODUCTS])
-        for q in range(0, len(queries), _QUERIES):
-            block = slice(q, q + _QUERIES)
-            distance = np.abs(search.queries[queries[block]] @ vectors.T - border[block, None])
-            row, column = np.nonzero(distance <= _ROUNDING)
-            wanted = taken[block][row] + np.arange(len(row)) - np.searchsorted(row, row) < most
-            taken[block] += np.bincount(row[wanted], minlength=len(distance))
-            found.append(queries[block][row[wanted]] * len(candidates) + column[wanted] + start)
-    return np.concatenate(found)
-
-
-def backend_top(backend: str) -> Top:
-    """The search of one block: (queries [q, D], products [p, D], k ≤ p) → scores and columns, [q, k], in any order.
-
-    Args:
-        backend: one of `BACKENDS`; "auto" is torch if it is installed, on a GPU if there is one, otherwise numpy.
-
-    Raises:
-        UsageError: an unknown backend.
-        MissingExtraError: its package is not installed.
-    """
-    if backend not in BACKENDS:
-        raise UsageError("unknown backend", expected=" or ".join(BACKENDS), got=repr(backend))
-    if backend == "numpy":
-        return _numpy_top
-    if backend == "faiss":
-        return _faiss_top()
-    try:
-        return _torch_top()
-    except ImportError:
-        if backend == "auto":
-            return _numpy_top
-        raise missing_extra("torch", "train", "to search with torch") from None
-
-
-def _numpy_top(queries: Float32s, products: Float32s, k: int) -> tuple[Float32s, Ints]:
-    scores = queries @ products.T
-    index = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    return np.take_along_axis(scores, index, axis=1), index
-
-
-def _torch_top() -> Top:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def top(queries: Float32s, products: Float32s, k: int) -> tuple[Float32s, Ints]:
-        with torch.inference_mode():
-            scores = torch.from_numpy(queries).to(device) @ torch.from_numpy(products).to(device).T
-            best, index = scores.topk(k, dim=1, sorted=False)
-        return best.cpu().numpy(), index.cpu().numpy()
-
-    return top
-
-
-def _faiss_top() -> Top:
-    try:
-        import faiss
-    except ImportError:
-        raise missing_extra("faiss-cpu", "eval", "to search with faiss") from None
-
-    def top(queries: Float32s, products: Float32s, k: int) -> tuple[Float32s, Ints]:
-        best, index = faiss.knn(queries, products, k, metric=faiss.METRIC_INNER_PRODUCT)
-        return best, index.astype(np.int64)
-
-    return top
 
 
 def ranks_of_judged(scorer: Scorer, found: runs.Ranking) -> Floats:

@@ -16,11 +16,13 @@ class Search:
         rows: int64 [n], the queries as rows of the store.
         queries: float32 [n, D] of unit length.
         products: product rows [m] of the store → their vectors, float32 [m, D].
+        is_portable: whether it pickles as names of files, so that other processes can search without a copy.
     """
 
     rows: Ints
     queries: Float32s
     products: Callable[[Ints], Float32s]
+    is_portable: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.evaluation import features, judged
 from sqid_lib.evaluation.arrays import Bools, Floats, Matrix
 from sqid_lib.evaluation.cosine import unit
-from sqid_lib.evaluation.retrieval import backend_top, search_top
+from sqid_lib.evaluation.nearest import find_backend, search_top
 from sqid_lib.evaluation.search import Search
 from sqid_lib.streams.batches import Rows
 from sqid_lib.streams.gather import HardProducts, JudgedProducts
@@ -113,14 +113,14 @@ def mine(store: Store, sides: Sides, queries: Rows, top: int) -> HardProducts:
     scores = np.full((len(queries), top), -np.inf, np.float32)
     candidates = np.argsort(judged.product_order(store))
     candidates = candidates[sides.present[candidates]]
-    find = backend_top("auto")
+    backend = find_backend("auto")
     counts = np.diff(store.judged.starts)[queries]
     by_count = np.argsort(counts, kind="stable")  # queries with as many judged products are searched as deep
     for start in range(0, len(queries), _QUERIES) if len(candidates) else ():
         rows = by_count[start : start + _QUERIES]
         wide = min(top + int(counts[rows].max()), len(candidates))
         search = Search(queries[rows], unit(sides.queries[queries[rows]]), lambda found: unit(sides.products[found]))
-        query, index, score = search_top(search, candidates, wide, find, "hard negatives")
+        query, index, score = search_top(search, candidates, wide, backend, "hard negatives")
         product = candidates[index]
         kept = ~store.judged.has(queries[rows][query], product)
         query, product, score = query[kept], product[kept], score[kept]

@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from builder import engines
 from builder.engines import ENGINES, Job, Tick, Work
+from builder.engines.mapping import map_on
 from builder.recipe import EngineSettings
-from sqid_lib.errors import EncoderError, StageError, UsageError
+from sqid_lib.errors import DiskError, EncoderError, StageError, UsageError
 
 
 @contextmanager
@@ -120,6 +122,29 @@ def test_a_worker_process_that_breaks_is_reported(tmp_path: Path, task: str, mes
 def test_an_error_of_opening_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="a worker failed: FileNotFoundError"):
         run(tmp_path / "gone", ["one", "two"], "left", "right")
+
+
+def powers(offset: int, value: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    if value == 13:
+        raise EncoderError("it failed", where=value)
+    return np.arange(value), np.array([[float(value + offset) ** 2, os.getpid()]])
+
+
+@pytest.mark.parametrize("places", [("cpu",), ("left", "right")])
+def test_arrays_are_mapped_in_order_and_nothing_is_left_behind(tmp_path: Path, places: tuple[str, ...]) -> None:
+    with engines.find("local")(EngineSettings()) as engine:
+        found = list(map_on(engine, tmp_path, "square", partial(powers, 1), range(9), places))
+        with pytest.raises(EncoderError, match="13: it failed"):
+            list(map_on(engine, tmp_path, "square", partial(powers, 1), [13], places))
+    assert [first.tolist() for first, _ in found] == [list(range(n)) for n in range(9)]
+    assert [second[0, 0] for _, second in found] == [(n + 1) ** 2 for n in range(9)]
+    assert {int(second[0, 1]) == os.getpid() for _, second in found} == {len(places) == 1}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
+    with engines.find("local")(EngineSettings()) as engine, pytest.raises(DiskError, match="results cannot be written"):
+        list(map_on(engine, tmp_path / "none", "square", partial(powers, 1), [1]))
 
 
 def test_an_unknown_engine_names_those_there_are() -> None:

@@ -28,9 +28,11 @@ from embed_work import contents, make_work
 from encoder_fixtures import write_clip
 from fetch_fixtures import resolved
 from hostile_server import STATIC, LoopbackServer, Request, answer, jpeg
+from tiny_release import write_release
 
 from builder import engines
 from builder.check_work import check_work
+from builder.cli import main
 from builder.embed import embed
 from builder.engines import Engine, Job, Tick, Work
 from builder.fetch import fetch
@@ -154,6 +156,18 @@ def test_an_error_ends_the_run_and_names_the_task(
     with pytest.raises(error, match=message):
         run(tmp_path, engine, [task])
     assert tries(tmp_path) == {task: times}
+
+
+def test_retrieval_finds_what_one_machine_finds(tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = write_release(tmp_path / "release", queries=20, products=300, per_query=12)
+    words = ["evaluate", str(release), "--cache-dir", str(tmp_path / "cache"), "--retrieve", "--backend", "numpy"]
+    words += ["--methods", "fusion", "--export"]
+    monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 64)
+    assert main([*words, str(tmp_path / "here")]) == 0
+    assert main([*words, str(tmp_path / "there"), "--engine", "ray", "--ray-address", cluster.address]) == 0
+    here, there = (tmp_path / folder / "fusion.run" for folder in ("here", "there"))
+    assert here.read_bytes() == there.read_bytes()
+    assert not list((tmp_path / "cache").glob(".results-*"))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_release import write_release
 
+from builder import engines
 from builder.cli import main
 from sqid_lib import schemas
 
@@ -115,6 +116,34 @@ def test_retrieve(evaluate: Run) -> None:
     assert [row["method"] for row in rows] == ["clip_text", "clip_image", "fusion"]
     assert {"ndcg", "ndcg_at_10", "recall_at_20", "precision_at_1"} < set(rows[0])
     assert {row["top"] for row in rows} == {20}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ray-address", "auto", "--retrieve"], "--ray-address belongs to --engine ray; got --engine local"),
+        (["--engine", "ray"], "--engine belongs to --retrieve; got --engine ray"),
+    ],
+)
+def test_an_engine_that_would_do_nothing_is_refused(evaluate: Run, words: list[str], message: str) -> None:
+    status, out, err = evaluate(*words)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_retrieve_on_an_engine_is_retrieve(evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine here is the local one under another name, and each of its shards has 13 products."""
+    monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 13)
+    words = ["--retrieve", "--methods", "clip_text,clip_image,rrf,bm25", "--csv", "--export"]
+    _, here, _ = evaluate(*words, str(tmp_path / "here"))
+    monkeypatch.setattr("builder.cli.evaluate.find_engine", lambda _name: engines.find("local"))
+    status, there, err = evaluate("--engine", "ray", *words, str(tmp_path / "there"))
+    assert status == 0
+    assert there == here
+    assert "search: 7 of 7 shards" in err
+    for path in (tmp_path / "here").glob("*.run"):
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.name.startswith(".results")] == []
 
 
 def test_bm25_and_rank_fusion(evaluate: Run, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,15 +11,16 @@ from evaluation_fixtures import MemoryStore, memory_store, random_store
 
 from sqid_lib import evaluation
 from sqid_lib.errors import UsageError
-from sqid_lib.evaluation import retrieval
+from sqid_lib.evaluation import nearest, retrieval
 
 BACKENDS = ("numpy", "torch", "faiss")
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "_PRODUCTS", 37)
-    monkeypatch.setattr(retrieval, "_QUERIES", 5)
+    monkeypatch.setattr(nearest, "_PRODUCTS", 37)
+    monkeypatch.setattr(nearest, "_QUERIES", 5)
+    monkeypatch.setattr(nearest, "_FIRST", 16)
 
 
 def brute_force(store: MemoryStore, weight: float) -> np.ndarray[Any, Any]:
@@ -59,8 +63,8 @@ def test_ties_go_to_the_smaller_product_id_across_blocks_and_the_border(backend:
 
 @pytest.mark.parametrize("near", [3, 1_024])
 def test_many_equal_vectors_at_the_border_are_bounded_and_in_order(monkeypatch: pytest.MonkeyPatch, near: int) -> None:
-    monkeypatch.setattr(retrieval, "_NEAR", near)
-    monkeypatch.setattr(retrieval, "_SPARE", 1)
+    monkeypatch.setattr(nearest, "_NEAR", near)
+    monkeypatch.setattr(nearest, "_SPARE", 1)
     store = random_store(7, queries=8, products=150, without_image=tuple(range(10, 150)))
     found = evaluation.retrieve(store, ["clip_image"], top=12, metrics="ndcg", resamples=100)
     scores = brute_force(store, 0)
@@ -68,6 +72,73 @@ def test_many_equal_vectors_at_the_border_are_bounded_and_in_order(monkeypatch: 
         positive = np.flatnonzero(scores[q] > 0)
         expected = [*positive[np.argsort(-scores[q][positive])], *range(10, 150)]  # then the zeros, by product_id
         assert products.tolist() == expected[:12]
+
+
+def test_queries_with_many_scores_above_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "_SPARE", 0)
+    store = random_store(12, queries=6, products=300)
+    store.query_features[3] = 1
+    better = np.arange(1, 301)[:, None] / 300  # every product scores more than all before it, for one query
+    store.text_features[:] = better + (1 - better) * store.text_features
+    found = evaluation.retrieve(store, ["clip_text"], top=5, metrics="ndcg@5", backend="numpy", resamples=100)
+    expected = np.argsort(-brute_force(store, 1), axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(found.rankings["clip_text"].product.reshape(6, 5), expected)
+
+
+def mapped(store: MemoryStore, folder: Path) -> MemoryStore:
+    """The store with its product vectors in mapped files, as a converted release has them."""
+    for name in ("text_features", "image_features"):
+        getattr(store, name).tofile(folder / name)
+        mapping = np.memmap(folder / name, np.float32, "r")
+        setattr(store, name, np.asarray(mapping).reshape(-1, store.width))
+    return store
+
+
+@pytest.mark.parametrize("size", [1, 9, 50, 99, 1_000])
+@pytest.mark.parametrize("missing", ["zero", "drop"])
+def test_shards_do_not_change_what_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, missing: str
+) -> None:
+    store = random_store(10, queries=7, products=100, without_image=tuple(range(0, 100, 3)))
+    store.text_features[5::2] = store.text_features[0]  # ties, as the zeros of products without an image are
+    store = mapped(store, tmp_path)
+    monkeypatch.setattr(retrieval, "_SHARD", size)
+    shards: list[str] = []
+
+    def in_shards(function: Any, values: Any) -> Iterator[Any]:
+        for value in values:
+            shards.append(str(value))
+            yield pickle.loads(pickle.dumps(function))(value)
+
+    options: dict[str, Any] = {"top": 20, "metrics": "ndcg@20", "resamples": 100, "missing": missing}
+    methods = ["clip_text", "clip_image", "fusion", "rrf"]
+    whole = evaluation.retrieve(store, methods, **options)
+    parts = evaluation.retrieve(store, methods, **options, map_shards=in_shards)
+    last = int(np.count_nonzero(store.has_image)) if missing == "drop" else 100
+    assert shards[0] == f"products 0 to {min(size, last) - 1}"
+    for method in methods:
+        for name in ("query", "product", "score"):
+            one, other = (getattr(found.rankings[method], name) for found in (whole, parts))
+            np.testing.assert_array_equal(one, other, err_msg=f"{method} {name}")
+
+
+def test_there_are_at_most_so_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = mapped(random_store(11, queries=3, products=100), tmp_path)
+    monkeypatch.setattr(retrieval, "_SHARD", 1)
+    monkeypatch.setattr(retrieval, "_SHARDS", 7)
+    counts: list[int] = []
+
+    def in_shards(function: Any, values: Any) -> Iterator[Any]:
+        counts.append(len(values))
+        return map(function, values)
+
+    evaluation.retrieve(store, ["clip_text"], top=20, metrics="ndcg@20", resamples=100, map_shards=in_shards)
+    assert counts == [7]
+
+
+def test_vectors_in_memory_are_searched_here() -> None:
+    store = random_store(11, queries=3, products=100)
+    evaluation.retrieve(store, ["clip_text"], resamples=100, map_shards=lambda *_: pytest.fail("sent away"))
 
 
 def test_ties_follow_the_product_id_and_not_the_row() -> None:

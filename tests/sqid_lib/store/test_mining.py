@@ -96,7 +96,7 @@ def test_blocks_do_not_change_what_is_mined(
     sides, rows = mining.read_sides(store, "text"), np.array([7, 2, 11, 4])
     whole = mining.mine(store, sides, rows, 10)
     monkeypatch.setattr(mining, "_QUERIES", queries)
-    monkeypatch.setattr("sqid_lib.evaluation.retrieval._PRODUCTS", 13)
+    monkeypatch.setattr("sqid_lib.evaluation.nearest._PRODUCTS", 13)
     again = mining.mine(store, sides, rows, 10)
     assert np.array_equal(whole.products, again.products)
     assert np.array_equal(whole.scores, again.scores)
