@@ -14,6 +14,17 @@ from sqid_lib.evaluation.comparison import compare, retrieve
 from sqid_lib.evaluation.fusion import Sweep
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, PUBLISHED_NDCG
 from sqid_lib.evaluation.metrics import Metric
+from sqid_lib.evaluation.mteb_folder import MtebFolder, write_mteb
 from sqid_lib.evaluation.report import Comparison
 
-__all__ = ["DEFAULT_METHODS", "PUBLISHED_NDCG", "Comparison", "Metric", "Sweep", "compare", "retrieve"]
+__all__ = [
+    "DEFAULT_METHODS",
+    "PUBLISHED_NDCG",
+    "Comparison",
+    "Metric",
+    "MtebFolder",
+    "Sweep",
+    "compare",
+    "retrieve",
+    "write_mteb",
+]

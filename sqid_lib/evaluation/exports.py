@@ -75,7 +75,7 @@ def _floats(steps: Ints) -> Float32s:
 
 
 def write_beir(directory: Path, store: Store, lists: JudgedLists) -> Path:
-    """Write corpus.jsonl (every product; its title as text), queries.jsonl and qrels/test.tsv, for BEIR and mteb."""
+    """Write corpus.jsonl (every product; its title as text), queries.jsonl and qrels/test.tsv, for BEIR."""
     titles = store.products["product_title"].to_pylist()
     corpus = zip(document_ids(store), titles, strict=True)
     _write(directory / "corpus.jsonl", (_json({"_id": i, "title": "", "text": t or ""}) for i, t in corpus))

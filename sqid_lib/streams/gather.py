@@ -36,6 +36,9 @@ class JudgedStore(Products, Protocol):
     def query_features(self) -> npt.NDArray[Any]: ...
 
     @property
+    def products(self) -> pa.Table: ...
+
+    @property
     def queries(self) -> pa.Table: ...
 
     @property
