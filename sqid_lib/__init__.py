@@ -11,13 +11,22 @@ if TYPE_CHECKING:
     from sqid_lib.product_images import ProductImages
     from sqid_lib.store import EmbeddingStore
     from sqid_lib.streams.open import stream_pairs
-    from sqid_lib.streams.split import split_queries
+    from sqid_lib.streams.split import fold_queries, split_queries
 
-__all__ = ["EmbeddingStore", "ProductImages", "evaluation", "load_encoder", "split_queries", "stream_pairs"]
+__all__ = [
+    "EmbeddingStore",
+    "ProductImages",
+    "evaluation",
+    "fold_queries",
+    "load_encoder",
+    "split_queries",
+    "stream_pairs",
+]
 
 _HOMES = {
     "EmbeddingStore": "store",
     "ProductImages": "product_images",
+    "fold_queries": "streams.split",
     "load_encoder": "encoders",
     "split_queries": "streams.split",
     "stream_pairs": "streams.open",

@@ -53,16 +53,12 @@ def split_queries(
     """
     if not isinstance(test, int | float) or not 0 < test < 1:
         raise UsageError("not a share of the queries", where="test", expected="a number between 0 and 1", got=test)
-    judged = np.unique(store.judgment_query_index)
+    judged, number = _groups(store, disjoint_products)
     if len(judged) < 2:
         raise StoreError("too few queries to hold some out", expected="2 judged queries", got=len(judged))
-    group = _same_text(store)
-    if disjoint_products:
-        group = _joined_by_products(group, store.judgment_query_index, store.judgment_product_index)
-    number = np.unique(group[judged], return_inverse=True)[1]
     sizes = np.bincount(number)
     wanted, held_out = max(1, round(test * len(judged))), np.zeros(len(sizes), np.bool_)
-    for one in np.random.default_rng([whole_number("seed", seed)]).permutation(len(sizes)):
+    for one in _shuffled(len(sizes), seed):
         if sizes[held_out].sum() + sizes[one] <= wanted:
             held_out[one] = True
     found = int(sizes[held_out].sum())
@@ -71,6 +67,44 @@ def split_queries(
         got = f"{found} of {len(judged)}; the largest group has {sizes.max()}"
         raise StoreError(what, expected=f"{wanted} queries held out", got=got, fix="Use disjoint_products=False.")
     return _described(store, judged, held_out[number])
+
+
+def fold_queries(store: JudgedStore, folds: int = 5, *, seed: int = 0) -> list[QuerySplit]:
+    """Splits for cross-validation: each judged query is held out by one of them.
+
+    Queries of one text, whatever their case and spaces, stay together; else the folds differ by one query at most.
+
+    Args:
+        store: an EmbeddingStore.
+        folds: how many splits, at least 2.
+        seed: the same seed and release give the same splits.
+
+    Raises:
+        StoreError: fewer different query texts have judgments than there are folds.
+        UsageError: an option has a wrong value.
+    """
+    whole_number("folds", folds, 2)
+    judged, number = _groups(store)
+    sizes = np.bincount(number)
+    if len(sizes) < folds:
+        raise StoreError("too few queries for the folds", expected=f"{folds} judged queries", got=len(sizes))
+    fold, filled = np.empty(len(sizes), np.int64), np.zeros(folds, np.int64)
+    for one in _shuffled(len(sizes), seed):
+        fold[one] = filled.argmin()
+        filled[fold[one]] += sizes[one]
+    return [_described(store, judged, fold[number] == one) for one in range(folds)]
+
+
+def _groups(store: JudgedStore, disjoint_products: bool = False) -> tuple[Rows, Rows]:
+    """Indices of the queries with judgments, and the number of each one's group, whose queries stay together."""
+    judged, group = np.unique(store.judgment_query_index), _same_text(store)
+    if disjoint_products:
+        group = _joined_by_products(group, store.judgment_query_index, store.judgment_product_index)
+    return judged, np.unique(group[judged], return_inverse=True)[1]
+
+
+def _shuffled(count: int, seed: int) -> Rows:
+    return np.random.default_rng([whole_number("seed", seed)]).permutation(count)
 
 
 def _described(store: JudgedStore, judged: Rows, held_out: npt.NDArray[np.bool_]) -> QuerySplit:

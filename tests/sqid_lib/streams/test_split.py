@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqid_lib import split_queries
+from sqid_lib import fold_queries, split_queries
 from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.store import EmbeddingStore
 
@@ -81,3 +81,22 @@ def test_what_cannot_be_divided() -> None:
     for test in (0, 1, 1.5, "half"):
         with pytest.raises(UsageError, match="test: not a share of the queries"):
             split_queries(one, test=test)  # type: ignore[arg-type]
+
+
+def test_folds_hold_out_each_query_once(tiny_store: EmbeddingStore) -> None:
+    folds = fold_queries(tiny_store, 5, seed=3)
+    assert folds == fold_queries(tiny_store, 5, seed=3) != fold_queries(tiny_store, 5, seed=4)
+    assert sorted(query for fold in folds for query in fold.test) == tiny_store.query_ids.tolist()
+    assert sorted(len(fold.test) for fold in folds) == [2, 2, 2, 3, 3]
+    for fold in folds:
+        assert sorted(fold.train + fold.test) == tiny_store.query_ids.tolist()
+
+
+def test_folds_keep_equal_texts_together() -> None:
+    store = store_of(["a", "b", " A", "c", "B", "not judged"], [(row, row) for row in range(5)])
+    folds = fold_queries(store, 3)
+    assert sorted(fold.test for fold in folds) == [[10, 12], [11, 14], [13]]
+    with pytest.raises(StoreError, match="too few queries for the folds; expected 4 judged queries, got 3"):
+        fold_queries(store, 4)
+    with pytest.raises(UsageError, match="folds: has to be a whole number of 2 or more"):
+        fold_queries(store, 1)
