@@ -358,7 +358,7 @@ def finish(
     draw(training, out / "curve.png")
     features = "before#clip_image_features"
     say(
-        f"wrote {out / 'model'}, held_out.txt and curve.png. To compare releases, with --retrieve in the whole catalogue:"
+        f"wrote {out / 'model'}, held_out.txt and curve.png. To compare releases (whole catalogue: --retrieve):"
         f"\ncp -r WORK/sqid before; sqid build RECIPE --work WORK --set encoder.model={out / 'model'}"
         f"\nsqid evaluate WORK/sqid --queries {out / 'held_out.txt'} --features {features} --methods clip_image "
         f"--baseline features:{features}"

@@ -1,10 +1,10 @@
 """Fine-tune rankers of (query, title) on judged lists: python examples/train_cross_encoder.py WORK/sqid OUT
 
 The cross-encoder is ESCI_baseline of the ESCI paper (arXiv 2206.06588; github.com/amazon-science/esci-data, ranking/):
-MiniLM, mean squared error on the gains, learning rate 7e-6, batches of 32, one epoch. Other losses of the cross-encoder:
---loss bce (binary cross-entropy, the gain as the probability) and --loss lambda (LambdaLoss, X. Wang et al. 2018: the
-order of a query's whole list; a batch has one list). With --kind bi-encoder a sentence-transformers model is trained on
-the same pairs with CoSENT loss, which wants the cosines of a batch in the order of their gains.
+MiniLM, mean squared error on the gains, learning rate 7e-6, batches of 32, one epoch. Its other losses: --loss bce
+(binary cross-entropy, the gain as the probability) and --loss lambda (LambdaLoss, X. Wang et al. 2018: the order of a
+query's whole list; a batch is one list). With --kind bi-encoder a sentence-transformers model is trained on the same
+pairs with CoSENT loss, which wants the cosines of a batch in the order of their gains.
 
 Queries are split into folds with a seed, and each fold is scored by a model that was trained on the other folds alone.
 OUT gets fold-1, fold-2, … (the models; --methods cross-encoder:OUT/fold-1 or sbert:OUT/fold-1), held-out.run (the
@@ -75,6 +75,7 @@ def train(kind: str, pairs: dict[str, list[Any]], out: Path, options: argparse.N
         "disable_tqdm": not sys.stderr.isatty(),
         "logging_steps": 50,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": options.bf16 and not torch.cuda.is_available(),
         "bf16": options.bf16 or (torch.cuda.is_available() and torch.cuda.is_bf16_supported()),
     }
     base = options.base or BASES[kind]

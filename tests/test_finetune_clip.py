@@ -109,9 +109,12 @@ def test_trains_on_no_product_of_a_held_out_query(
     assert 20 <= expected < 54
     seen: set[int] = set()
     what_counts = finetune_clip.what_counts
-    monkeypatch.setattr(
-        finetune_clip, "what_counts", lambda s, batch: seen.update(batch.product_index.tolist()) or what_counts(s, batch)
-    )
+
+    def counted(store: EmbeddingStore, batch: Any) -> torch.Tensor:
+        seen.update(batch.product_index.tolist())
+        return what_counts(store, batch)
+
+    monkeypatch.setattr(finetune_clip, "what_counts", counted)
     finetune_clip.main(options(shop, tmp_path, "--disjoint-products", "--epochs", "1"))
     assert f"{expected} pairs with an image to train on" in capsys.readouterr().out
     assert seen and not seen & set(held_out.product_index.tolist())

@@ -55,14 +55,32 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cross-encoder", "bi-encoder"])
+def test_a_row_of_lists_for_each_query(script: ModuleType) -> None:
+    pairs = {"query_id": [7, 3, 7], "query": ["b", "a", "b"], "title": ["x", "y", None], "gain": [1.0, 0.1, 0.0]}
+    assert script.lists(pairs) == {"query": ["a", "b"], "title": [["y"], ["x", None]], "gain": [[0.1], [1.0, 0.0]]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        ("cross-encoder", "lambda"),
+        pytest.param("cross-encoder", "mse", marks=pytest.mark.slow),
+        pytest.param("cross-encoder", "bce", marks=pytest.mark.slow),
+        ("bi-encoder", "mse"),
+    ],
+)
 def test_what_is_written_can_be_evaluated(
-    script: ModuleType, release: Path, base: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    script: ModuleType,
+    release: Path,
+    base: Path,
+    tmp_path: Path,
+    kind: str,
+    loss: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, cache = tmp_path / "out", tmp_path / "cache"
-    options = ["--kind", kind, "--base", str(base), "--folds", "2", "--max-length", "32", "--lr", "1e-2"]
-    found = script.main([str(release), str(out), *options, "--cache-dir", str(cache), "--batch-size", "16"])
+    words = f"--kind {kind} --loss {loss} --folds 2 --max-length 32 --lr 1e-2 --batch-size 16 --bf16".split()
+    found = script.main([str(release), str(out), *words, "--base", str(base), "--cache-dir", str(cache)])
     assert "fold 2: 30 pairs of 5 queries to train on, 4 held out; no query text is in both" in capsys.readouterr().out
     store = EmbeddingStore.open(release, cache_dir=cache, progress=False)
     model = f"{'sbert' if kind == 'bi-encoder' else kind}:{out / 'fold-1'}"
