@@ -105,7 +105,7 @@ def train(kind: str, pairs: dict[str, list[Any]], out: Path, options: argparse.N
         trainer = SentenceTransformerTrainer(model, SentenceTransformerTrainingArguments(**settings), data, loss=loss)
     trainer.train()
     model.save_pretrained(str(out))
-    return model
+    return type(model)(str(out), **loading)  # the trainer leaves the one in memory in bfloat16 where it trained so
 
 
 def score(kind: str, model: Any, pairs: dict[str, list[Any]]) -> np.ndarray[Any, Any]:
