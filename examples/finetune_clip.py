@@ -252,10 +252,9 @@ def image_scores(training: Training, images: ProductImages, queries: Sequence[in
     return scores
 
 
-def ndcg(training: Training, images: ProductImages, queries: list[int]) -> float:
-    """Image-only nDCG of some queries."""
-    scores = {"now": image_scores(training, images, queries)}
-    return float(evaluation.compare(training.store, scores=scores, queries=queries, resamples=100).rows[0]["ndcg"])
+def ndcg(store: EmbeddingStore, scores: np.ndarray[Any, Any], queries: list[int]) -> float:
+    """nDCG of some queries."""
+    return float(evaluation.compare(store, scores={"now": scores}, queries=queries, resamples=100).rows[0]["ndcg"])
 
 
 def draw(training: Training, path: Path) -> None:
@@ -297,7 +296,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--lora", type=int, default=0, metavar="RANK", help="train low-rank adapters alone (needs peft)")
     add("--augment", action="store_true", help="mirror and crop training images at random")
     add("--test", type=float, default=0.25, help="share of the queries that is held out")
-    add("--disjoint-products", action="store_true", help="hold out products too")
+    add("--disjoint-products", action="store_true", help="train on no product that is judged for a held-out query")
     add("--seed", type=int, default=0, help="of the split and the order")
     add("--prefetch", type=int, default=os.cpu_count() or 1, help="batches made ahead, each by a thread")
     add("--stop-after", type=int, default=0, metavar="STEPS", help="save a checkpoint after so many steps, and stop")
@@ -318,22 +317,27 @@ def main(arguments: Sequence[str] | None = None) -> evaluation.Comparison | None
     is_work = (Path(options.release) / "sqid").is_dir()
     store = EmbeddingStore.open(f"{options.release}/sqid" if is_work else options.release, cache_dir=options.cache_dir)
     images = ProductImages.open(options.images or options.release)
-    split = split_queries(store, test=options.test, seed=options.seed, disjoint_products=options.disjoint_products)
+    split = split_queries(store, test=options.test, seed=options.seed)
     say(str(split))
+    known = images
+    if options.disjoint_products:
+        held_out = np.isin(store.query_ids[store.judgment_query_index], split.test)
+        known = images.without(store.products.take(np.unique(store.judgment_product_index[held_out])))
     options.out.mkdir(parents=True, exist_ok=True)
-    training, checkpoint = Training(store, images, split.train, options), options.out / "checkpoint.pt"
+    training, checkpoint = Training(store, known, split.train, options), options.out / "checkpoint.pt"
+    say(f"{training.stream.units:,} pairs with an image to train on")
     shown = split.test[:CURVE_QUERIES]
     before = image_scores(training, images, split.test)  # of the encoder as it was, also where training goes on
     if checkpoint.exists():
         training.load(checkpoint)
     else:
-        training.curve.append(ndcg(training, images, shown))
+        training.curve.append(ndcg(store, before, shown))
     for number in range(training.step // training.steps_per_epoch, options.epochs):
         for _ in training.epoch(number):
             if training.step == options.stop_after:
                 training.save(checkpoint)
                 return None
-        training.curve.append(ndcg(training, images, shown))
+        training.curve.append(ndcg(store, image_scores(training, images, shown), shown))
         say(f"  held-out nDCG, image alone: {training.curve[-1]:.4f}")
         training.save(checkpoint)
     return finish(training, images, split.test, before) if training.rank == 0 else None
@@ -352,9 +356,13 @@ def finish(
     training.towers.save(out / "model")
     (out / "held_out.txt").write_text("".join(f"{query}\n" for query in held_out), encoding="utf-8")
     draw(training, out / "curve.png")
-    say(f"wrote {out / 'model'}, held_out.txt and curve.png. To compare releases, keep a copy of WORK/sqid, and then:")
-    say(f"sqid build RECIPE --work WORK --set encoder.model={out / 'model'}")
-    say(f"sqid evaluate WORK/sqid --queries {out / 'held_out.txt'}")
+    features = "before#clip_image_features"
+    say(
+        f"wrote {out / 'model'}, held_out.txt and curve.png. To compare releases (whole catalogue: --retrieve):"
+        f"\ncp -r WORK/sqid before; sqid build RECIPE --work WORK --set encoder.model={out / 'model'}"
+        f"\nsqid evaluate WORK/sqid --queries {out / 'held_out.txt'} --features {features} --methods clip_image "
+        f"--baseline features:{features}"
+    )
     return found
 
 

@@ -1,9 +1,10 @@
 """Fine-tune rankers of (query, title) on judged lists: python examples/train_cross_encoder.py WORK/sqid OUT
 
 The cross-encoder is ESCI_baseline of the ESCI paper (arXiv 2206.06588; github.com/amazon-science/esci-data, ranking/):
-MiniLM, mean squared error on the gains, learning rate 7e-6, batches of 32, one epoch. With --kind bi-encoder a
-sentence-transformers model is trained on the same pairs with CoSENT loss, which wants the cosines of a batch in the
-order of their gains.
+MiniLM, mean squared error on the gains, learning rate 7e-6, batches of 32, one epoch. Its other losses: --loss bce
+(binary cross-entropy, the gain as the probability) and --loss lambda (LambdaLoss, X. Wang et al. 2018: the order of a
+query's whole list; a batch is one list). With --kind bi-encoder a sentence-transformers model is trained on the same
+pairs with CoSENT loss, which wants the cosines of a batch in the order of their gains.
 
 Queries are split into folds with a seed, and each fold is scored by a model that was trained on the other folds alone.
 OUT gets fold-1, fold-2, … (the models; --methods cross-encoder:OUT/fold-1 or sbert:OUT/fold-1), held-out.run (the
@@ -25,18 +26,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sqid_lib import EmbeddingStore, evaluation, schemas
+from sqid_lib import EmbeddingStore, evaluation, fold_queries, schemas
 from sqid_lib.evaluation.exports import write_run
 
 CROSS_ENCODER, BI_ENCODER = "cross-encoder", "bi-encoder"
 BASES = {CROSS_ENCODER: "cross-encoder/ms-marco-MiniLM-L-12-v2", BI_ENCODER: "sentence-transformers/all-MiniLM-L12-v2"}
+LOSSES = {"mse": "MSELoss", "bce": "BinaryCrossEntropyLoss", "lambda": "LambdaLoss"}  # of the cross-encoder
 RATES = {CROSS_ENCODER: 7e-6, BI_ENCODER: 2e-5}
-
-
-def split(queries: Sequence[int], folds: int, seed: int) -> list[list[int]]:
-    """The queries in folds, shuffled with the seed."""
-    shuffled = np.random.default_rng(seed).permutation(np.sort(np.asarray(queries, np.int64)))
-    return [fold.tolist() for fold in np.array_split(shuffled, folds)]
 
 
 def read_pairs(store: EmbeddingStore, queries: Sequence[int]) -> dict[str, list[Any]]:
@@ -51,16 +47,26 @@ def read_pairs(store: EmbeddingStore, queries: Sequence[int]) -> dict[str, list[
     return pairs
 
 
+def lists(pairs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """A row for each query: its text, and the lists of its titles and gains."""
+    numbers = np.unique(pairs["query_id"], return_inverse=True)[1]
+    rows = [np.flatnonzero(numbers == number).tolist() for number in range(numbers.max() + 1)]
+    found = {name: [[pairs[name][row] for row in chosen] for chosen in rows] for name in ("title", "gain")}
+    return {"query": [pairs["query"][chosen[0]] for chosen in rows], **found}
+
+
 def train(kind: str, pairs: dict[str, list[Any]], out: Path, options: argparse.Namespace) -> Any:
     """The model of `options.base` after training on the pairs; saved in `out`."""
     import torch
     from datasets import Dataset
 
-    data = Dataset.from_dict({"query": pairs["query"], "title": pairs["title"], "label": pairs["gain"]})
+    listwise = kind == CROSS_ENCODER and options.loss == "lambda"
+    columns = lists(pairs) if listwise else {name: pairs[name] for name in ("query", "title", "gain")}
+    data = Dataset.from_dict(columns).rename_column("gain", "label")
     settings: dict[str, Any] = {
         "output_dir": str(out / "checkpoints"),
         "num_train_epochs": options.epochs,
-        "per_device_train_batch_size": options.batch_size,
+        "per_device_train_batch_size": 1 if listwise else options.batch_size,
         "learning_rate": options.lr or RATES[kind],
         "warmup_steps": options.warmup,
         "seed": options.seed,
@@ -69,21 +75,21 @@ def train(kind: str, pairs: dict[str, list[Any]], out: Path, options: argparse.N
         "disable_tqdm": not sys.stderr.isatty(),
         "logging_steps": 50,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "use_cpu": options.bf16 and not torch.cuda.is_available(),
+        "bf16": options.bf16 or (torch.cuda.is_available() and torch.cuda.is_bf16_supported()),
     }
     base = options.base or BASES[kind]
     torch.manual_seed(options.seed)  # of the head, where the base has none
     loading: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
     if kind == CROSS_ENCODER:
         from sentence_transformers import CrossEncoder
-        from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
-        from sentence_transformers.cross_encoder.losses import MSELoss
+        from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
 
         # no sigmoid behind the score, neither in training nor later
         model = CrossEncoder(
             base, num_labels=1, max_length=options.max_length or 512, activation_fn=torch.nn.Identity(), **loading
         )
-        loss: Any = MSELoss(model)
+        loss: Any = getattr(losses, LOSSES[options.loss])(model)
         trainer: Any = CrossEncoderTrainer(model, CrossEncoderTrainingArguments(**settings), data, loss=loss)
     else:
         from sentence_transformers import (
@@ -99,7 +105,7 @@ def train(kind: str, pairs: dict[str, list[Any]], out: Path, options: argparse.N
         trainer = SentenceTransformerTrainer(model, SentenceTransformerTrainingArguments(**settings), data, loss=loss)
     trainer.train()
     model.save_pretrained(str(out))
-    return model
+    return type(model)(str(out), **loading)  # the trainer leaves the one in memory in bfloat16 where it trained so
 
 
 def score(kind: str, model: Any, pairs: dict[str, list[Any]]) -> np.ndarray[Any, Any]:
@@ -133,36 +139,29 @@ def main(arguments: Sequence[str] | None = None) -> float:
     parser.add_argument("out", type=Path, help="directory for models, vectors and scores")
     parser.add_argument("--kind", choices=list(BASES), default=CROSS_ENCODER)
     parser.add_argument("--base", help=f"model to start from: a Hub id or a directory; default {BASES}")
-    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--loss", choices=LOSSES, default="mse", help="of a cross-encoder; a bi-encoder has CoSENT")
+    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of folds, shuffling and new weights")
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, help="tokens of a pair or text; default 512, or the base's own")
     parser.add_argument("--lr", type=float, help=f"learning rate; default {RATES}")
     parser.add_argument(
-        "--warmup", type=int, default=0, help="steps; the paper's code has 5,000, for 20 times the data"
+        "--warmup", type=float, default=0, help="steps, or a share of them below 1; the paper's code has 5,000 steps"
     )
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 on a CPU too; a GPU that has it always uses it")
     parser.add_argument("--cache-dir", help="directory of the converted vectors")
     options = parser.parse_args(arguments)
 
     store = EmbeddingStore.open(options.release, cache_dir=options.cache_dir)
-    judged = np.unique(store.query_ids[store.judgment_query_index]).tolist()
-    folds = split(judged, options.folds, options.seed)
     scores = np.empty(len(store.judgments))
-    for number, held_out in enumerate(folds, 1):
-        known = read_pairs(store, [query for fold in folds if fold is not held_out for query in fold])
-        unseen = read_pairs(store, held_out)
-        assert not set(known["query_id"]) & set(unseen["query_id"])
-        shared = len(set(known["product"]) & set(unseen["product"])) / len(set(unseen["product"]))
-        print(
-            f"fold {number}: {len(known['gain']):,} pairs to train on, {len(held_out)} queries held out, "
-            f"{shared:.1%} of their products are in both",
-            flush=True,
-        )
+    for number, fold in enumerate(fold_queries(store, options.folds, seed=options.seed), 1):
+        known, unseen = read_pairs(store, fold.train), read_pairs(store, fold.test)
+        print(f"fold {number}: {len(known['gain']):,} pairs of {fold}", flush=True)
         out = options.out / f"fold-{number}"
         model = train(options.kind, known, out, options)
         # pairs come in the order of the judgments
-        scores[np.isin(store.query_ids[store.judgment_query_index], held_out)] = score(options.kind, model, unseen)
+        scores[np.isin(store.query_ids[store.judgment_query_index], fold.test)] = score(options.kind, model, unseen)
         if options.kind == BI_ENCODER:
             write_features(model, store, out / "features")
     name = f"trained {options.kind}"

@@ -118,11 +118,24 @@ class ProductImages:
         Args:
             products: columns product_id and product_locale, as in `EmbeddingStore.products`.
         """
-        wanted = key_strings(products) if self._by_locale else products["product_id"].combine_chunks()
-        at = pc.index_in(wanted.cast(self._keys.type), value_set=self._keys, skip_nulls=True)
+        at = pc.index_in(self._wanted(products), value_set=self._keys, skip_nulls=True)
         at = pc.fill_null(at, -1)
         numbers: NDArray[np.int64] = at.to_numpy(zero_copy_only=False).astype(np.int64)
         return numbers
+
+    def _wanted(self, products: pa.Table) -> pa.Array:
+        keys = key_strings(products) if self._by_locale else products["product_id"].combine_chunks()
+        return keys.cast(self._keys.type)
+
+    def without(self, products: pa.Table) -> ProductImages:
+        """The same images, those of some products left out: they count as products without an image.
+
+        Args:
+            products: columns product_id and product_locale, as in `EmbeddingStore.products`.
+        """
+        left_out = pc.is_in(self._keys, value_set=self._wanted(products))
+        keys = pc.if_else(left_out, pa.scalar(None, self._keys.type), self._keys)
+        return ProductImages(self.where, keys, self._by_locale, self.read_bytes)
 
     def decode(self, number: int) -> Image.Image:
         """An image by its number, in RGB; decoded by the rules of `sqid_lib.images.decode_for_model`.

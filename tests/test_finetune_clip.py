@@ -18,6 +18,7 @@ import torch
 from encoder_fixtures import encoded, make_image, write_clip
 from tiny_release import write_release
 
+from sqid_lib import split_queries
 from sqid_lib.encoders import load_encoder
 from sqid_lib.store import EmbeddingStore
 
@@ -95,6 +96,28 @@ def test_goes_on_to_the_same_weights(shop: Path, tmp_path: Path, stop: int) -> N
         finetune_clip.main(options(shop, tmp_path / "again", "--epochs", "3"))
     finetune_clip.main(options(shop, tmp_path / "again", "--augment"))
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "again"))
+
+
+def test_trains_on_no_product_of_a_held_out_query(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = EmbeddingStore.open(shop / "release", cache_dir=shop / "cache", progress=False)
+    split = split_queries(store, seed=0)
+    [held_out] = store.pairs(queries=split.test, batch_size=500)
+    [known] = store.pairs(queries=split.train, batch_size=500)
+    expected = int((~np.isin(known.product_index, held_out.product_index)).sum())
+    assert 20 <= expected < 54
+    seen: set[int] = set()
+    what_counts = finetune_clip.what_counts
+
+    def counted(store: EmbeddingStore, batch: Any) -> torch.Tensor:
+        seen.update(batch.product_index.tolist())
+        return what_counts(store, batch)
+
+    monkeypatch.setattr(finetune_clip, "what_counts", counted)
+    finetune_clip.main(options(shop, tmp_path, "--disjoint-products", "--epochs", "1"))
+    assert f"{expected} pairs with an image to train on" in capsys.readouterr().out
+    assert seen and not seen & set(held_out.product_index.tolist())
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])

@@ -14,7 +14,7 @@ from tiny_release import write_release
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("accelerate")
 
-from sqid_lib import EmbeddingStore, evaluation
+from sqid_lib import EmbeddingStore, evaluation, fold_queries
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the trainers' own imports
@@ -55,22 +55,33 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_folds_hold_each_query_once_and_follow_the_seed(script: ModuleType) -> None:
-    folds = script.split(range(10, 31), 4, 0)
-    assert sorted(query for fold in folds for query in fold) == list(range(10, 31))
-    assert [len(fold) for fold in folds] == [6, 5, 5, 5]
-    assert folds == script.split(range(30, 9, -1), 4, 0) != script.split(range(10, 31), 4, 1)
+def test_a_row_of_lists_for_each_query(script: ModuleType) -> None:
+    pairs = {"query_id": [7, 3, 7], "query": ["b", "a", "b"], "title": ["x", "y", None], "gain": [1.0, 0.1, 0.0]}
+    assert script.lists(pairs) == {"query": ["a", "b"], "title": [["y"], ["x", None]], "gain": [[0.1], [1.0, 0.0]]}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cross-encoder", "bi-encoder"])
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        ("cross-encoder", "lambda"),
+        pytest.param("cross-encoder", "mse", marks=pytest.mark.slow),
+        pytest.param("cross-encoder", "bce", marks=pytest.mark.slow),
+        ("bi-encoder", "mse"),
+    ],
+)
 def test_what_is_written_can_be_evaluated(
-    script: ModuleType, release: Path, base: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    script: ModuleType,
+    release: Path,
+    base: Path,
+    tmp_path: Path,
+    kind: str,
+    loss: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, cache = tmp_path / "out", tmp_path / "cache"
-    options = ["--kind", kind, "--base", str(base), "--folds", "2", "--max-length", "32", "--lr", "1e-2"]
-    found = script.main([str(release), str(out), *options, "--cache-dir", str(cache), "--batch-size", "16"])
-    assert "fold 2: 30 pairs to train on, 4 queries held out" in capsys.readouterr().out
+    words = f"--kind {kind} --loss {loss} --folds 2 --max-length 32 --lr 1e-2 --batch-size 16 --bf16".split()
+    found = script.main([str(release), str(out), *words, "--base", str(base), "--cache-dir", str(cache)])
+    assert "fold 2: 30 pairs of 5 queries to train on, 4 held out; no query text is in both" in capsys.readouterr().out
     store = EmbeddingStore.open(release, cache_dir=cache, progress=False)
     model = f"{'sbert' if kind == 'bi-encoder' else kind}:{out / 'fold-1'}"
     methods = [f"run:{out / 'held-out.run'}", model]
@@ -78,9 +89,8 @@ def test_what_is_written_can_be_evaluated(
         methods.append(f"features:{out / 'fold-1' / 'features'}")
     result = evaluation.compare(store, methods, resamples=100)
     assert result.rows[0]["ndcg"] == pytest.approx(found, abs=1e-9)
-    held_out = np.isin(
-        store.query_ids[result.lists.query_index[result.lists.query]], script.split(store.query_ids, 2, 0)[0]
-    )
+    first = fold_queries(store, 2)[0].test
+    held_out = np.isin(store.query_ids[result.lists.query_index[result.lists.query]], first)
     np.testing.assert_allclose(  # the scores of the first fold's queries are those of the first fold's model
         result.scores[methods[0]][held_out], result.scores[model][held_out], rtol=1e-4, atol=1e-5
     )

@@ -75,7 +75,7 @@ def split_queries(
 
 
 def fold_queries(
-    store: JudgedStore, *, folds: int = 5, seed: int = 0, disjoint_products: bool = False
+    store: JudgedStore, folds: int = 5, *, seed: int = 0, disjoint_products: bool = False
 ) -> list[QuerySplit]:
     """Divide the judged queries at random into folds, for cross-validation: each split holds out one of them.
 

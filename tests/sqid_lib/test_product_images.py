@@ -34,6 +34,10 @@ def test_of_a_work_directory(tmp_path: Path) -> None:
     assert (images.find(products(*rows, locale="jp")) == -1).all()  # another product
     with pytest.raises(ImageError):
         images.decode(int(found[5]))  # damaged, and fetch did not notice
+    rest = images.without(products(rows[2], rows[0], "P999"))
+    assert rest.find(products(*rows)).tolist() == [-1, found[1], -1, *found[3 : len(rows)]]
+    assert len(rest) == len(images) - int((found[[0, 2]] >= 0).sum())
+    assert images.without(products(*rows, locale="jp")).find(products(*rows)).tolist() == found[: len(rows)].tolist()
     again = pickle.loads(pickle.dumps(images))
     assert again.read_bytes(int(found[2])) == STORED[2][1]
 
@@ -73,6 +77,7 @@ def test_of_a_dataset(tmp_path: Path) -> None:
         assert none == -1
         assert images.read_bytes(b) == png and images.decode(b).size == (40, 30)
         assert c < 0
+        assert images.without(products("A")).find(products("A", "B")).tolist() == [-1, b]
         assert images.read_bytes(a) == png and len(images) == 2
     binary = datasets.Dataset.from_dict({"product_id": [7], "image": [png]})
     images = ProductImages.from_dataset(binary)
