@@ -57,7 +57,9 @@ def _parts(scans: Mapping[str, Scan]) -> Iterator[Rows]:
 
 def _of_split(scan: Scan, split: str) -> pa.Table:
     kept = scan.kept
-    return kept.filter(pc.equal(kept["split"], split)) if "split" in kept.column_names else kept
+    if "split" not in kept.column_names or list(scan.splits) == [split]:
+        return kept
+    return kept.filter(pc.equal(kept["split"], split))
 
 
 def _compare(part: Rows, config: str, other: str, kept: schemas.Kept, unjudged: Unjudged) -> Iterator[Problem]:
@@ -68,19 +70,22 @@ def _compare(part: Rows, config: str, other: str, kept: schemas.Kept, unjudged: 
     if keys is None or known is None:
         return
     things = next((n for n, counted in schemas.COUNTED.items() if schemas.DECLARED[counted].key == names), "keys")
-    yield from _within(keys, known, things, config, other)
-    if not (config == schemas.JUDGMENTS and names in unjudged):
-        yield from _within(known, keys, things, other, config)
-    index = pc.index_in(keys, value_set=known)
-    common = pc.is_valid(index)
-    left, right, keys = left.filter(common), right.take(index.filter(common)), keys.filter(common)
-    for name in schemas.shared_columns(config, other, kept):
-        if name in left.column_names and name in right.column_names:
-            different = ~_equal(_array(left[name]), _array(right[name]))
-            if different.any():
-                first = _shown(keys[int(np.flatnonzero(different)[0])])
-                message = f"{name} differs from {other} in {int(different.sum()):,} rows, first {first}"
-                yield Problem("inconsistent", f"data/{config}", message)
+    shared = [name for name in schemas.shared_columns(config, other, kept) if name in left.column_names]
+    shared = [name for name in shared if name in right.column_names]
+    if not keys.equals(known):  # else the rows need not be copied to be compared
+        yield from _within(keys, known, things, config, other)
+        if not (config == schemas.JUDGMENTS and names in unjudged):
+            yield from _within(known, keys, things, other, config)
+        index = pc.index_in(keys, value_set=known)
+        common = pc.is_valid(index)
+        left, right = left.select(shared).filter(common), right.select(shared).take(index.filter(common))
+        keys = keys.filter(common)
+    for name in shared:
+        different = ~_equal(_array(left[name]), _array(right[name]))
+        if different.any():
+            first = _shown(keys[int(np.flatnonzero(different)[0])])
+            message = f"{name} differs from {other} in {int(different.sum()):,} rows, first {first}"
+            yield Problem("inconsistent", f"data/{config}", message)
 
 
 def _within(keys: pa.Array, others: pa.Array, things: str, config: str, other: str) -> Iterator[Problem]:

@@ -129,7 +129,7 @@ class Scan:
         shard = parse_shard_name(path)
         split = shard.split if shard else ""
         memory = rows = 0
-        for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+        for batch in file.iter_batches(_BATCH_ROWS):
             memory += batch.nbytes
             columns = self._batch(pa.Table.from_batches([batch]).select(good), name, rows)
             kept.append(columns.append_column("split", pa.array([split] * batch.num_rows, pa.string())))
