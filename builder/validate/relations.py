@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from builder.validate.problem import Problem
 from builder.validate.rows import Scan
+from builder.validate.vectors import mask
 from sqid_lib import schemas
 
 Rows = Mapping[str, pa.Table]  # config → its compared columns
@@ -81,7 +82,7 @@ def _compare(part: Rows, config: str, other: str, kept: schemas.Kept, unjudged: 
         left, right = left.select(shared).filter(common), right.select(shared).take(index.filter(common))
         keys = keys.filter(common)
     for name in shared:
-        different = ~_equal(_array(left[name]), _array(right[name]))
+        different = ~_equal(left[name], right[name])
         if different.any():
             first = _shown(keys[int(np.flatnonzero(different)[0])])
             message = f"{name} differs from {other} in {int(different.sum()):,} rows, first {first}"
@@ -95,12 +96,12 @@ def _within(keys: pa.Array, others: pa.Array, things: str, config: str, other: s
         yield Problem("integrity", f"data/{config}", message)
 
 
-def _equal(left: pa.Array, right: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """[N] bool; null equals null, NaN equals NaN."""
     same = pc.or_(pc.fill_null(pc.equal(left, right), False), pc.and_(pc.is_null(left), pc.is_null(right)))
     if pa.types.is_floating(left.type):
         same = pc.or_(same, pc.fill_null(pc.and_(pc.is_nan(left), pc.is_nan(right)), False))
-    return np.asarray(same.to_numpy(zero_copy_only=False), dtype=bool)
+    return mask(same)
 
 
 def _keys(rows: pa.Table | None, names: tuple[str, ...]) -> pa.Array | None:
