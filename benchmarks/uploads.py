@@ -1,4 +1,4 @@
-"""How much of a release is uploaded again after a few rows changed: `python benchmarks/growth.py [--rows N]`.
+"""How much of a release is uploaded again after a few rows changed: `python benchmarks/uploads.py [--rows N]`.
 
 Writes product_features and urls twice with the release's own writer, before and after a change, and uploads both to an
 empty local store with hf_xet, the client of the Hub's uploads: what it reports as new in the second upload is what
