@@ -1,4 +1,4 @@
-"""Write, check and convert a release of the official size: `python benchmarks/release.py [--products N] [--quick] [DIR]`.
+"""Write, check and convert a release of the official size: `python benchmarks/release.py [--quick] [DIR]`.
 
 Made-up rows pass through the writer, card, manifest and validation of a release, with the time and peak memory of each.
 Then, interleaved: writing vectors against pyarrow alone with the same settings; validation against hashing all files
