@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from goals import state
 from PIL import Image
 
 from sqid_lib.encoders import Encoder, load_encoder
@@ -53,7 +54,10 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that others load, 1 thread")
     parser.add_argument("--plain", action="store_true", help="torch's own linear layers")
     parser.add_argument("--others", action="store_true", help="also sentence-transformers' own loop")
+    parser.add_argument("--quick", action="store_true", help="B/32, three rounds of 96 texts and 16 images")
     args = parser.parse_args()
+    if args.quick:
+        args.texts, args.images, args.rounds = 96, 16, 3
     import torch
 
     now[0] = CLOCKS[args.clock]
@@ -180,6 +184,7 @@ def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: lis
         rate = sum(map(len, rounds)) / sum(values)
         print(f"{name:24} {rate:10.2f} {unit}s/s   {spread(ratios)} × naive")
     share = [a / b for a, b in zip(seconds["ours, forward only"], seconds["ours"], strict=True)]
+    state(f"embed {unit}s", share)
     print(f"ours reaches {spread(share)} of its own forward-only rate; farthest from naive {worst:.1e}")
     return sum(map(len, rounds)) / sum(seconds["ours"])
 

@@ -1,9 +1,10 @@
-"""How fast and how small the fetch stage is, against a bare aiohttp loop over the same connections.
+"""How fast and how small the fetch stage is, against bare downloading and bare decoding of the same images.
 
-    python benchmarks/fetch.py [--images 5000] [--rounds 3]
+    python benchmarks/fetch.py [--images 5000] [--rounds 3] [--quick]
 
 Serves JPEGs of about 70 KB from loopback (nginx where it is installed, else aiohttp in a process of its own) and prints
-images per second and peak memory, each measurement in a fresh process, rounds interleaved.
+images per second and peak memory, each measurement in a fresh process, rounds interleaved. Bare decoding is Pillow's in
+a process for each core, which are started before the clock. Then the same for images of 224 × 224 pixels in a folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -21,21 +23,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
+from goals import state
+
 CONNECTIONS = 32
-KINDS = ("bare aiohttp loop", "download, decode and store", "whole stage, with shards")
+BARE, DECODING, WHOLE = "bare aiohttp loop", "bare Pillow decoding", "whole stage, with shards"
+KINDS = (BARE, DECODING, "download, decode and store", WHOLE)
+LOCAL = (DECODING, "whole stage, images of a folder")
 ENDLESS = "endless bodies"
 
 
-def make_images(folder: Path, count: int) -> None:
-    """JPEGs of about 70 KB, 640 × 640: 40 drawn ones, each file made different by a comment."""
+def make_images(folder: Path, count: int, side: int = 640) -> None:
+    """JPEGs, of about 70 KB at 640 × 640: 40 drawn ones, each file made different by a comment."""
     from PIL import Image, ImageFilter
 
     for number in range(count):
         if number < 40:
-            noise = Image.merge("RGB", [Image.effect_noise((640, 640), 90 + number % 7) for _ in range(3)])
+            noise = Image.merge("RGB", [Image.effect_noise((side, side), 90 + number % 7) for _ in range(3)])
             noise.filter(ImageFilter.GaussianBlur(1.3)).save(folder / f"{number}.jpg", quality=79)
         else:
             data = (folder / f"{number % 40}.jpg").read_bytes()
@@ -98,8 +104,51 @@ async def bare(urls: list[str]) -> None:
         await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
 
 
-def measure(kind: str, port: int, count: int) -> dict[str, float]:
+def decode(path: str) -> None:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+
+
+def decode_all(folder: Path, count: int) -> dict[str, float]:
+    """Images per second of Pillow alone, in a process for each core."""
+    paths = [str(folder / f"{number}.jpg") for number in range(count)]
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        pool.map(decode, paths[:40], chunksize=1)  # all have imported Pillow
+        start = time.perf_counter()
+        pool.map(decode, paths, chunksize=32)
+        return {"rate": count / (time.perf_counter() - start), "own": 0}
+
+
+def fetch_folder(folder: Path, count: int) -> dict[str, float]:
+    """Images per second of the whole stage for a catalogue whose images are in a folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from builder import pipeline
+    from builder.recipe import CatalogueSettings, Recipe
+
+    with tempfile.TemporaryDirectory() as name:
+        ids = [f"P{number:06}" for number in range(count)]
+        names = [f"{number}.jpg" for number in range(count)]
+        pq.write_table(pa.table({"product_id": ids, "product_title": ids, "image": names}), f"{name}/products.parquet")
+        catalogue = CatalogueSettings(products=f"{name}/products.parquet", locale="us", images=str(folder))
+        recipe, work = Recipe(name="bench", version="1", catalogue=catalogue), Path(name, "work")
+        for stage in ("sample", "resolve"):
+            pipeline.build(recipe, work, only=stage)
+        start = time.perf_counter()
+        pipeline.build(recipe, work, only="fetch")
+        seconds = time.perf_counter() - start
+    return {"rate": count / seconds, "own": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def measure(kind: str, port: int, count: int, folder: Path) -> dict[str, float]:
     """Images per second, and peak MiB of this process; each decoder process needs another 27."""
+    if kind == DECODING:
+        return decode_all(folder, count)
+    if kind == LOCAL[1]:
+        return fetch_folder(folder, count)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -122,9 +171,9 @@ def measure(kind: str, port: int, count: int) -> dict[str, float]:
         rows = [{**key, "image_url": url} for key, url in zip(keys, urls, strict=True)]
         pq.write_table(pa.Table.from_pylist(rows, schemas.RESOLVED_SCHEMA), work / "resolve" / "urls.parquet")
         start = time.perf_counter()
-        if kind == KINDS[0]:
+        if kind == BARE:
             asyncio.run(bare(urls))
-        elif kind == KINDS[2]:
+        elif kind == WHOLE:
             fetch(Recipe(name="bench", version="1", esci=EsciSettings(path="."), fetch=limits), work)
         else:
             with Ledger(work / "fetch") as ledger, progress("fetch", count) as bar:
@@ -154,7 +203,7 @@ async def endless_server() -> AsyncIterator[int]:
 async def endless() -> None:
     """Peak memory of a process that fetches from a server that never stops."""
     async with endless_server() as port:
-        command = [sys.executable, __file__, "--measure", ENDLESS, str(port), "200"]
+        command = [sys.executable, __file__, "--measure", ENDLESS, str(port), "200", "."]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         out, _ = await process.communicate()
     result = json.loads(out)
@@ -163,41 +212,58 @@ async def endless() -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--quick", action="store_true", help="600 images, three rounds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve_plainly(args.serve[0], int(args.serve[1]))
     elif args.measure:
         kind, port, count = args.measure[0], int(args.measure[1]), int(args.measure[2])
-        print(json.dumps(measure(kind, port, count)))
+        print(json.dumps(measure(kind, port, count, Path(args.measure[3]))))
+    elif args.quick:
+        compare(600, 3)
     else:
         compare(args.images, args.rounds)
+        asyncio.run(endless())
 
 
 def compare(count: int, rounds: int) -> None:
-    """The table of all kinds."""
+    """The tables of all kinds."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_images(folder, count)
         size = sum(path.stat().st_size for path in folder.glob("*.jpg")) / count / 1000
         with serving(folder) as (server, port):
             print(f"{count} JPEGs of {size:.0f} KB, {server}, {CONNECTIONS} connections, {os.cpu_count()} CPUs")
-            results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-            for _ in range(rounds):
-                for kind in KINDS:
-                    command = [sys.executable, __file__, "--measure", kind, str(port), str(count)]
-                    done = subprocess.run(command, check=True, capture_output=True, text=True)
-                    results[kind].append(json.loads(done.stdout))
+            shares = run_all(KINDS, rounds, port, count, folder)
+    state("fetch", shares[WHOLE])
+    with tempfile.TemporaryDirectory() as name:
+        count *= 4
+        make_images(Path(name), count, 224)
+        print(f"{count} JPEGs of 224 × 224 pixels in a folder")
+        state("local images", run_all(LOCAL, rounds, 0, count, Path(name))[LOCAL[1]])
+
+
+def run_all(kinds: Sequence[str], rounds: int, port: int, count: int, folder: Path) -> dict[str, list[float]]:
+    """Print the rates of each kind; returns the share of bare decoding in the same round."""
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind in kinds:
+            command = [sys.executable, __file__, "--measure", kind, str(port), str(count), str(folder)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            results[kind].append(json.loads(done.stdout.splitlines()[-1]))
+    found = {}
     for kind, runs in results.items():
         rates = " ".join(f"{r['rate']:.0f}" for r in runs)
-        shares = [r["rate"] / bare["rate"] for r, bare in zip(runs, results[KINDS[0]], strict=True)]
-        share = f"×{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) of bare in the same round"
-        print(f"{kind:28} {share}, rates {rates}, RSS {max(r['own'] for r in runs):.0f} MiB")
-    asyncio.run(endless())
+        shares = [r["rate"] / bare["rate"] for r, bare in zip(runs, results[DECODING], strict=True)]
+        share = f"×{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) of bare decoding"
+        print(f"{kind:32} {share}, rates {rates}, RSS {max(r['own'] for r in runs):.0f} MiB")
+        found[kind] = shares
+    return found
 
 
 if __name__ == "__main__":

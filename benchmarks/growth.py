@@ -1,135 +1,188 @@
-"""How much of a release is uploaded again after a few rows changed: `python benchmarks/growth.py [--rows N]`.
+"""Time and memory of each stage as a catalogue grows: `python benchmarks/growth.py [--products N ...] [--png FILE]`.
 
-Writes product_features and urls twice with the release's own writer, before and after a change, and uploads both to an
-empty local store with hf_xet, the client of the Hub's uploads: what it reports as new in the second upload is what
-would be sent, before its own compression. Measured for comparison: the same rows with zstd alone.
+Made-up products and judgments with an encoder that costs nothing and gives vectors of 64 floats (at 768 a million
+products would fill 10 GB), no images. Each stage runs in a fresh process: clock, CPU seconds and peak resident memory.
+"load" is `sqid.load` of product_features from the release.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from goals import state
 
-from builder.release import files
-from sqid_lib import schemas
-from sqid_lib.files import shard_name
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-WIDTH = schemas.PUBLISHED_WIDTH
-TOUCHED = 50
+WIDTH = 64
+STAGES = ("sample", "resolve", "fetch", "embed", "release", "validate", "load")
+DRAWN = ("sample", "embed", "release", "validate", "load")
+BLOCK = 50_000
 
 
-def sent(old: Path, new: Path, store: Path) -> tuple[int, int]:
-    """Bytes that the genuine Xet client finds new in `new` after it uploaded `old`, and all bytes of `new`."""
-    import hf_xet  # type: ignore[import-untyped]
+class NoEncoder:
+    """A backend of embed that costs nothing: a text's vector follows from its number in the task."""
 
-    again = total = 0
-    for folder in (old, new):
-        again = total = 0
-        with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{store}") as commit:
-            files = [
-                commit.start_upload_file(str(path), sha256=hf_xet.COMPUTE_SHA256)
-                for path in sorted(folder.rglob("*.parquet"))
-            ]
-        for file in files:
-            metrics = file.result().dedup_metrics
-            again += metrics.new_bytes
-            total += metrics.total_bytes
-    return again, total
+    record = {"revision": "0" * 40, "width": WIDTH, "linear": "plain", "versions": {}}  # noqa: RUF012 - a constant
+
+    def texts(self, texts: Sequence[str]) -> Any:
+        from sqid_lib.encoders.batching import VectorBatches
+
+        rows = [list(range(start, min(start + 256, len(texts)))) for start in range(0, len(texts), 256)]
+        return VectorBatches(rows, (self.vectors(batch) for batch in rows))
+
+    def images(self, names: Sequence[str]) -> Any:
+        raise AssertionError(f"there are no images, not {len(names)}")
+
+    @staticmethod
+    def vectors(rows: list[int]) -> Any:
+        return np.add.outer(np.arange(1, len(rows) + 1), np.arange(WIDTH)).astype(np.float32) / WIDTH
 
 
-def shop(rows: int) -> pa.Table:
-    """Made-up products with the columns of product_features and urls; 1 in 20 has no image."""
+def make(folder: Path, products: int) -> None:
+    """Products of about 1 KB of text, and a judgment for each."""
     rng = np.random.default_rng(0)
-    ids = [f"B{i:09d}" for i in range(rows)]
-    vectors = (rng.normal(size=(2, rows, WIDTH)) * 0.5).astype(np.float32)
-    has_image = np.arange(rows) % 20 != 0
-    vectors[1][~has_image] = 0
-    words = np.array([hashlib.md5(str(i).encode()).hexdigest()[:6] for i in range(5_000)])
-    urls = [f"https://m.media-amazon.com/images/I/{hashlib.md5(i.encode()).hexdigest()[:11]}.jpg" for i in ids]
-
-    def text(length: int) -> list[str]:
-        return [" ".join(line) for line in words[rng.integers(0, len(words), size=(rows, length))]]
-
-    columns: dict[str, Any] = {
-        "product_id": ids,
-        "product_locale": ["us"] * rows,
-        "image_url": [u if seen else None for u, seen in zip(urls, has_image, strict=True)],
-        "image_status": np.where(has_image, schemas.OK, schemas.MISSING),
-        "has_image": has_image,
-        "product_title": text(15),
-        "product_description": text(60),
-        "product_bullet_point": text(80),
-        "product_brand": text(1),
-        "product_color": text(1),
-        **{name: _lists(vectors[i]) for i, name in enumerate(schemas.VECTOR_COLUMNS)},
-    }
-    return pa.table(columns)
+    words = np.array([f"w{number:05d}" for number in range(20_000)])
+    pool = [" ".join(words[rng.integers(0, len(words), 60)]) for _ in range(2_000)]
+    text = pa.string()
+    columns = ["product_id", "product_title", "product_description", "product_bullet_point", "product_brand"]
+    schema = pa.schema([(name, text) for name in columns])
+    judged = pa.schema([("query", text), ("product_id", text), ("label", text)])
+    with (
+        pq.ParquetWriter(folder / "products.parquet", schema) as writer,
+        pq.ParquetWriter(folder / "judgments.parquet", judged) as judgments,
+    ):
+        for start in range(0, products, BLOCK):
+            numbers = range(start, min(start + BLOCK, products))
+            ids = [f"B{number:09d}" for number in numbers]
+            drawn = rng.integers(0, len(pool), (len(ids), 3))
+            some = [f"{pool[i][:70]} {number}" for i, number in zip(drawn[:, 0], numbers, strict=True)]
+            texts = [[pool[i] for i in drawn[:, column]] for column in (1, 2)]
+            brands = [f"brand {i % 500}" for i in drawn[:, 0]]
+            writer.write_table(pa.table([ids, some, *texts, brands], schema=schema))
+            queries = [f"query {number // 20}" for number in numbers]
+            labels = ["exact" if number % 2 else "other" for number in numbers]
+            judgments.write_table(pa.table([queries, ids, labels], schema=judged))
 
 
-def with_other_images(table: pa.Table, rows: Array) -> pa.Table:
-    """The same products, `rows` of them with another image URL and image vector."""
-    image = np.stack(table["clip_image_features"].to_numpy()).astype(np.float32)
-    image[rows] = np.random.default_rng(1).normal(size=(len(rows), WIDTH)) * 0.5
-    urls = table["image_url"].to_pylist()
-    for row in rows:
-        urls[int(row)] = f"https://m.media-amazon.com/images/I/new{row}.jpg"
-    table = table.set_column(table.column_names.index("image_url"), "image_url", pa.array(urls))
-    return table.set_column(table.column_names.index("clip_image_features"), "clip_image_features", _lists(image))
+def run_stage(stage: str, folder: Path) -> None:
+    """One stage in this process, and what it took as a line of JSON; imports are counted."""
+    start, cpu = time.perf_counter(), time.process_time()
+    if stage == "load":
+        import sqid
+
+        rows = sqid.load("product_features", artifacts=str(folder / "work" / "sqid"), cache_dir=str(folder / "cache"))
+        assert len(rows), rows
+    else:
+        from builder import pipeline
+        from builder.embed import encode
+        from builder.embed import stage as embed_stage
+        from builder.recipe import CatalogueSettings, EncoderSettings, Recipe, ReleaseSettings
+
+        for module in (encode, embed_stage):
+            vars(module)["open_backend"] = lambda *_: NoEncoder()
+        recipe = Recipe(
+            name="growth",
+            version="1",
+            catalogue=CatalogueSettings(
+                products=str(folder / "products.parquet"),
+                judgments=str(folder / "judgments.parquet"),
+                locale="us",
+                labels={"exact": 1.0, "other": 0.0},
+            ),
+            encoder=EncoderSettings(model="made/up", device="cpu"),
+            release=ReleaseSettings(classic_files=False),
+        )
+        pipeline.build(recipe, folder / "work", only=stage)
+    clock, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"clock": clock, "cpu": cpu, "megabytes": peak}))
 
 
-def _lists(vectors: Array) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), WIDTH)
+def measure(products: int, scratch: Path | None) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
+        make(folder, products)
+        for stage in STAGES:
+            command = [sys.executable, __file__, "--stage", stage, "--folder", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            found[stage] = json.loads(done.stdout.splitlines()[-1])
+            if stage in DRAWN:
+                shown = found[stage]
+                line = f"| {products:,} | {stage} | {shown['clock']:.1f} s | {shown['cpu']:.1f} s |"
+                print(f"{line} {shown['megabytes']:,.0f} MB |", flush=True)
+    return found
 
 
-def write_released(root: Path, table: pa.Table) -> None:
-    """The two configs with the writer of a release."""
-    for config in (schemas.URLS, schemas.FEATURES):
-        schema = schemas.config_schema(config)
-        files.write_shards(root, config, "test", [table.select(schema.names)], schema, rows=table.num_rows)
+def draw(found: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
+    """CPU seconds and peak memory by products."""
+    import matplotlib as mpl
 
+    mpl.use("agg")
+    from matplotlib import pyplot
 
-def write_plain(root: Path, table: pa.Table) -> None:
-    """The same columns and row groups with zstd alone."""
-    for config in (schemas.URLS, schemas.FEATURES):
-        path = root / shard_name(config, "test", 0, 1)
-        path.parent.mkdir(parents=True)
-        names = schemas.config_schema(config).names
-        size = files.VECTOR_GROUP_ROWS if config == schemas.FEATURES else files.TEXT_GROUP_ROWS
-        pq.write_table(table.select(names), path, compression="zstd", row_group_size=size)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    for axis, value, title in zip(axes, ("cpu", "megabytes"), ("CPU seconds", "peak memory, MB"), strict=True):
+        for stage in DRAWN:
+            axis.plot(list(found), [stages[stage][value] for stages in found.values()], marker="o", label=stage)
+        axis.set(xlabel="products", title=title, xlim=0, ylim=0)
+        axis.ticklabel_format(style="plain")
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000, help="products before the change")
-    rows: int = parser.parse_args().rows
-    every = shop(rows + TOUCHED)
-    some = np.sort(np.random.default_rng(2).choice(rows + TOUCHED, TOUCHED, replace=False))
-    before = every.take(pa.array(np.setdiff1d(np.arange(rows + TOUCHED), some)))
-    versions = {
-        f"{TOUCHED} other images": with_other_images(before, some[some < rows]),
-        f"{TOUCHED} new products": every,
-        "nothing": before,
-    }
-    writers: dict[str, Callable[[Path, pa.Table], None]] = {"release": write_released, "zstd alone": write_plain}
-    print("| change | writer | all files, MB | sent again, MB | share |\n|---|---|---:|---:|---:|")
-    for change, after in versions.items():
-        for name, write in writers.items():
-            with tempfile.TemporaryDirectory() as scratch:
-                old, new, store = (Path(scratch, name) for name in ("old", "new", "store"))
-                write(old, before)
-                write(new, after)
-                again, total = sent(old, new, store)
-            print(f"| {change} | {name} | {total / 1e6:.1f} | {again / 1e6:.2f} | {again / total:.1%} |", flush=True)
+    parser.add_argument(
+        "--products", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="at least two sizes"
+    )
+    parser.add_argument("--png", type=Path, help="draw there")
+    parser.add_argument("--scratch", type=Path, help="directory for work; a million products need 5 GB")
+    parser.add_argument("--quick", action="store_true", help="20,000, 80,000 and 160,000 products")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stage:
+        return run_stage(args.stage, args.folder)
+    sizes = [20_000, 80_000, 160_000] if args.quick else sorted(args.products)
+    print(f"load {os.getloadavg()[0]:.1f}\n")
+    print("| products | stage | clock | CPU | peak memory |\n|---:|---|---:|---:|---:|")
+    found = {size: measure(size, args.scratch) for size in sizes}
+    report(found)
+    if args.png:
+        draw(found, args.png)
+    return None
+
+
+def report(found: dict[int, dict[str, dict[str, float]]]) -> None:
+    """State how straight the lines are, and the greatest peak."""
+    first, *middle, last = found
+    if middle:
+        step = middle[-1]
+
+        def cost(stage: str, size: int) -> float:
+            return (found[size][stage]["cpu"] - found[first][stage]["cpu"]) / (size - first)
+
+        growth = {stage: cost(stage, last) / cost(stage, step) for stage in DRAWN}
+        worst = max(growth, key=lambda name: growth[name])
+        state("growth", [growth[worst]], f"{worst}, CPU seconds, {first:,}, {step:,} and {last:,} products")
+    peaks = {stage: found[last][stage]["megabytes"] / 1000 for stage in DRAWN}
+    most = max(peaks, key=lambda name: peaks[name])
+    state("memory", [peaks[most]], f"{most} of {last:,} products of {WIDTH} floats")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from goals import state
 
 from sqid_lib.encoders.activation import replace_quick_gelu
 from sqid_lib.encoders.pooled import pool_last_layers
@@ -34,7 +35,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4, help="batches of texts in a round")
     parser.add_argument("--threads", type=int, help="one, with --clock cpu, is what other load disturbs least")
     parser.add_argument("--images", type=int, default=4, help="images in a batch")
+    parser.add_argument("--quick", action="store_true", help="three rounds of two batches")
     args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.batches = 3, 2
     torch.set_num_threads(args.threads or torch.get_num_threads())
     whole = make_clip(args.arch)
     replace_quick_gelu(whole)
@@ -95,6 +99,7 @@ def compare(name: str, runs: dict[str, Any], rounds: list[list[dict[str, torch.T
             ratios.append(seconds["whole"] / seconds["pooled"])
     shown = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
     print(f"{name}: pooled row alone {shown} × the whole layer; farthest {farthest:.1e}", flush=True)
+    state(f"pooled {name}", ratios, f"farthest vector {farthest:.0e}")
 
 
 if __name__ == "__main__":

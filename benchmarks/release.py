@@ -1,6 +1,8 @@
-"""Write, check and describe a release of the official size: `python benchmarks/release.py [--products N] [DIR]`.
+"""Write, check and convert a release of the official size: `python benchmarks/release.py [--quick] [DIR]`.
 
 Made-up rows pass through the writer, card, manifest and validation of a release, with the time and peak memory of each.
+Then, interleaved: writing vectors against pyarrow alone with the same settings; validation against hashing all files
+and decoding all columns once, by as many threads; and conversion to a store against copying the store to the disk.
 """
 
 from __future__ import annotations
@@ -8,21 +10,28 @@ from __future__ import annotations
 import argparse
 import hashlib
 import resource
+import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from goals import state
 
 from builder.recipe import EsciSettings, Recipe, ReleaseSettings
-from builder.release import card, manifest
+from builder.release import card, files, manifest
 from builder.release.files import write_shards
 from builder.release.statistics import gather_statistics
 from builder.validate import validate
-from sqid_lib import schemas
+from sqid_lib import EmbeddingStore, schemas
+from sqid_lib.files import sha256, sync
 
 RECIPE = Recipe(
     name="made-up", version="1.0.0", esci=EsciSettings(path="/made/up"), release=ReleaseSettings(classic_files=False)
@@ -115,10 +124,81 @@ def timed(what: str, call: Callable[[], Any]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--products", type=int, default=COUNTS["products"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="30,000 products and three rounds")
     parser.add_argument("release", nargs="?", type=Path, help="where to write; default a temporary directory")
     args = parser.parse_args()
+    if args.quick:
+        args.products, args.rounds = 30_000, 3
     with tempfile.TemporaryDirectory() as scratch:
-        run(args.release or Path(scratch, "release"), args.products)
+        root = args.release or Path(scratch, "release")
+        if not (root / schemas.MANIFEST).exists():
+            run(root, args.products)
+        else:  # the first validation imports datasets
+            validate(root)
+        compare("write vectors", args.rounds, *writers(Path(scratch)))
+        compare("validate", args.rounds, partial(validate, root), partial(read, root), seconds=True)
+        compare("store", args.rounds, *converters(root, Path(scratch)))
+
+
+def compare(goal: str, rounds: int, ours: Callable[[], Any], bare: Callable[[], Any], *, seconds: bool = False) -> None:
+    """State the share of the bare rate that ours reaches; with `seconds` how many times as long it takes."""
+    clocks, cpus, shown = [], [], []
+    for _ in range(rounds):
+        times = []
+        for call in (ours, bare):
+            clock, cpu = time.perf_counter(), time.process_time()
+            call()
+            times.append((time.perf_counter() - clock, time.process_time() - cpu))
+        (our_clock, our_cpu), (bare_clock, bare_cpu) = times
+        clocks.append(our_clock / bare_clock if seconds else bare_clock / our_clock)
+        cpus.append(our_cpu / bare_cpu if seconds else bare_cpu / our_cpu)
+        shown.append(f"{our_clock:.2f} s ({our_cpu:.2f} s of CPU) and {bare_clock:.2f} s ({bare_cpu:.2f} s)")
+    print(f"{goal}, ours and bare: {', '.join(shown)}")
+    state(goal, clocks, f"by CPU seconds {statistics.median(cpus):.2f}")
+
+
+def writers(folder: Path, rows: int = 20_480) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Write product_features as a release does, and as pyarrow does with the same settings; both are synced."""
+    schema = schemas.config_schema(schemas.FEATURES)
+    tables = list(products("B0", rows, schemas.FEATURES))
+    whole = pa.concat_tables(tables).combine_chunks()
+    options = files._options(schema, whole.slice(0, files.VECTOR_GROUP_ROWS))
+
+    def bare() -> None:
+        pq.write_table(whole, folder / "bare.parquet", row_group_size=files.VECTOR_GROUP_ROWS, **options)
+        sync(folder / "bare.parquet")
+
+    return lambda: write_shards(folder / "ours", schemas.FEATURES, "test", iter(tables), schema, rows=rows), bare
+
+
+def read(root: Path) -> None:
+    """The least that a check of all bytes does: hash every file, decode every column."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(sha256, paths))
+    for path in paths:
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+                for _ in file.iter_batches(8_192):
+                    pass
+
+
+def converters(root: Path, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Convert the release with a cold cache; copy what was made, synced as it is."""
+    cache, copy = folder / "cache", folder / "copy"
+
+    def convert() -> None:
+        shutil.rmtree(cache, ignore_errors=True)
+        EmbeddingStore.open(root, cache_dir=cache, progress=False)
+
+    def copy_store() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(next(path for path in cache.glob("*") if (path / "store.json").exists()), copy)
+        for path in copy.iterdir():
+            sync(path)
+
+    return convert, copy_store
 
 
 def run(root: Path, count: int) -> None:
@@ -142,9 +222,9 @@ def run(root: Path, count: int) -> None:
     timed("card", lambda: card.write_card(root, RECIPE, statistics, revision=None))
     timed("manifest and checksums", lambda: manifest.write(root, RECIPE, statistics, revision=None))
     problems = timed("validate", lambda: validate(root))
-    files = [path for path in root.rglob("*") if path.is_file()]
-    total = sum(path.stat().st_size for path in files) / 1e6
-    print(f"\n{len(files)} files, {total:,.0f} MB, {len(problems)} problems {problems[:3]}")
+    made = [path for path in root.rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in made) / 1e6
+    print(f"\n{len(made)} files, {total:,.0f} MB, {len(problems)} problems {problems[:3]}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from builder.validate.problem import Problem
 from builder.validate.rows import Scan
+from builder.validate.vectors import mask
 from sqid_lib import schemas
 
 Rows = Mapping[str, pa.Table]  # config → its compared columns
@@ -57,7 +58,9 @@ def _parts(scans: Mapping[str, Scan]) -> Iterator[Rows]:
 
 def _of_split(scan: Scan, split: str) -> pa.Table:
     kept = scan.kept
-    return kept.filter(pc.equal(kept["split"], split)) if "split" in kept.column_names else kept
+    if "split" not in kept.column_names or list(scan.splits) == [split]:
+        return kept
+    return kept.filter(pc.equal(kept["split"], split))
 
 
 def _compare(part: Rows, config: str, other: str, kept: schemas.Kept, unjudged: Unjudged) -> Iterator[Problem]:
@@ -68,19 +71,22 @@ def _compare(part: Rows, config: str, other: str, kept: schemas.Kept, unjudged: 
     if keys is None or known is None:
         return
     things = next((n for n, counted in schemas.COUNTED.items() if schemas.DECLARED[counted].key == names), "keys")
-    yield from _within(keys, known, things, config, other)
-    if not (config == schemas.JUDGMENTS and names in unjudged):
-        yield from _within(known, keys, things, other, config)
-    index = pc.index_in(keys, value_set=known)
-    common = pc.is_valid(index)
-    left, right, keys = left.filter(common), right.take(index.filter(common)), keys.filter(common)
-    for name in schemas.shared_columns(config, other, kept):
-        if name in left.column_names and name in right.column_names:
-            different = ~_equal(_array(left[name]), _array(right[name]))
-            if different.any():
-                first = _shown(keys[int(np.flatnonzero(different)[0])])
-                message = f"{name} differs from {other} in {int(different.sum()):,} rows, first {first}"
-                yield Problem("inconsistent", f"data/{config}", message)
+    shared = [name for name in schemas.shared_columns(config, other, kept) if name in left.column_names]
+    shared = [name for name in shared if name in right.column_names]
+    if not keys.equals(known):  # else the rows need not be copied to be compared
+        yield from _within(keys, known, things, config, other)
+        if not (config == schemas.JUDGMENTS and names in unjudged):
+            yield from _within(known, keys, things, other, config)
+        index = pc.index_in(keys, value_set=known)
+        common = pc.is_valid(index)
+        left, right = left.select(shared).filter(common), right.select(shared).take(index.filter(common))
+        keys = keys.filter(common)
+    for name in shared:
+        different = ~_equal(left[name], right[name])
+        if different.any():
+            first = _shown(keys[int(np.flatnonzero(different)[0])])
+            message = f"{name} differs from {other} in {int(different.sum()):,} rows, first {first}"
+            yield Problem("inconsistent", f"data/{config}", message)
 
 
 def _within(keys: pa.Array, others: pa.Array, things: str, config: str, other: str) -> Iterator[Problem]:
@@ -90,12 +96,12 @@ def _within(keys: pa.Array, others: pa.Array, things: str, config: str, other: s
         yield Problem("integrity", f"data/{config}", message)
 
 
-def _equal(left: pa.Array, right: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """[N] bool; null equals null, NaN equals NaN."""
     same = pc.or_(pc.fill_null(pc.equal(left, right), False), pc.and_(pc.is_null(left), pc.is_null(right)))
     if pa.types.is_floating(left.type):
         same = pc.or_(same, pc.fill_null(pc.and_(pc.is_nan(left), pc.is_nan(right)), False))
-    return np.asarray(same.to_numpy(zero_copy_only=False), dtype=bool)
+    return mask(same)
 
 
 def _keys(rows: pa.Table | None, names: tuple[str, ...]) -> pa.Array | None:

@@ -93,7 +93,7 @@ class Scan:
             except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 self._whole = False
                 yield Problem("unreadable", name, f"not a complete parquet file ({first_line(error)})")
-        self.kept = pa.concat_tables(kept, promote_options="default").combine_chunks() if kept else self._no_rows()
+        self.kept = pa.concat_tables(kept, promote_options="default") if kept else self._no_rows()
         self.complete = self._whole
         yield from self._tally.problems()
         yield from self._keys()
@@ -129,7 +129,7 @@ class Scan:
         shard = parse_shard_name(path)
         split = shard.split if shard else ""
         memory = rows = 0
-        for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+        for batch in file.iter_batches(_BATCH_ROWS):
             memory += batch.nbytes
             columns = self._batch(pa.Table.from_batches([batch]).select(good), name, rows)
             kept.append(columns.append_column("split", pa.array([split] * batch.num_rows, pa.string())))
@@ -179,7 +179,7 @@ class Scan:
         if not set(key) <= set(names):
             return
         for split in self.splits:
-            rows = self.kept.filter(pc.equal(self.kept["split"], split)).select(key)
+            rows = self.kept.select(key).filter(pc.equal(self.kept["split"], split))
             yield from check_unique(rows, f"data/{self.config}/{split}-*")
             yield from check_sorted(rows, f"data/{self.config}/{split}-*")
 

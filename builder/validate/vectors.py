@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from builder.validate.problem import Problem
 
@@ -20,13 +21,10 @@ Matrix = np.ndarray[Any, np.dtype[np.float32]]
 
 def hashes(vectors: Matrix) -> pa.Array:
     """[N, D] float32 → [N] uint64, equal for equal bits and 0 for zeros; finds errors, not attacks."""
-    bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
-    random = np.random.default_rng(0)
-    weights = np.asarray(random.integers(0, 2**64, size=bits.shape[1], dtype=np.uint64), np.uint64) | 1
-    total = np.zeros(len(bits), np.uint64)
-    for column in range(bits.shape[1]):
-        total += bits[:, column] * weights[column]  # the overflow is intended
-    return pa.array(total)
+    rows = np.ascontiguousarray(vectors, np.float32)
+    found = np.fromiter(map(xxhash.xxh3_64_intdigest, rows), np.uint64, len(rows))
+    found[~rows.view(np.uint32).any(axis=1)] = 0
+    return pa.array(found)
 
 
 def unusable(vectors: Matrix) -> tuple[Mask, Mask, Mask, Mask]:
@@ -72,9 +70,11 @@ def check_distinct(rows: pa.Table, where: str) -> Iterator[Problem]:
         name, known = f"hash {column}", [name for name in inputs if name in rows.column_names]
         if name not in rows.column_names or not known:
             continue
-        real = rows.filter(pc.not_equal(rows[name], pa.scalar(0, pa.uint64())))
-        count = pc.count_distinct(real[known[0]]).as_py()
-        if count >= _MANY and pc.count_distinct(real[name]).as_py() == 1:
+        real = pc.not_equal(rows[name], pa.scalar(0, pa.uint64()))
+        if pc.count_distinct(rows[name].filter(real)).as_py() != 1:
+            continue
+        count = pc.count_distinct(rows[known[0]].filter(real)).as_py()
+        if count >= _MANY:
             message = f"{column} is the same vector for {count:,} values of {known[0]}"
             yield Problem("equal-vectors", where, message)
 

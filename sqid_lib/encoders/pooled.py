@@ -16,17 +16,20 @@ from torch import nn
 class PooledLayer(nn.Module):
     """A `CLIPEncoderLayer` that changes one row of each input, [B, T, D] → [B, T, D]; inference only.
 
+    Args:
+        in_tuple: whether the output is in a tuple, as transformers 4 wants it.
+
     Attributes:
         at: `at.rows` are the rows, int64 [B], with causal attention; without them it is row 0, and attention is full.
             They are kept for each thread.
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, *, in_tuple: bool = False) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.in_tuple = layer, in_tuple
         self.at = threading.local()
 
-    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | tuple[torch.Tensor]:
         attention, every = self.layer.self_attn, torch.arange(len(hidden), device=hidden.device)
         rows: torch.Tensor | None = getattr(self.at, "rows", None)
         place = (every, torch.zeros_like(every) if rows is None else rows)
@@ -46,17 +49,18 @@ class PooledLayer(nn.Module):
         pooled = hidden[place] + attention.out_proj(mixed.transpose(1, 2).reshape(len(hidden), -1))
         out = hidden.clone()
         out[place] = pooled + self.layer.mlp(self.layer.layer_norm2(pooled))
-        return out
+        return (out,) if self.in_tuple else out
 
 
 def pool_last_layers(network: Any) -> bool:
     """Use it in both towers of a CLIP; returns whether `network` is one. Padding must be on the right."""
     import transformers
 
-    if type(network) is not transformers.CLIPModel or int(transformers.__version__.split(".")[0]) < 5:
-        return False  # layers of transformers 4 return tuples
+    if type(network) is not transformers.CLIPModel:
+        return False
     text, vision = network.text_model, network.vision_model
-    last = PooledLayer(text.encoder.layers[-1])
+    in_tuple = int(transformers.__version__.split(".")[0]) < 5
+    last = PooledLayer(text.encoder.layers[-1], in_tuple=in_tuple)
 
     def find_rows(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = args[0] if args else kwargs["input_ids"]
@@ -65,5 +69,5 @@ def pool_last_layers(network: Any) -> bool:
 
     text.register_forward_pre_hook(find_rows, with_kwargs=True)
     text.encoder.layers[-1] = last
-    vision.encoder.layers[-1] = PooledLayer(vision.encoder.layers[-1])
+    vision.encoder.layers[-1] = PooledLayer(vision.encoder.layers[-1], in_tuple=in_tuple)
     return True

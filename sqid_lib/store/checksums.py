@@ -44,10 +44,11 @@ class Statement:
         write_text(directory / STORE, json.dumps({**stated, "checksum": _of_statement(stated)}, indent=1))
 
 
-def state(directory: Path, dtype: str, width: int) -> Statement:
-    """The statement of the files that are now in a directory."""
+def state(directory: Path, dtype: str, width: int, known: Mapping[str, str]) -> Statement:
+    """The statement of the files that are now in a directory; checksums that are `known` are not computed again."""
     paths = sorted(directory.iterdir())
-    return Statement(dtype, width, {path.name: (path.stat().st_size, checksum(path)) for path in paths})
+    sums = {path.name: known.get(path.name) or checksum(path) for path in paths}
+    return Statement(dtype, width, {path.name: (path.stat().st_size, sums[path.name]) for path in paths})
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from filelock import FileLock
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sqid_lib import schemas
@@ -40,6 +44,7 @@ MATRICES = {
     "query_features": (schemas.QUERIES, "clip_text_features"),
 }
 DISK_MARGIN = 64 << 20  # bytes left free beside the conversion
+_SYNC_BYTES = 64 << 20  # of a file, between two waits for the disk
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +69,9 @@ def convert(
     if likely and (found := _find(likely, places, verify)):
         return found
     # a conversion is made of what the files hold now, whatever was noted
-    key = _key(source, {path: digest(path, places, stated) for path, stated in source.files.items()}, dtype)
+    with ThreadPoolExecutor() as pool:
+        found_now = pool.map(lambda path: digest(path, places, source.files[path]), source.files)
+        key = _key(source, dict(zip(source.files, found_now, strict=True)), dtype)
     if key != likely and (found := _find(key, places, verify)):
         return found
     return _make(source, writable_place(places), key, np.dtype(dtype), progress)
@@ -116,14 +123,15 @@ def _write(source: Source, directory: Path, dtype: np.dtype[Any], progress: bool
     rows = {config: source.rows(config) for config in (schemas.FEATURES, schemas.QUERIES)}
     _check_disk(directory, (2 * rows[schemas.FEATURES] + rows[schemas.QUERIES]) * width * dtype.itemsize)
     quiet = None if progress else True  # None: quiet unless on a terminal
+    sums: dict[str, str] = {}
     with tqdm(total=sum(rows.values()) or None, unit="row", desc="Converting to a store", disable=quiet) as bar:
-        products, queries = (_write_part(source, directory, config, width, dtype, bar.update) for config in rows)
+        products, queries = (_write_part(source, directory, config, width, dtype, bar.update, sums) for config in rows)
     judgments = _read_judgments(source)
     _write_judgments(directory, judgments, products, queries)
     for name, table in (("products", products), ("queries", queries), ("judgments", judgments)):
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    stated = checksums.state(directory, dtype.name, width)
+    stated = checksums.state(directory, dtype.name, width, sums)
     for path in directory.iterdir():
         sync(path)
     stated.write(directory)
@@ -137,23 +145,36 @@ def _write_part(
     width: int,
     dtype: np.dtype[Any],
     advance: Callable[[int], object],
+    sums: dict[str, str],
 ) -> pa.Table:
-    """Append the vectors of one config to flat files, row group by row group; return its other columns."""
+    """Append the vectors of one config to flat files, row group by row group; return its other columns.
+
+    A thread writes one row group while the next is decoded. `sums` gets the checksum of each file, by name.
+    """
     columns = {name: column for name, (part, column) in MATRICES.items() if part == config}
     rest, has_image, kept = [], [], source.kept()
+    writing: list[Future[None]] = []
     with ExitStack() as stack:
-        files = {name: stack.enter_context((directory / f"{name}.bin").open("wb")) for name in columns}
+        files = {name: stack.enter_context(_MatrixFile(directory / f"{name}.bin")) for name in columns}
+        writer = stack.enter_context(ThreadPoolExecutor(1))
         for table, where in _new_rows(source, config):
+            made = {}
             shown = np.ones(len(table), dtype=np.bool_)
             for name, column in columns.items():
                 if name == "image_features":
                     vectors, shown = checked_images(table, column, width, dtype, where)
                 else:
                     vectors = checked_texts(table, column, width, dtype, where)
-                files[name].write(vectors.data)
+                made[files[name]] = vectors
+            for earlier in writing:
+                earlier.result()
+            writing = [writer.submit(file.write, vectors) for file, vectors in made.items()]
             has_image.append(shown)
             rest.append(_tidy(table, config, where, kept))
             advance(len(table))
+        for last in writing:
+            last.result()
+        sums.update({f"{name}.bin": file.checksum for name, file in files.items()})
     if not rest and config == schemas.QUERIES and source.lacks(config):
         return _kept_columns(config).empty_table()
     if not rest:
@@ -161,6 +182,34 @@ def _write_part(
     if config == schemas.FEATURES:
         np.save(directory / "has_image.npy", np.concatenate(has_image))
     return pa.concat_tables(rest).combine_chunks()
+
+
+class _MatrixFile:
+    """A flat file of vectors, checksummed as it is written. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._digest, self._unsynced = path.open("wb"), xxhash.xxh3_128(), 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def checksum(self) -> str:
+        """As `files.checksum` gives it."""
+        return self._digest.hexdigest()
+
+    def write(self, vectors: NDArray[Any]) -> None:
+        """Append the rows; now and then wait for the disk, which otherwise gets all at the end."""
+        self._digest.update(vectors.data)
+        self._file.write(vectors.data)
+        self._unsynced += vectors.nbytes
+        if self._unsynced >= _SYNC_BYTES:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._unsynced = 0
 
 
 def _new_rows(source: Source, config: str) -> Iterator[tuple[pa.Table, str]]:
