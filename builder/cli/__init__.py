@@ -4,7 +4,7 @@ import sys
 
 try:
     from builder.cli.main import main
-except KeyboardInterrupt:  # these imports take a second
+except KeyboardInterrupt:  # at the very start
     sys.stderr.write("stopped\n")
     raise SystemExit(130) from None
 

@@ -15,7 +15,6 @@ from builder import demo, pipeline
 from builder.engines import ENGINES
 from sqid_lib.errors import SqidError, UsageError, first_line
 
-HELP = "make a release from a recipe"
 DESCRIPTION = f"""Run the stages {" → ".join(pipeline.STAGES)}.
 Finished work is kept: after an interruption, run it again and it continues.
 Failures of images that may pass, and those that a changed setting caused, are tried again by

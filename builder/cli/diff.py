@@ -7,7 +7,6 @@ import sys
 
 from builder.cli.terminal import write_data
 
-HELP = "what changed between two releases"
 DESCRIPTION = """Print what changed from release A to release B, as text for a changelog: products and
 judgments added, removed and changed, vectors moved, image statuses, nDCG, model and recipe.
 Exit status 0 whether they differ or not."""

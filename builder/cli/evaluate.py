@@ -26,7 +26,7 @@ from sqid_lib.evaluation.summary import SLICES
 from sqid_lib.files import write_text
 from sqid_lib.store import EmbeddingStore
 
-HELP = "the ranking table: how well embeddings and models order the judged products"
+DESCRIPTION = "Print the ranking table: how well embeddings and models order the judged products."
 EXAMPLE = """examples:
   sqid evaluate WORK/sqid
   sqid evaluate ORG/sqid --methods random clip_image fusion:0.1 --baseline clip_image --plot table.png
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     methods = described()
     width = max(len(form) for form, _ in methods)
     table = "\n".join(f"  {form:{width}}  {summary}" for form, summary in methods)
-    parser.description, parser.epilog = f"Print {HELP}.", f"ranking methods:\n{table}\n\n{EXAMPLE}"
+    parser.description, parser.epilog = DESCRIPTION, f"ranking methods:\n{table}\n\n{EXAMPLE}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("dataset", metavar="DIR_OR_REPO", help="a release directory or a Hub dataset")

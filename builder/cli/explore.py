@@ -13,7 +13,6 @@ from sqid_lib.errors import missing_extra
 if TYPE_CHECKING:
     from builder.explore.catalogue import Catalogue
 
-HELP = "look at a release in a browser: queries, orders, searches, neighbours"
 DESCRIPTION = """Serve a web page on this machine that shows the queries of a release with their judged products,
 ordered by text, by image or by any weight between the two, with the nDCG of that order; searches all products
 for a text or an image, shows the neighbours of a product, and compares two ranking methods or run files.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from builder.catalogue.preview import JudgmentsPreview, Preview
     from builder.catalogue.products import Products
 
-HELP = "write a recipe for a shop's own tables"
 DESCRIPTION = """Look at a table of products, and at one of judgments, and write a recipe for them.
 Columns are recognised by their names; the first rows are shown as a build reads them, with
 warnings of what is likely a fault. Nothing but the recipe is written. Prints its path and the

@@ -1,17 +1,18 @@
-"""The command `sqid`: parser, exit statuses, errors. Results go to stdout, everything else to stderr."""
+"""The command `sqid`: parser, exit statuses, errors. Results go to stdout, everything else to stderr.
+
+Only the module of the command that is run is imported, so that `sqid --help` needs none of the large packages.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
-import platform
 import sys
-from collections.abc import Mapping, Sequence
-from importlib import metadata
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, cast
 
-from builder.cli import build, diff, evaluate, explore, init, push, recipe, report, search, validate
 from builder.cli.terminal import prepare_output
 from sqid_lib.errors import SqidError, UsageError, unknown_name, write_error
 
@@ -26,24 +27,22 @@ EXAMPLES = """examples:
 class Command(Protocol):
     """What the module of a command has. `run` returns the exit status; failures are raised as SqidError."""
 
-    HELP: str
-
     def add_arguments(self, parser: argparse.ArgumentParser, /) -> None: ...
 
     def run(self, args: argparse.Namespace, /) -> int: ...
 
 
-COMMANDS: Mapping[str, Command] = {
-    "init": init,
-    "build": build,
-    "validate": validate,
-    "push": push,
-    "evaluate": evaluate,
-    "search": search,
-    "explore": explore,
-    "diff": diff,
-    "report": report,
-    "recipe": recipe,
+COMMANDS: Mapping[str, str] = {  # module in this folder → one line for `sqid --help`
+    "init": "write a recipe for a shop's own tables",
+    "build": "make a release from a recipe",
+    "validate": "check a release",
+    "push": "publish a release on the Hub",
+    "evaluate": "the ranking table: how well embeddings and models order the judged products",
+    "search": "find products by text, by image or by both",
+    "explore": "look at a release in a browser: queries, orders, searches, neighbours",
+    "diff": "what changed between two releases",
+    "report": "one HTML file that shows what is in a build or a release, and what looks wrong",
+    "recipe": "print the JSON schema of recipes, for editors, or the reference of their keys",
 }
 
 
@@ -58,12 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     prepare_output()
-    parser = _parser()
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = next((word for word in words if not word.startswith("-")), None)
     if command is not None and command not in COMMANDS:
         sys.stderr.write(f"sqid: {unknown_name('command', command, COMMANDS, 'sqid COMMAND')}\n")
         return 2
+    parser = _parser([command] if command else [])
     args = parser.parse_args(words)
     if args.version:
         sys.stdout.write(_versions())
@@ -73,7 +72,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        return COMMANDS[args.command].run(args)
+        return _command(args.command).run(args)
     except SqidError as error:
         _report(args.command, error)
         return 2 if isinstance(error, UsageError) else 1
@@ -85,7 +84,12 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _command(name: str) -> Command:
+    return cast(Command, importlib.import_module(f"builder.cli.{name}"))
+
+
+def _parser(with_arguments: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of all commands; those that are not `with_arguments` have only their names and help."""
     parser = argparse.ArgumentParser(
         prog="sqid",
         description="Build, check, publish and judge SQID, the Shopping Queries Image Dataset.",
@@ -94,15 +98,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print versions, for bug reports")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        command.add_arguments(
-            commands.add_parser(name, help=command.HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-        )
+    for name, words in COMMANDS.items():
+        added = commands.add_parser(name, help=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in with_arguments:
+            _command(name).add_arguments(added)
     return parser
 
 
 def _versions() -> str:
     """One package a line; packages that are not installed are left out."""
+    import platform
+    from importlib import metadata
+
     lines = [f"Python {platform.python_version()}", f"platform {platform.platform()}"]
     installed = {}
     for package in ("sqid", *_PACKAGES):

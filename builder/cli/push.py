@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "publish a release on the Hub"
 DESCRIPTION = """Publish a validated release as one atomic commit and a tag, then read it back
 and compare. The token comes from HF_TOKEN or `hf auth login`."""
 EXAMPLE = """examples:

@@ -6,8 +6,6 @@ import argparse
 import json
 import sys
 
-HELP = "print the JSON schema of recipes, for editors, or the reference of their keys"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sqid recipe` on `parser`."""

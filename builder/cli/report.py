@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "one HTML file that shows what is in a build or a release, and what looks wrong"
 DESCRIPTION = """Write a report that needs nothing but a browser: the funnel from catalogue to vectors,
 coverage, distributions of the vectors, a map of products, samples and failures, suspects,
 the ranking table, times and versions. Images are shown for the work directory of a build; a

@@ -15,7 +15,6 @@ from sqid_lib.errors import UsageError
 from sqid_lib.search import Model
 from sqid_lib.store import EmbeddingStore
 
-HELP = "find products by text, by image or by both"
 DESCRIPTION = """Print the products of a release that are nearest to a text, an image or both.
 Every product is compared by its text vector and by its image vector; --weight says how
 much the text vector counts. The query is encoded with the encoder that the release names."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sqid_lib.errors import UsageError
 
-HELP = "check a release"
 DESCRIPTION = """Run every check on a release and list all problems, one a line.
 Exit status 0 if there are none, 1 if there are some."""
 

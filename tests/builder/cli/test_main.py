@@ -129,7 +129,7 @@ def test_a_directory_that_cannot_be_written_is_reported(
 
 
 def test_ctrl_c_at_any_time_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
+    def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["builder.cli.main"], "_parser", interrupted)  # before a command has begun
@@ -188,6 +188,15 @@ def test_alone_it_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert (status, err) == (0, "")
     assert all(f"    {command} " in out for command in COMMANDS)
     assert run(capsys, "--help") == (0, out, "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["polish"]])
+def test_help_imports_no_large_package(arguments: list[str]) -> None:
+    code = "import sys; from builder.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "builder.cli.main" in loaded
+    assert not {"torch", "transformers", "datasets", "pandas", "numpy", "pyarrow", "pydantic"} & set(loaded)
 
 
 def test_version_is_for_bug_reports(capsys: pytest.CaptureFixture[str]) -> None:
