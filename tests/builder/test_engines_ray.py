@@ -33,14 +33,17 @@ from hostile_server import STATIC, LoopbackServer, Request, answer, jpeg
 
 from builder import engines
 from builder.check_work import check_work
+from builder.database import query_copy
 from builder.embed import embed
 from builder.engines import Engine, Job, Tick, Work
 from builder.fetch import fetch
 from builder.fetch.stage import pending as fetch_pending
+from builder.http.mirrors import authority
 from builder.recipe import EncoderSettings, EngineSettings, EsciSettings, FetchSettings, Recipe
 from builder.summary import summarize
 from sqid_lib import schemas
 from sqid_lib.errors import EncoderError, MissingExtraError, StageError
+from sqid_lib.files import part_folders
 
 MACHINES = 3
 # of Ray's own settings, whenever they are made
@@ -257,26 +260,40 @@ def test_an_image_that_ends_its_workers_gets_a_status(
 # -- fetch ------------------------------------------------------------------------------------------------------------
 
 HOSTS, IMAGES = 5, 20
-PER_HOST, AT_ONCE = 2, 6
+PER_HOST, AT_ONCE, PAUSE = 2, 6, 3
 
 
 class Shop:
-    """Hosts that count the requests that they, and all together, answer at once; every seventh image is missing."""
+    """Hosts that count the requests that they, and all together, answer at once; every seventh image is missing.
 
-    def __init__(self) -> None:
+    Attributes:
+        tired: the host that answers its first request with 429 and a Retry-After of `PAUSE` seconds.
+        log: of every answer, when it was sent, the host, the path and the HTTP status.
+    """
+
+    def __init__(self, tired: int | None = None) -> None:
         self.busy: Counter[Any] = Counter()
         self.most: Counter[Any] = Counter()
+        self.tired, self.log = tired, list[tuple[float, int, str, int]]()
         self.servers = [LoopbackServer(partial(self._answer, host)) for host in range(HOSTS)]
 
     async def _answer(self, host: int, request: Request, writer: asyncio.StreamWriter) -> None:
         for key in (host, "all"):  # one thread a server: the sum may be a little off, never too high for long
             self.busy[key] += 1
             self.most[key] = max(self.most[key], self.busy[key])
+        first = host == self.tired and all(host != other for _, other, *_ in self.log)
+        if first:
+            self.log.append((time.monotonic(), host, request.path, 429))
         await asyncio.sleep(0.02)
         number = int(request.path.strip("/").removesuffix(".jpg"))
         for key in (host, "all"):
             self.busy[key] -= 1
-        writer.write(STATIC["/404"] if number % 7 == 6 else answer(jpeg(HOSTS * number + host)))
+        missing = number % 7 == 6
+        if first:
+            writer.write(answer(b"", 429, Retry_After=PAUSE))
+            return
+        self.log.append((time.monotonic(), host, request.path, 404 if missing else 200))
+        writer.write(STATIC["/404"] if missing else answer(jpeg(HOSTS * number + host)))
 
     def recipe(self, settings: EngineSettings) -> Recipe:
         limits = FetchSettings(
@@ -295,12 +312,18 @@ class Shop:
 URLS = [f"https://{host}.example/{number}.jpg" for number in range(IMAGES) for host in range(HOSTS)]
 
 
-@pytest.fixture
-def shop() -> Iterator[Shop]:
-    shop = Shop()
+@contextmanager
+def open_shop(tired: int | None = None) -> Iterator[Shop]:
+    shop = Shop(tired)
     with contextlib.ExitStack() as stack:
         for server in shop.servers:
             stack.enter_context(server)
+        yield shop
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    with open_shop() as shop:
         yield shop
 
 
@@ -331,6 +354,31 @@ def test_fetch_asks_each_host_from_one_machine(tmp_path: Path, settings: EngineS
     assert check_work(there).sound["fetch"] == 1 + len(parts)  # and the ledger of one machine
     parts[0].write_bytes(b"damaged")
     assert [*check_work(there).damaged] == [str(parts[0].relative_to(there))]
+
+
+def askers(work: Path) -> dict[str, set[str]]:
+    """Host → the partitions that have outcomes of it."""
+    found: dict[str, set[str]] = {}
+    for folder in part_folders(work / "fetch"):
+        for (url,) in query_copy(folder / "ledger.sqlite", "SELECT url FROM outcomes"):
+            found.setdefault(authority(url), set()).add(folder.name)
+    return found
+
+
+@pytest.mark.slow
+def test_a_host_in_back_off_is_asked_by_one_machine_and_not_before_its_time(
+    tmp_path: Path, settings: EngineSettings
+) -> None:
+    work = resolved(tmp_path, *URLS)
+    with open_shop(tired=3) as shop:
+        assert fetch(shop.recipe(settings), work, engine="ray") == len(URLS)
+    assert [len(folders) for folders in askers(work).values()] == [1] * HOSTS
+    assert len(set[str]().union(*askers(work).values())) == MACHINES
+    (refused, *rest) = [(at, status) for at, host, _, status in shop.log if host == 3]
+    assert refused[1] == 429 and len(rest) == IMAGES
+    early = [at for at, _ in rest if at < refused[0] + PAUSE]
+    assert len(early) < PER_HOST  # requests that were on their way
+    assert max(shop.most[host] for host in range(HOSTS)) <= PER_HOST and shop.most["all"] <= AT_ONCE
 
 
 @pytest.mark.slow
