@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from builder.recipe import Recipe
 
 FILE = "summary.json"
-_HOSTS = 10  # the worst ones, in the file; fewer are printed
+_HOSTS = 10  # the worst ones, and products, in the file; fewer are printed
 _PRINTED = 3
 _WITHOUT_URL = (schemas.MISSING, schemas.PLACEHOLDER)  # a placeholder's URL is that of no product's image
 _LOCAL = {schemas.FILE_IMAGE: "local files", schemas.ROW_IMAGE: "rows of the products"}  # kinds of local images
@@ -52,6 +52,18 @@ class NextStep:
 
 
 @dataclass(frozen=True)
+class Unencoded:
+    """How many images have no vector, and product_id of the first of their products."""
+
+    images: int
+    products: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = ", …" if self.images > len(self.products[:_PRINTED]) else ""
+        return f"{self.images:,} ({', '.join(self.products[:_PRINTED])}{more})"
+
+
+@dataclass(frozen=True)
 class Summary:
     """What became of the images of the products that can have one.
 
@@ -64,6 +76,7 @@ class Summary:
         next: what to run to get more images.
         local: of those with a URL, how many have a reference to a local image in its place.
         catalogue: whether the images are those of a shop's own tables.
+        without_vector: status → products whose image was fetched and has no vector, the first of them.
     """
 
     products: int
@@ -74,6 +87,7 @@ class Summary:
     next: tuple[NextStep, ...] = ()
     local: int = 0
     catalogue: bool = False
+    without_vector: Mapping[str, Unencoded] = field(default_factory=dict)
 
     def write(self, work: Path, recipe: Recipe) -> Path:
         """Write WORK/summary.json; returns its path."""
@@ -96,6 +110,9 @@ class Summary:
             lines.append(f"images of {host.host}: {failed}")
         if len(self.hosts) > _PRINTED:
             lines.append(f"images of more hosts: see {FILE}")
+        if self.without_vector:
+            counted = (f"{status} {found}" for status, found in sorted(self.without_vector.items()))
+            lines.append(f"images without a vector: {', '.join(counted)}")
         return lines + [f"next, {step.purpose}: {step.command}" for step in self.next]
 
     def warning(self) -> str | None:
@@ -131,7 +148,8 @@ def summarize(recipe: Recipe, work: Path, command: str) -> Summary | None:
     hosts = _hosts(with_url, recipe.fetch.mirrors, _LOCAL if catalogue else {})
     steps = (*_next(with_url.filter(pc.invert(local)), command), *_next_local(with_url.filter(local), command))
     count = pc.sum(local).as_py() or 0
-    return Summary(len(rows), len(with_url), images, statuses, hosts, steps, count, catalogue)
+    unencoded = _unencoded(work, rows)
+    return Summary(len(rows), len(with_url), images, statuses, hosts, steps, count, catalogue, unencoded)
 
 
 def check_images(recipe: Recipe, work: Path, command: str) -> None:
@@ -192,6 +210,20 @@ def _of_release(work: Path) -> Summary | None:
     with_url = pc.and_(pc.is_valid(rows["image_url"]), pc.invert(_is_in(rows, _WITHOUT_URL)))
     images = pc.sum(rows["has_image"]).as_py() or 0
     return Summary(len(rows), pc.sum(with_url).as_py() or 0, images, _statuses(rows["image_status"]))
+
+
+def _unencoded(work: Path, fetched: pa.Table) -> dict[str, Unencoded]:
+    """Images that were fetched and have no vector, by status, but for a model of texts; none before embed has run."""
+    files = [path for part in ("products", "supp") for path in sorted((work / "embed").glob(f"{part}-*.parquet"))]
+    if not files or _rows(files) != len(fetched):
+        return {}
+    rows = pa.concat_tables(_read(file, ["product_id", "image_status"]) for file in files)
+    had = _is_in(fetched, schemas.EMBEDDED_STATUSES)
+    lost = rows.filter(pc.and_(had, pc.invert(_is_in(rows, (*schemas.EMBEDDED_STATUSES, "not_encoded")))))
+    found: dict[str, list[str]] = {}
+    for product, status in zip(lost["product_id"].to_pylist(), lost["image_status"].to_pylist(), strict=True):
+        found.setdefault(status, []).append(product)
+    return {status: Unencoded(len(products), tuple(products[:_HOSTS])) for status, products in found.items()}
 
 
 def _hosts(rows: pa.Table, mirrors: Mapping[str, str], local: Mapping[str, str]) -> tuple[HostFailures, ...]:
@@ -302,11 +334,13 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
 
 
 def _rows(paths: Iterable[Path]) -> int:
-    count = 0
-    for path in paths:
-        with reporting(str(path)):
-            count += pq.read_metadata(path).num_rows
-    return count
+    return sum(map(_rows_of, paths))
+
+
+def _rows_of(path: Path) -> int:
+    with reporting(str(path)):
+        rows: int = pq.read_metadata(path).num_rows
+    return rows
 
 
 def _size(count: int) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from sqid_lib.tables.vector_columns import fixed_lists
 
 log = logging.getLogger(__name__)
 
+_GIVEN_UP = "error"
 _FINITE = 'Set encoder.dtype = "float32", or check the weights.'
 
 
@@ -56,6 +57,8 @@ class EncodeTask:
         items: the texts, or the names of the images.
         digests: of the items, one behind the other, 32 bytes each.
         settings: to be kept with the vectors.
+        given_up: items that end their workers.
+        trial: whether the vectors are thrown away.
     """
 
     path: Path
@@ -63,9 +66,19 @@ class EncodeTask:
     items: Sequence[str]
     digests: bytes
     settings: Mapping[str, Any]
+    given_up: frozenset[str] = frozenset()
+    trial: bool = False
 
     def __str__(self) -> str:
         return self.path.name
+
+    def only(self, trial: range) -> Self:
+        """As `builder.engines.Divisible`."""
+        return replace(self, items=self.items[trial.start : trial.stop], digests=b"", trial=True)
+
+    def without(self, given_up: Sequence[int]) -> Self:
+        """As `builder.engines.Divisible`: these images get the status "error"."""
+        return replace(self, given_up=frozenset(self.items[number] for number in given_up))
 
 
 class EncodeTasks(Sequence[EncodeTask]):
@@ -138,7 +151,9 @@ class OpenEncoder:
         backend = self.backend or open_backend(self.recipe, self.work, self.record, place)
 
         def complete(task: EncodeTask, tick: Tick) -> None:
-            if vectors.holds(task.path, as_digests(task.digests)):
+            if task.trial:
+                encode(task, backend, self.record["width"], lambda *_: None)
+            elif vectors.holds(task.path, as_digests(task.digests)):
                 tick(len(task.items))
             else:
                 encode(task, backend, self.record["width"], tick)
@@ -148,26 +163,41 @@ class OpenEncoder:
 
 
 def encode(task: EncodeTask, backend: Backend, width: int, tick: Tick) -> None:
-    """Encode the items of a task and write the file.
+    """Encode the items of a task and write the file, unless it is a trial.
 
     Raises:
-        EncoderError: the model fails, gives another width, or a text vector is not finite.
+        EncoderError: the model fails, gives another width, or a text vector is not finite, or a text is given up.
         DiskError: no space left.
     """
-    failed: dict[str, str] = {}
+    items = [item for item in task.items if item not in task.given_up]
     if task.kind == TEXTS:
-        batches = backend.texts(task.items)
+        _refuse(task, "a text ends the workers that encode it", task.given_up, "The cause is in Ray's log.")
+        batches, failed = backend.texts(items), dict[str, str]()
     else:
-        batches, failed = backend.images(task.items)
-    matrix = _map(batches, len(task.items), width, hashlib.sha256(task.digests).hexdigest(), tick)
+        batches, failed = backend.images(items)
+    fingerprint = hashlib.sha256(task.digests or "".join(items).encode()).hexdigest()
+    matrix = _map(batches, len(items), width, fingerprint, tick)
+    if task.trial:
+        return
+    if task.given_up:
+        of_items, matrix = matrix, np.full((len(task.items), width), np.nan, np.float32)
+        matrix[[item not in task.given_up for item in task.items]] = of_items
+        failed |= dict.fromkeys(task.given_up, _GIVEN_UP)
+        tick(len(task.given_up))
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(matrix).all(axis=1))
-    if task.kind == TEXTS and not finite.all():
-        bad = task.items[int(np.argmin(finite))]
-        raise EncoderError("the vector of a text is not finite", where=task.path, got=repr(bad[:80]), fix=_FINITE)
+    if task.kind == TEXTS:
+        infinite = [task.items[row] for row in np.flatnonzero(~finite)[:1]]
+        _refuse(task, "the vector of a text is not finite", infinite, _FINITE)
     statuses = [
         schemas.OK if ok else failed.get(item, "non_finite") for ok, item in zip(finite, task.items, strict=True)
     ]
     vectors.write(task.path, as_digests(task.digests), statuses, matrix, task.settings)
+
+
+def _refuse(task: EncodeTask, what: str, texts: Iterable[str], fix: str) -> None:
+    """Raise EncoderError if there is such a text: each needs a vector."""
+    for text in texts:
+        raise EncoderError(what, where=task.path, got=repr(text[:80]), fix=fix)
 
 
 def _map(batches: VectorBatches, items: int, width: int, fingerprint: str, tick: Tick) -> Floats:
@@ -180,6 +210,8 @@ def _map(batches: VectorBatches, items: int, width: int, fingerprint: str, tick:
         return pa.table({"vector": fixed_lists(batch)})  # python lists would be written 20 times slower
 
     fixed_list = getattr(datasets, "List", None) or datasets.Sequence  # datasets 3.x has no List
+    if not items:
+        return np.empty((0, width), np.float32)
     with _quiet_datasets():
         mapped = datasets.Dataset.from_dict({"rows": batches.rows}).map(
             encode_batch,

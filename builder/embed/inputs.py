@@ -77,7 +77,10 @@ def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> In
         IntegrityError: sample and fetch have different products, or an image with a good status has no name.
         CountError: fetch has more or fewer outcomes than sample has products.
     """
-    outcomes = read_parquet(str(work / "fetch" / "outcomes.parquet"), schemas.OUTCOMES_SCHEMA)
+    wanted = pa.schema(
+        [schemas.OUTCOMES_SCHEMA.field(name) for name in (*schemas.PRODUCT_KEY, "image_status", image_name)]
+    )
+    outcomes = read_parquet(str(work / "fetch" / "outcomes.parquet"), wanted)
     names = [PRODUCTS, QUERIES, *([SUPP] if recipe.selection.embed_supp else [])]
     columns, start = [], 0
     for name in names:
@@ -104,7 +107,10 @@ def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> In
         Part(name, ids, text, image)
         for name, (ids, _, _), text, image in zip(names, columns, text_numbers, image_numbers, strict=True)
     )
-    return Inputs(tuple(parts), {TEXTS: texts, IMAGES: images})
+    inputs = Inputs(tuple(parts), {TEXTS: texts, IMAGES: images})
+    del outcomes, products, queries, columns
+    pa.default_memory_pool().release_unused()  # what reading took, several times what is kept
+    return inputs
 
 
 def _read_products(path: Path, columns: Sequence[str]) -> pa.Table:

@@ -12,13 +12,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from builder.engines.job import Engine, Job, Tick, Work, import_path
+from builder.engines.job import Divisible, Engine, Job, Tick, Work, import_path
 from sqid_lib.errors import unknown_name
 
 if TYPE_CHECKING:
     from builder.recipe import EngineSettings
 
-__all__ = ["ENGINES", "Engine", "Job", "Tick", "Work", "find", "import_path", "threads"]
+__all__ = ["ENGINES", "Divisible", "Engine", "Job", "Tick", "Work", "find", "import_path", "threads"]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from sqid_lib.errors import StageError, first_line
 
@@ -20,6 +20,21 @@ class Tick(Protocol):
 
     def __call__(self, units: int, failed: int = 0, /) -> object:
         """Count units just finished, of which some failed."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A task of several items: where its workers end, the items that end them are found and given up."""
+
+    @property
+    def items(self) -> Sequence[str]:
+        """The items, as errors name them."""
+
+    def only(self, trial: range) -> Self:
+        """A task that handles some items alone; its results may be thrown away."""
+
+    def without(self, given_up: Sequence[int]) -> Self:
+        """The whole task, in which the items of these numbers get a status and nothing else is done with them."""
 
 
 Work = Callable[[Task, Tick], None]
@@ -34,7 +49,8 @@ class Job(Generic[Task]):
         open: place → context manager that opens what a worker needs, such as a model, and gives the function that does
             one task. A task may be done again, even twice at a time: that function skips what is finished and writes
             results whole or not at all.
-        tasks: plain values, each read once and not before it is its turn; `str` of one names it in errors.
+        tasks: plain values, each read once and not before it is its turn; `str` of one names it in errors. One that is
+            `Divisible` survives items that end its workers.
         places: devices as torch names them; locally one worker for each, on a cluster the first one for all.
         whole_machine: whether one worker uses all that a machine has.
     """

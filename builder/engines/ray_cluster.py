@@ -14,13 +14,13 @@ import socket
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.engines.job import NAME, Job, Tick, Work, import_path, unexpected
+from builder.engines.job import NAME, Divisible, Job, Tick, Work, import_path, unexpected
+from builder.engines.trials import ENDS, Trials
 from builder.progress import note
 from sqid_lib.errors import SqidError, StageError, first_line, missing_extra
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from builder.recipe import EngineSettings
 
 _ANSWERS = 10.0  # seconds within which a cluster answers
-_ENDS = 3  # workers that may end while they do one task
 _TICKS = 0.5  # seconds between two reports of progress
 _TASK, _ERROR = "task", "error"  # columns of the dataset, before and after
 
@@ -183,18 +182,26 @@ class _Worker:
     def _do(self, number: int) -> None:
         import ray
 
+        def turn(event: str) -> tuple[range | None, list[int]]:
+            failure, trial, given_up = ray.get(self._board.turn.remote(number, event, name, len(items)))
+            if failure:
+                fix = "The cause, such as too little memory, is in Ray's log. Finished work is kept."
+                raise StageError(failure, where=name, fix=fix)
+            return trial, given_up
+
         task = self._tasks[number]
-        name = str(task)[:NAME]
-        if ray.get(self._board.begin.remote(number, name)) > _ENDS:
-            raise StageError(
-                f"{_ENDS} workers ended while they did this task",
-                where=name,
-                fix="The cause, such as too little memory, is in Ray's log. Finished work is kept.",
-            )
+        name, items = str(task)[:NAME], task.items if isinstance(task, Divisible) else ()
+        turn("begin")
         if self._work is None:
             self._work = self._open.enter_context(self._opener(self._place))
+        trial, given_up = turn("opened")
         with _TicksTo(self._board) as tick:
-            self._work(task, tick)
+            while trial is not None:
+                self._work(task.only(trial), tick)
+                trial, given_up = turn("passed")
+            for item in given_up:
+                self._board.note.remote(f"{name}: {items[item][:NAME]} ended {ENDS} workers and is given up")
+            self._work(task.without(given_up) if given_up else task, tick)
 
 
 class _TicksTo:
@@ -223,27 +230,36 @@ class _TicksTo:
 
 
 class _Board:
-    """An actor beside the driver: what workers finished, and how often each task was begun."""
+    """An actor beside the driver: what workers finished, and the attempts of each task."""
 
     def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
-        self._units, self._failed, self._again = 0, 0, [""] * 0
+        self._trials: dict[int, Trials] = {}
+        self._units, self._failed, self._notes = 0, 0, [""] * 0
 
-    def begin(self, number: int, name: str) -> int:
-        """How often this task was begun, this time included."""
-        self._begun[number] += 1
-        if self._begun[number] > 1:
-            self._again.append(name)
-        return self._begun[number]
+    def turn(self, number: int, event: str, name: str, items: int) -> tuple[str, range | None, list[int]]:
+        """Count an event of a task: why it cannot be done, the items to try now, and those that are given up."""
+        if (trials := self._trials.get(number)) is None:
+            trials = self._trials[number] = Trials(items)
+        elif event == "begin":
+            self.note(f"a worker ended; {name} is begun again")
+        getattr(trials, event)()
+        for said in trials.notes:
+            self.note(f"{name}: {said}")
+        trials.notes.clear()
+        return trials.failure, trials.trial, trials.given_up
+
+    def note(self, line: str) -> None:
+        """Something to tell the user."""
+        self._notes.append(line)
 
     def add(self, units: int, failed: int) -> None:
         """Count finished units."""
         self._units, self._failed = self._units + units, self._failed + failed
 
     def take(self) -> tuple[int, int, list[str]]:
-        """Units, those that failed, and tasks begun again, all since the last call."""
-        taken = self._units, self._failed, self._again
-        self._units, self._failed, self._again = 0, 0, []
+        """Units, those that failed, and notes, all since the last call."""
+        taken = self._units, self._failed, self._notes
+        self._units, self._failed, self._notes = 0, 0, []
         return taken
 
 
@@ -259,11 +275,11 @@ def _reporting_board(board: Any, tick: Tick) -> Iterator[None]:
         with contextlib.suppress(ray.exceptions.RayError):  # the driver meets it too
             while not last:
                 last = ended.wait(_TICKS)
-                units, failed, again = ray.get(board.take.remote(), timeout=60)
+                units, failed, notes = ray.get(board.take.remote(), timeout=60)
                 if units:
                     tick(units, failed)
-                for name in again:
-                    note(f"ray: a worker ended; {name} is begun again")
+                for line in notes:
+                    note(f"ray: {line}")
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()

@@ -11,10 +11,10 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from builder.database import reporting_disk_errors
 from builder.engines import Tick, Work
+from builder.fetch.failures import rules_of
 from builder.fetch.ledger import Ledger, Outcome
 from builder.fetch.local_images import LocalImages, store
 from builder.fetch.shards import DamagedError, assemble, recover
@@ -31,18 +32,39 @@ from sqid_lib.errors import DiskError
 from sqid_lib.files import part_folder
 
 _BATCH = 4_096  # URLs looked up at once
+_GIVEN_UP = "error"
 _ROUNDS = 3  # of downloading what was found damaged on disk
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Distinct URLs, in the order that their images have in shards, and the folder of ledger, spool and shards."""
+    """Distinct URLs, in the order that their images have in shards, and the folder of ledger, spool and shards.
+
+    Attributes:
+        given_up: URLs that end their workers.
+        trial: whether shards are left as they are.
+    """
 
     folder: Path
     urls: Sequence[str]
+    given_up: tuple[str, ...] = ()
+    trial: bool = False
 
     def __str__(self) -> str:
         return f"{self.folder.name} with {len(self.urls):,} URLs"
+
+    @property
+    def items(self) -> Sequence[str]:
+        """As `builder.engines.Divisible`."""
+        return self.urls
+
+    def only(self, trial: range) -> Self:
+        """As `builder.engines.Divisible`: outcomes are kept."""
+        return replace(self, urls=self.urls[trial.start : trial.stop], trial=True)
+
+    def without(self, given_up: Sequence[int]) -> Self:
+        """As `builder.engines.Divisible`: these URLs get the status "error"."""
+        return replace(self, given_up=tuple(self.urls[number] for number in given_up))
 
 
 class Partitions(Sequence[Partition]):
@@ -136,6 +158,7 @@ def complete(limits: FetchSettings, images: LocalImages, partition: Partition, t
     """
     for _ in range(_ROUNDS):
         with Ledger(partition.folder) as ledger:
+            _give_up(partition.given_up, limits, images, ledger, tick)
             todo = [url for url, outcome in outcomes([ledger], partition.urls) if outcome is None]
             urls = [url for url in todo if not images.is_local(url)]
             if urls:
@@ -146,9 +169,18 @@ def complete(limits: FetchSettings, images: LocalImages, partition: Partition, t
                 asyncio.run(store(local, images, limits, ledger, tick))
             if urls:
                 asyncio.run(download(urls, fit_open_files(limits), ledger, tick))
-            if _assemble(limits, partition, ledger):
+            if partition.trial or _assemble(limits, partition, ledger):
                 return
     raise DiskError("images read back differ from what was written", where=partition.folder, fix="Check the disk.")
+
+
+def _give_up(given_up: Sequence[str], limits: FetchSettings, images: LocalImages, ledger: Ledger, tick: Tick) -> None:
+    """Record that these URLs, which have no outcome, are not tried any more."""
+    for url, outcome in outcomes([ledger], given_up):
+        if outcome is None:
+            rules = rules_of(url, _GIVEN_UP, limits, images.version(url))
+            ledger.record([(Outcome(url, _GIVEN_UP, detail="it ended the workers that fetched it", rules=rules), None)])
+            tick(1, 1)
 
 
 def outcomes(ledgers: Sequence[Ledger], urls: Sequence[str]) -> Iterator[tuple[str, Outcome | None]]:

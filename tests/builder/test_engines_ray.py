@@ -6,25 +6,27 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("ray")
 
-from embed_work import contents, make_work
+from embed_work import FINAL, STORED, contents, make_work, read
 from encoder_fixtures import write_clip
 from fetch_fixtures import resolved
 from hostile_server import STATIC, LoopbackServer, Request, answer, jpeg
@@ -33,13 +35,17 @@ from tiny_release import write_release
 from builder import engines
 from builder.check_work import check_work
 from builder.cli import main
+from builder.database import query_copy
 from builder.embed import embed
 from builder.engines import Engine, Job, Tick, Work
 from builder.fetch import fetch
 from builder.fetch.stage import pending as fetch_pending
+from builder.http.mirrors import authority
 from builder.recipe import EncoderSettings, EngineSettings, EsciSettings, FetchSettings, Recipe
+from builder.summary import summarize
 from sqid_lib import schemas
 from sqid_lib.errors import EncoderError, MissingExtraError, StageError
+from sqid_lib.files import part_folders
 
 MACHINES = 3
 # of Ray's own settings, whenever they are made
@@ -210,29 +216,98 @@ def test_embed_writes_the_bytes_of_one_machine(
     assert contents(there) == contents(here)
 
 
+@contextmanager
+def workers_after(hook: Callable[[], None], settings: EngineSettings) -> Iterator[None]:
+    """A connection to the cluster, whose workers call `hook` when they start."""
+    import ray
+
+    environment = {"worker_process_setup_hook": hook}
+    ray.init(settings.address, runtime_env=environment, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def die_of_a_gif() -> None:
+    """In a worker: a decoder that a crafted image ends."""
+    from builder.embed import local
+
+    decode = local.decode_for_model
+
+    def dying(data: bytes, *limits: Any, **options: Any) -> Any:
+        if data.startswith(b"GIF"):
+            os._exit(1)
+        return decode(data, *limits, **options)
+
+    local.decode_for_model = dying
+
+
+@pytest.mark.slow
+def test_an_image_that_ends_its_workers_gets_a_status(
+    tmp_path: Path, settings: EngineSettings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    encoder = EncoderSettings(model=str(write_clip(tmp_path / "clip")), shard_rows=4, image_batch=2)
+    alone = settings.model_copy(update={"max_workers": 1})
+    recipe = Recipe(name="t", version="1", esci=EsciSettings(path="."), encoder=encoder, engine=alone)
+    here, there = (make_work(tmp_path / name) for name in ("here", "there"))
+    embed(recipe, here)
+    with workers_after(die_of_a_gif, settings):
+        embed(recipe, there, engine="ray")
+    gif = next(row for row, (_, data) in enumerate(STORED) if data and data.startswith(b"GIF"))
+    statuses = list(FINAL)
+    statuses[gif] = "error"
+    assert read(there, "products")["image_status"].to_pylist() == statuses
+    vectors = [read(work, "products")["clip_image_features"].to_pylist() for work in (here, there)]
+    assert vectors[1].pop(gif) is None and vectors[0].pop(gif) is not None
+    for one, other in zip(*vectors, strict=True):
+        assert (one is None) == (other is None) and (one is None or np.allclose(one, other, atol=1e-5))
+    sha256 = hashlib.sha256(STORED[gif][1] or b"").hexdigest()
+    said = capfd.readouterr().err
+    assert re.search(rf"^ray: images-\d+\.parquet: {sha256} ended 3 workers and is given up$", said, re.MULTILINE)
+    summary = summarize(recipe, there, "sqid build")
+    assert summary and "images without a vector: error 1 (P009), truncated 1 (P005)" in summary.lines()
+    embed(recipe, there, engine="ray")  # nothing is begun again
+    assert capfd.readouterr().err == ""
+
+
 # -- fetch ------------------------------------------------------------------------------------------------------------
 
 HOSTS, IMAGES = 5, 20
-PER_HOST, AT_ONCE = 2, 6
+PER_HOST, AT_ONCE, PAUSE = 2, 6, 3
 
 
 class Shop:
-    """Hosts that count the requests that they, and all together, answer at once; every seventh image is missing."""
+    """Hosts that count the requests that they, and all together, answer at once; every seventh image is missing.
 
-    def __init__(self) -> None:
+    Attributes:
+        tired: the host that answers its first request with 429 and a Retry-After of `PAUSE` seconds.
+        log: of every answer, when it was sent, the host, the path and the HTTP status.
+    """
+
+    def __init__(self, tired: int | None = None) -> None:
         self.busy: Counter[Any] = Counter()
         self.most: Counter[Any] = Counter()
+        self.tired, self.log = tired, list[tuple[float, int, str, int]]()
         self.servers = [LoopbackServer(partial(self._answer, host)) for host in range(HOSTS)]
 
     async def _answer(self, host: int, request: Request, writer: asyncio.StreamWriter) -> None:
         for key in (host, "all"):  # one thread a server: the sum may be a little off, never too high for long
             self.busy[key] += 1
             self.most[key] = max(self.most[key], self.busy[key])
+        first = host == self.tired and all(host != other for _, other, *_ in self.log)
+        if first:
+            self.log.append((time.monotonic(), host, request.path, 429))
         await asyncio.sleep(0.02)
         number = int(request.path.strip("/").removesuffix(".jpg"))
         for key in (host, "all"):
             self.busy[key] -= 1
-        writer.write(STATIC["/404"] if number % 7 == 6 else answer(jpeg(HOSTS * number + host)))
+        missing = number % 7 == 6
+        if first:
+            writer.write(answer(b"", 429, Retry_After=PAUSE))
+            return
+        self.log.append((time.monotonic(), host, request.path, 404 if missing else 200))
+        writer.write(STATIC["/404"] if missing else answer(jpeg(HOSTS * number + host)))
 
     def recipe(self, settings: EngineSettings) -> Recipe:
         limits = FetchSettings(
@@ -251,12 +326,18 @@ class Shop:
 URLS = [f"https://{host}.example/{number}.jpg" for number in range(IMAGES) for host in range(HOSTS)]
 
 
-@pytest.fixture
-def shop() -> Iterator[Shop]:
-    shop = Shop()
+@contextmanager
+def open_shop(tired: int | None = None) -> Iterator[Shop]:
+    shop = Shop(tired)
     with contextlib.ExitStack() as stack:
         for server in shop.servers:
             stack.enter_context(server)
+        yield shop
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    with open_shop() as shop:
         yield shop
 
 
@@ -289,6 +370,31 @@ def test_fetch_asks_each_host_from_one_machine(tmp_path: Path, settings: EngineS
     assert [*check_work(there).damaged] == [str(parts[0].relative_to(there))]
 
 
+def askers(work: Path) -> dict[str, set[str]]:
+    """Host → the partitions that have outcomes of it."""
+    found: dict[str, set[str]] = {}
+    for folder in part_folders(work / "fetch"):
+        for (url,) in query_copy(folder / "ledger.sqlite", "SELECT url FROM outcomes"):
+            found.setdefault(authority(url), set()).add(folder.name)
+    return found
+
+
+@pytest.mark.slow
+def test_a_host_in_back_off_is_asked_by_one_machine_and_not_before_its_time(
+    tmp_path: Path, settings: EngineSettings
+) -> None:
+    work = resolved(tmp_path, *URLS)
+    with open_shop(tired=3) as shop:
+        assert fetch(shop.recipe(settings), work, engine="ray") == len(URLS)
+    assert [len(folders) for folders in askers(work).values()] == [1] * HOSTS
+    assert len(set[str]().union(*askers(work).values())) == MACHINES
+    (refused, *rest) = [(at, status) for at, host, _, status in shop.log if host == 3]
+    assert refused[1] == 429 and len(rest) == IMAGES
+    early = [at for at, _ in rest if at < refused[0] + PAUSE]
+    assert len(early) < PER_HOST  # requests that were on their way
+    assert max(shop.most[host] for host in range(HOSTS)) <= PER_HOST and shop.most["all"] <= AT_ONCE
+
+
 @pytest.mark.slow
 def test_a_machine_killed_in_fetch_repeats_the_requests_in_flight(
     tmp_path: Path, settings: EngineSettings, shop: Shop, cluster: Any
@@ -305,6 +411,42 @@ def test_a_machine_killed_in_fetch_repeats_the_requests_in_flight(
     assert pq.read_table(work / "fetch/outcomes.parquet")["image_status"].to_pylist() == [
         "not_found" if int(url.rsplit("/", 1)[1].removesuffix(".jpg")) % 7 == 6 else schemas.OK for url in URLS
     ]
+
+
+def die_of_a_url() -> None:
+    """In a worker: an HTTP client that an answer ends."""
+    from builder.http.client import Client
+
+    get = Client.get
+
+    async def dying(client: Client, url: str, *rest: Any, **options: Any) -> Any:
+        answer = await get(client, url, *rest, **options)
+        if url.endswith("/13.jpg"):
+            os._exit(1)
+        return answer
+
+    Client.get = dying  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+def test_a_url_that_ends_its_workers_gets_a_status(tmp_path: Path, settings: EngineSettings, shop: Shop) -> None:
+    bad = "https://2.example/13.jpg"
+    urls = [url for url in URLS if url == bad or not url.endswith("/13.jpg")]
+    work = resolved(tmp_path / "work", *urls)
+    with workers_after(die_of_a_url, settings):
+        assert fetch(shop.recipe(settings), work, engine="ray") == len(urls)
+    rows = pq.read_table(work / "fetch/outcomes.parquet").to_pylist()
+    ended = [(row["image_url"], row["detail"]) for row in rows if row["image_status"] == "error"]
+    assert ended == [(bad, "it ended the workers that fetched it")]
+    missing = [url for url in urls if int(url.rsplit("/", 1)[1].removesuffix(".jpg")) % 7 == 6 and url != bad]
+    assert [row["image_url"] for row in rows if row["image_status"] == "not_found"] == missing
+    assert sum(row["image_status"] == schemas.OK for row in rows) == len(urls) - len(missing) - 1
+    assert max(shop.most[host] for host in range(HOSTS)) <= PER_HOST
+    summary = summarize(shop.recipe(settings), work, "sqid build")
+    assert summary and "next, if the servers changed, to try 16 failures again" in "\n".join(summary.lines())
+    assert fetch(shop.recipe(settings), work) == 0  # it is not asked again by itself
+    assert fetch(shop.recipe(settings), work, ["error"]) == 1
+    assert pq.read_table(work / "fetch/outcomes.parquet")["image_status"][urls.index(bad)].as_py() == schemas.OK
 
 
 # -- a cluster of our own -------------------------------------------------------------------------------------------
