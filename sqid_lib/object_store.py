@@ -25,6 +25,7 @@ _OTHER = ("http", "https", "hf", "file")  # schemes that are not those of object
 _BLOCK = 16 << 20  # bytes copied at once
 _SECONDS = 10.0  # for a connection
 _ANSWER = 60.0  # seconds without a byte
+_TRIES = 4  # of a request
 _AWS = re.compile(r"AWS Error (?P<code>\w+) during \w+ operation: (?P<words>.*)")
 _REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
 _AT_ONCE = 8  # objects copied
@@ -217,6 +218,6 @@ def _s3(bucket: str) -> Any:
         endpoint_override=endpoint,
         connect_timeout=_SECONDS,
         request_timeout=_ANSWER,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=4),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
         allow_delayed_open=True,  # a small object is one request
     )
