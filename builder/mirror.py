@@ -83,7 +83,8 @@ class Mirror:
         path = self.work / name
         if not path.is_file() or checksum(path) != written:
             path.unlink(missing_ok=True)
-            self.store.get(name, path)  # what is missing or damaged there is found by its checksum, and made again
+            if not self.store.get(name, path) or checksum(path) != written:
+                self._stored.pop(name, None)  # found by its checksum before it is used, and made again
 
     def unfinish(self, stage: str) -> None:
         """Before a stage writes: from now on its objects are not those of the stamp."""
