@@ -1,7 +1,7 @@
 """WORK on an object store: stages work on a local copy, and what a stage finished is copied to the store.
 
 The store is the truth. The stamp of a stage names its files and their checksums; it is written after them, and marked
-as unfinished before one of them changes. So a driver with an empty disk finds what is finished without listing anything.
+as unfinished before one of them changes. So a driver with an empty disk finds what is finished, and lists nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from builder.stamps import FOLDER, STAMPED, Stamp, parse_stamp
 from sqid_lib import schemas
 from sqid_lib.cache import default_cache
 from sqid_lib.files import checksum, write_text
-from sqid_lib.object_store import ObjectStore, for_each, is_object_store
+from sqid_lib.object_store import ObjectStore, for_each
 
 _UNFINISHED = "unfinished\n"  # before the stamp of a stage that is being made again
 _DRIVER = "driver.txt"
@@ -33,7 +33,7 @@ def place_of(work: str | os.PathLike[str]) -> tuple[Path, ObjectStore | None]:
     Raises:
         UsageError: not an address of an object store that can be used.
     """
-    if not isinstance(work, str) or not is_object_store(work):
+    if not isinstance(work, str) or "://" not in work:
         return Path(work), None
     store = ObjectStore(work)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", store.url.partition("://")[2])[-64:]

@@ -21,7 +21,7 @@ from sqid_lib.errors import DiskError, DownloadError, MissingFileError, SqidErro
 from sqid_lib.files import replacing
 
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<path>[^?#@]+)")
-_OTHER = ("http", "https", "hf", "file")  # schemes that are not those of object stores
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "memory")
 _BLOCK = 16 << 20  # bytes copied at once
 _SECONDS = 10.0  # for a connection
 _ANSWER = 60.0  # seconds without a byte
@@ -36,7 +36,7 @@ _FIX = "Check the address, the credentials and the network, and run it again; fi
 def is_object_store(text: str | os.PathLike[str]) -> bool:
     """Whether it is the address of an object store, and not a local path or a URL of another kind."""
     match = _ADDRESS.match(text) if isinstance(text, str) else None
-    return match is not None and match["scheme"] not in _OTHER
+    return match is not None and match["scheme"] in _SCHEMES
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ObjectStore:
 
     def __post_init__(self) -> None:
         match = _ADDRESS.fullmatch(self.url)
-        if match is None or match["scheme"] in _OTHER:
+        if match is None or match["scheme"] not in _SCHEMES:
             raise UsageError(
                 "not the address of an object store",
                 where=self.url,

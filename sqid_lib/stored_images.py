@@ -75,8 +75,10 @@ class StoredImages:
                 index = pq.read_table(pa.BufferReader(data or b""), schema=INDEX_SCHEMA)
             except pa.ArrowInvalid as error:
                 raise CorruptFileError(f"cannot be read: {error}", where=f"{store}/{name}", fix=_AGAIN) from error
+            if not index.num_rows:
+                continue
             places = np.stack([index["shard"].to_numpy(), index["group"].to_numpy()])
-            starts: Any = np.flatnonzero(np.r_[True, np.diff(places).any(axis=0)]) if index.num_rows else []
+            starts: Any = np.flatnonzero(np.r_[True, np.diff(places).any(axis=0)])
             for start, stop in zip(starts, [*starts[1:], index.num_rows], strict=True):
                 shard, group = places[:, start].tolist()
                 images._groups.append((ObjectFile(store, f"{folder}/{numbered_name(_KIND, shard)}"), group))

@@ -1,6 +1,6 @@
 """The vectors of a build on an object store: embed/vectors/<encoder>/{encoder.json,texts-*,images-*}.
 
-embed/vectors/encoders.json holds how many files of each kind each encoder may have, and is written before they are made.
+embed/vectors/encoders.json says how many files of each kind an encoder may have, and is written before they are made.
 So every name is known, and nothing relies on listing. A file carries its own checksum.
 """
 

@@ -156,9 +156,7 @@ def test_a_store_that_cannot_be_written_ends_the_build_at_once(
     assert len(s3.requests) < 6
 
 
-def test_one_build_at_a_time_on_a_machine(
-    loaded: Recipe, s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_build_at_a_time_on_a_machine(loaded: Recipe, s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> None:
     def second(*_: object) -> None:
         build(loaded)
 

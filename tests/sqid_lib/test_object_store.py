@@ -75,7 +75,7 @@ def test_a_refusal_to_read_is_not_a_missing_object(s3: LoopbackS3, tmp_path: Pat
     store.write("a", b"1")
     s3.refuse = lambda _method, _key: (403, "AccessDenied", "Access Denied")
     for read in (store.read, store.size, lambda name: store.get(name, tmp_path / "a")):
-        with pytest.raises(DownloadError, match="^s3://bucket/x/a: the object store failed: ACCESS_DENIED"):
+        with pytest.raises(DownloadError, match=r"^s3://bucket/x/a: the object store failed: ACCESS_DENIED"):
             read("a")
 
 
@@ -102,7 +102,7 @@ def test_a_full_disk_here_is_not_the_fault_of_the_store(
 @pytest.mark.parametrize(
     ("text", "is_one"),
     [("s3://b/p", True), ("gs://b", True), ("memory://x", True), ("WORK", False), ("/a/s3://b", False)]
-    + [(other, False) for other in ("https://h/p", "hf://datasets/a/b", "file:///a", "C:\\work")],
+    + [(other, False) for other in ("https://h/p", "hf://datasets/a/b", "file:///a", "ftp://h/a", "C:\\work")],
 )
 def test_which_addresses_are_object_stores(text: str, is_one: bool) -> None:
     assert is_object_store(text) is is_one
@@ -117,4 +117,4 @@ def test_credentials_and_other_addresses_are_refused(text: str) -> None:
 
 def test_a_store_without_its_package_is_refused() -> None:
     with pytest.raises(UsageError, match="no package for this address"):
-        ObjectStore("nothing://x/y").read("a")
+        ObjectStore("oss://x/y").read("a")

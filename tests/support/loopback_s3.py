@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import IO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -53,7 +52,9 @@ class LoopbackS3:
                 return _sized(refused[0], _ERROR.format(*refused[1:]).encode())
             return getattr(self, f"_{method.lower()}")(key, query, headers, body)  # type: ignore[no-any-return]
 
-    def _put(self, key: str, query: dict[str, list[str]], headers: dict[str, str], body: bytes) -> tuple[int, bytes, int]:
+    def _put(
+        self, key: str, query: dict[str, list[str]], headers: dict[str, str], body: bytes
+    ) -> tuple[int, bytes, int]:
         if "aws-chunked" in headers.get("content-encoding", ""):
             body = _read_chunked(io.BytesIO(body))
         if "partNumber" in query:
@@ -83,7 +84,7 @@ class LoopbackS3:
         return _sized(206, data[int(asked[1]) : int(asked[2]) + 1 if asked[2] else None])
 
     def _head(self, key: str, *rest: object) -> tuple[int, bytes, int]:
-        status, data, size = self._get(key, {}, {}, b"")
+        status, _, size = self._get(key, {}, {}, b"")
         return status, b"", size if status == 200 else 0
 
     def _delete(self, key: str, *_: object) -> tuple[int, bytes, int]:
@@ -95,7 +96,7 @@ def _sized(status: int, body: bytes) -> tuple[int, bytes, int]:
     return status, body, len(body)
 
 
-def _read_chunked(file: IO[bytes]) -> bytes:
+def _read_chunked(file: io.BufferedIOBase) -> bytes:
     """A body in chunks, as both HTTP and "aws-chunked" have them, with what follows the last one."""
     chunks = []
     while size := int(file.readline().partition(b";")[0], 16):

@@ -150,9 +150,7 @@ def test_a_worker_elsewhere_stores_its_file_and_does_not_make_it_twice(store: Ob
     assert not wanted.exists()
 
 
-def test_a_damaged_list_of_encoders_is_named(
-    recipe: Recipe, store: ObjectStore, driver: Callable[[str], Path]
-) -> None:
+def test_a_damaged_list_of_encoders_is_named(recipe: Recipe, store: ObjectStore, driver: Callable[[str], Path]) -> None:
     work = driver("first")
     store.write("embed/vectors/encoders.json", b"[1")
     with pytest.raises(CorruptFileError, match=r"encoders\.json: is damaged"):

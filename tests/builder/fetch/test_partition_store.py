@@ -14,9 +14,9 @@ from fetch_fixtures import resolved
 from hostile_server import STATIC, LoopbackServer, Request, answer, jpeg
 
 from builder.fetch import fetch, partition, partition_store
+from builder.fetch.local_images import local_images
 from builder.fetch.partition import Partition, open_downloader
 from builder.fetch.partition_store import FetchStore
-from builder.fetch.stage import local_images
 from builder.recipe import EsciSettings, FetchSettings, Recipe
 from sqid_lib.errors import CorruptFileError, DiskError, StageError
 from sqid_lib.object_store import ObjectStore, _filesystem
@@ -158,6 +158,15 @@ def test_the_images_of_a_lost_object_alone_are_requested_again(
     assert "objects in memory://" in capsys.readouterr().err
     assert requested(server) == {"/4.jpg", "/5.jpg", "/7.jpg", "/8.jpg"}
     assert {name: objects(store)[name] for name in SHARDS} == {name: whole[name] for name in SHARDS}
+
+
+def test_a_partition_without_images_is_no_damage(
+    recipe: Recipe, server: LoopbackServer, store: ObjectStore, tmp_path: Path
+) -> None:
+    fetch(recipe, resolved(tmp_path, f"{HOST}/6.jpg"), store=store)
+    StoredImages.of_store(store).check([])
+    fetch(recipe, resolved(tmp_path, f"{HOST}/6.jpg"), store=store)
+    assert requested(server) == {"/6.jpg"}
 
 
 def test_a_worker_elsewhere_leaves_nothing_on_the_disk_of_the_driver(
