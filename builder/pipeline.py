@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from builder import engines, packages, summary, times
+from builder.mirror import Mirror, place_of
 from builder.plan import pending, plan
 from builder.sample import sample
 from builder.stages import STAGES, check_stage, inputs_of, key_of, stages_of
@@ -50,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of `build`; the fields are its arguments, and the stamps of its work directory."""
+    """One run of `build`; the fields are its arguments, and the stamps and the mirror of its work directory."""
 
     recipe: Recipe
     work: Path
@@ -58,11 +60,12 @@ class _Run:
     engine: str
     command: str
     say: Callable[[str], None]
+    mirror: Mirror | None = None
 
 
 def build(
     recipe: Recipe,
-    work: Path,
+    work: str | os.PathLike[str],
     *,
     only: str | None = None,
     engine: str = "local",
@@ -73,6 +76,8 @@ def build(
     """Run the stages of a recipe; the release is WORK/sqid. What became of the images is in WORK/summary.json.
 
     Args:
+        work: a directory, or the address of a folder of an object store, such as s3://bucket/prefix; the stages then
+            work on a copy in the cache of this machine.
         only: run this stage alone.
         engine: what runs the tasks of a stage, a key of `engines.ENGINES`.
         retry: image statuses to fetch again; with `only="resolve"`, statuses of pages to visit again.
@@ -80,24 +85,31 @@ def build(
         command: what to type to run this build again, for the summary.
 
     Returns:
-        The release; with `only`, what that stage made.
+        The release; with `only`, what that stage made. Of an object store, the copy on this machine.
 
     Raises:
         UsageError: an unknown stage, engine or status.
         MissingExtraError: a stage that would run needs packages that are not installed; nothing was run.
         CountError: a count stated in [expect] is not met.
         StageError: another build is running in `work`.
+        DiskError, DownloadError: the object store fails; work finished before is kept.
         SqidError: whatever a stage finds wrong; work finished before is kept.
     """
     check_names(only=only, engine=engine, retry=retry)
     stages = stages_of(recipe, only)
     if recipe.artifacts and recipe.expect.min_images is not None:
         raise RecipeError("needs the stage fetch, which [artifacts] skips", where="expect.min_images", fix="Remove it.")
+    command = command or f"sqid build {recipe.name} --work {work}"
+    work, store = place_of(work)
     work.mkdir(parents=True, exist_ok=True)
-    run = _Run(recipe, work, Stamps(work), engine, command or f"sqid build {recipe.name} --work {work}", say)
+    mirror = Mirror(work, store) if store else None
+    run = _Run(recipe, work, Stamps(work), engine, command, say, mirror)
     try:
         with filelock.FileLock(work / ".lock", timeout=0):
             remove_parts(work)
+            if mirror:
+                mirror.begin()
+                mirror.pull()
             _check_packages(run, stages, retry)
             with _summary(run, stages):
                 checked = False  # the release that this build has just written
@@ -166,6 +178,8 @@ def _say_summary(run: _Run) -> None:
     for line in found.lines():
         run.say(line)
     found.write(run.work, run.recipe)
+    if run.mirror:
+        run.mirror.push_summary()
     warning = found.warning()
     if warning:
         _log.warning("%s", warning)
@@ -182,10 +196,14 @@ def _build_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool:
         run.say(f"{describe(changed)}: made again")
         stamps.remove_changed(stage)
     elif key and before and key == before.key:
+        if run.mirror:
+            run.mirror.push(stage)
         run.say(f"{stage}: {summary.made(stage, work)}, done before")
         return False
     run.say(f"{stage} …")
     stamps.remove(stage)
+    if run.mirror:
+        run.mirror.unfinish(stage)
     began = time.monotonic()
     try:
         worked = _run_stage(run, stage, retry)
@@ -198,6 +216,8 @@ def _build_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool:
         worked = stamps.read(stage) != before if worked is None else worked
     if worked and stage in STAMPED:  # of validate, which always runs, the time with the release is recorded
         times.record(work, stage, time.monotonic() - began)
+    if run.mirror:
+        run.mirror.push(stage)
     run.say(f"{stage}: {summary.made(stage, work)}{'' if worked else ', done before'}")
     if stage == "fetch":
         summary.check_images(recipe, work, run.command)
@@ -226,6 +246,7 @@ def _run_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool | None:
     A release is validated before it is put in place.
     """
     recipe, work = run.recipe, run.work
+    store = run.mirror.store if run.mirror else None
     match stage:
         case "sample":
             sample(recipe, work)
@@ -237,11 +258,11 @@ def _run_stage(run: _Run, stage: str, retry: Sequence[str]) -> bool | None:
         case "fetch":
             from builder.fetch import fetch
 
-            return fetch(recipe, work, retry, run.engine) > 0
+            return fetch(recipe, work, retry, run.engine, store) > 0
         case "embed":
             from builder.embed import embed
 
-            embed(recipe, work, run.engine)
+            embed(recipe, work, run.engine, store)
             return None
         case "release":
             from builder.release import release

@@ -53,11 +53,8 @@ class Stamps:
     def read(self, stage: str) -> Stamp | None:
         """The stamp of a stage; None if the stage has not finished, or its stamp is damaged."""
         try:
-            text = self.path(stage).read_text(encoding="utf-8")
-            body, _, check = text.rstrip("\n").rpartition("\n")
-            content = json.loads(body)
-            return Stamp(content["key"], content["files"]) if check == text_checksum(body) else None
-        except (OSError, ValueError, KeyError, TypeError):
+            return parse_stamp(self.path(stage).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return None
 
     def write(self, stage: str, key: str) -> None:
@@ -127,6 +124,16 @@ class Stamps:
     def path(self, stage: str) -> Path:
         """Where the stamp of a stage is."""
         return self._work / FOLDER / stage
+
+
+def parse_stamp(text: str) -> Stamp | None:
+    """What the text of a stamp says; None if it is damaged."""
+    body, _, check = text.rstrip("\n").rpartition("\n")
+    try:
+        content = json.loads(body)
+        return Stamp(content["key"], content["files"]) if check == text_checksum(body) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def describe(changed: Mapping[str, str]) -> str:

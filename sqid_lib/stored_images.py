@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +20,17 @@ from numpy.typing import NDArray
 
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, IntegrityError, SchemaError
-from sqid_lib.files import parse_numbered_name, part_folders
+from sqid_lib.files import numbered_name, parse_numbered_name, part_folders
+from sqid_lib.object_store import ObjectFile, ObjectStore
 
 DIGEST = pa.binary(32)  # a sha256
 _KIND = "images"  # in the names of files
 _AT_ONCE = 1_000  # images in memory
 _AGAIN = "Move the file away and run the fetch stage again."
+# on an object store, where no folder is listed: the folders of all images, and in each of them where its images are
+FOLDERS, INDEX = "fetch/folders.json", "index.parquet"
+INDEX_SCHEMA = pa.schema([("sha256", DIGEST), ("shard", pa.int32()), ("group", pa.int32())])
+_AT_A_TIME = 8  # row groups read from an object store
 _UNKNOWN, _NOWHERE = -1, -2  # where an image lies in its file: not looked yet; not there in one piece
 
 
@@ -35,9 +44,9 @@ class StoredImages:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._groups: list[tuple[Path, int]] = []  # a file, and the number of a row group in it
-        digests = []
+        self._folder: Path | ObjectStore = folder
+        self._groups: list[tuple[Path | ObjectFile, int]] = []  # a file, and the number of a row group in it
+        digests: list[pa.Array] = []
         for path in (path for part in part_folders(folder) for path in sorted(part.glob("*"))):
             name = parse_numbered_name(path)
             if name is None or name[0] != _KIND:
@@ -46,6 +55,39 @@ class StoredImages:
                 for group in range(file.num_row_groups):
                     self._groups.append((path, group))
                     digests.append(_digests(_read(path, file, group, ["sha256"])["sha256"].to_pylist()))
+        self._set_digests(digests)
+
+    @classmethod
+    def of_store(cls, store: ObjectStore) -> StoredImages:
+        """The images of a WORK on an object store.
+
+        Raises:
+            CorruptFileError: an index cannot be read.
+            DownloadError: the store fails.
+        """
+        images = cls.__new__(cls)
+        images._folder, images._groups = store, []
+        digests = []
+        for folder in json.loads(store.read(FOLDERS) or b"[]"):
+            name = f"{folder}/{INDEX}"
+            data = store.read(name)
+            try:
+                index = pq.read_table(pa.BufferReader(data or b""), schema=INDEX_SCHEMA)
+            except pa.ArrowInvalid as error:
+                raise CorruptFileError(f"cannot be read: {error}", where=f"{store}/{name}", fix=_AGAIN) from error
+            if not index.num_rows:
+                continue
+            places = np.stack([index["shard"].to_numpy(), index["group"].to_numpy()])
+            starts: Any = np.flatnonzero(np.r_[True, np.diff(places).any(axis=0)])
+            for start, stop in zip(starts, [*starts[1:], index.num_rows], strict=True):
+                shard, group = places[:, start].tolist()
+                images._groups.append((ObjectFile(store, f"{folder}/{numbered_name(_KIND, shard)}"), group))
+                digests.append(index["sha256"].slice(start, stop - start).combine_chunks())
+        images._set_digests(digests)
+        return images
+
+    def _set_digests(self, digests: Sequence[pa.Array]) -> None:
+        self._metadata = lru_cache(maxsize=64)(_metadata)  # of an object, for its many row groups
         self._stored = pa.chunked_array(digests, DIGEST).combine_chunks()
         self._starts = np.cumsum([0, *map(len, digests)])
         self._places = np.full((len(self._stored), 2), _UNKNOWN, np.int64)  # first byte in the file, and how many
@@ -71,11 +113,26 @@ class StoredImages:
             names = sha256s[start : start + _AT_ONCE]
             images: dict[str, bytes] = {}
             numbers = self._numbers(names)
-            for number in np.unique(numbers).tolist():
-                path, group = self._groups[number]
-                wanted = {name for name, of in zip(names, numbers.tolist(), strict=True) if of == number}
-                images |= _read_images(path, group, wanted)
+            wanted: dict[int, set[str]] = {}
+            for name, number in zip(names, numbers.tolist(), strict=True):
+                wanted.setdefault(number, set()).add(name)
+            for found in self._read_groups(wanted):
+                images |= found
             yield from (images[name] for name in names)
+
+    def _read_groups(self, wanted: Mapping[int, set[str]]) -> Iterator[dict[str, bytes]]:
+        """Some images of each row group; those of an object store are read several groups at a time."""
+
+        def read(number: int) -> dict[str, bytes]:
+            path, group = self._groups[number]
+            metadata = self._metadata(path) if isinstance(path, ObjectFile) else None
+            return _read_images(path, group, wanted[number], metadata)
+
+        if isinstance(self._folder, Path):
+            yield from map(read, sorted(wanted))
+        else:
+            with ThreadPoolExecutor(_AT_A_TIME) as threads:
+                yield from threads.map(read, sorted(wanted))
 
     def read_few(self, sha256s: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Each of some images that is stored with its bytes, in the order of files; other row groups are not read.
@@ -138,23 +195,40 @@ def _digests(sha256s: Sequence[str]) -> pa.Array:
     return as_digests(bytes.fromhex("".join(sha256s)))
 
 
-def _check_bytes(image: bytes, sha256: str, path: Path) -> None:
+def _check_bytes(image: bytes, sha256: str, path: Path | ObjectFile) -> None:
     if hashlib.sha256(image).hexdigest() != sha256:
-        raise CorruptFileError("an image is not that of its sha256", where=path, fix=_AGAIN)
+        raise CorruptFileError("an image is not that of its sha256", where=path, fix=_fix(path))
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
+def _open(path: Path | ObjectFile, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, memory_map=False) as file:
-            yield file
+        if isinstance(path, ObjectFile):
+            with path.open() as opened, pq.ParquetFile(opened, metadata=metadata) as file:
+                yield file
+        else:
+            with pq.ParquetFile(path, memory_map=False) as file:
+                yield file
     except (pa.ArrowInvalid, OSError) as error:
-        raise CorruptFileError(f"cannot be read: {error}", where=path, fix=_AGAIN) from error
+        if isinstance(path, ObjectFile) and not isinstance(error, pa.ArrowInvalid):
+            raise path.store.failure(path.name, error) from error
+        raise CorruptFileError(f"cannot be read: {error}", where=path, fix=_fix(path)) from error
 
 
-def _read_images(path: Path, group: int, wanted: AbstractSet[str]) -> dict[str, bytes]:
-    """Some images of a row group, each checked."""
+def _fix(path: Path | ObjectFile) -> str:
+    return _AGAIN if isinstance(path, Path) else "Remove this object and build again: its images are fetched again."
+
+
+def _metadata(path: ObjectFile) -> pq.FileMetaData:
     with _open(path) as file:
+        return file.metadata
+
+
+def _read_images(
+    path: Path | ObjectFile, group: int, wanted: AbstractSet[str], metadata: pq.FileMetaData | None = None
+) -> dict[str, bytes]:
+    """Some images of a row group, each checked."""
+    with _open(path, metadata) as file:
         table = _read(path, file, group, schemas.IMAGES_SCHEMA.names)
     stored = zip(table["sha256"].to_pylist(), table["image"], strict=True)
     images = {sha256: image.as_py() for sha256, image in stored if sha256 in wanted}
@@ -163,7 +237,7 @@ def _read_images(path: Path, group: int, wanted: AbstractSet[str]) -> dict[str, 
     return images
 
 
-def _read(path: Path, file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+def _read(path: Path | ObjectFile, file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
     table = file.read_row_group(group, columns=columns)
     wanted = pa.schema([schemas.IMAGES_SCHEMA.field(name) for name in columns])
     if table.column_names != columns:
@@ -171,7 +245,7 @@ def _read(path: Path, file: pq.ParquetFile, group: int, columns: list[str]) -> p
     return table.cast(wanted)
 
 
-def _find_places(path: Path, group: int) -> NDArray[np.int64]:
+def _find_places(path: Path | ObjectFile, group: int) -> NDArray[np.int64]:
     """Where each image of a row group lies in its file, [N, 2]."""
     with _open(path) as file:
         images = _read(path, file, group, ["image"])["image"].to_pylist()

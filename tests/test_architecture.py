@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = (
     ("errors",),
     ("schemas", "files"),
-    ("cache",),
+    ("cache", "object_store"),
     ("sources",),
     ("tables", "images", "stored_images"),
     ("product_images",),
@@ -34,12 +34,25 @@ LIBRARY = (
 # builder: a room imports itself, sqid_lib and the rooms listed here
 _SHARED = ("recipe", "progress", "engines", "http", "database", "catalogue")
 _STAGES = ("sample", "resolve", "fetch", "embed")
-_PIPELINE = (*_SHARED, *_STAGES, "release", "validate", "packages", "summary", "stamps", "times", "stages", "plan")
+_PIPELINE = (
+    *_SHARED,
+    *_STAGES,
+    "release",
+    "validate",
+    "packages",
+    "summary",
+    "stamps",
+    "times",
+    "stages",
+    "plan",
+    "mirror",
+)
 BUILDER: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "database": (),
     "stamps": (),
     "times": (),
+    "mirror": ("stamps", "times"),
     "progress": (),
     "recipe_values": (),
     "recipe": ("recipe_values",),

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from builder import demo, pipeline
 from builder.engines import ENGINES
+from builder.mirror import Mirror, place_of
 from sqid_lib.errors import SqidError, UsageError, first_line
+from sqid_lib.object_store import ObjectStore
 
 DESCRIPTION = f"""Run the stages {" → ".join(pipeline.STAGES)}.
 Finished work is kept: after an interruption, run it again and it continues.
@@ -26,6 +28,7 @@ EXAMPLE = """examples:
   sqid build recipe.toml --print-recipe
   sqid build recipe.toml --work WORK --set encoder.model=openai/clip-vit-base-patch32
   sqid build recipe.toml --work /shared/WORK --engine ray --ray-address auto
+  sqid build recipe.toml --work s3://BUCKET/run1 --engine ray --ray-address auto
   sqid build recipe.toml --work WORK --only fetch --retry not_found,blocked
 """
 
@@ -35,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLE
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a TOML file, or the name of a packaged recipe: sqid, demo")
-    add("--work", type=Path, metavar="WORK", help="directory for everything that is made (required)")
+    add(
+        "--work",
+        metavar="WORK",
+        help="directory, or s3:// or gs:// address, for everything that is made (required)",
+    )
     add("--only", metavar="STAGE", help=f"run one stage: {', '.join(pipeline.STAGES)}")
     engines = "{" + ",".join(ENGINES) + "}"
     add("--engine", default="local", metavar=engines, help="what runs the tasks of fetch and embed (default local)")
@@ -62,8 +69,11 @@ def run(args: argparse.Namespace) -> int:
         return _print_recipe(args)
     if args.work is None:
         raise UsageError("--work is missing", expected="--work WORK, the directory for everything that is made")
+    local, store = place_of(args.work)
     if args.check:
-        return _check(args.work)
+        if store is not None:
+            raise UsageError("--check reads a directory", got=args.work, fix="A build checks what it uses by itself.")
+        return _check(local)
     if args.ray_address is not None:
         if args.engine != "ray":
             raise UsageError("--ray-address belongs to --engine ray", got=f"--engine {args.engine}")
@@ -71,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
     args.retry = [status for value in args.retry for status in value.split(",") if status]
     pipeline.check_names(only=args.only, engine=args.engine, retry=args.retry)
     if args.dry_run:
-        sys.stdout.writelines(f"{stage}: {words}\n" for stage, words in _plan(args).items())
+        sys.stdout.writelines(f"{stage}: {words}\n" for stage, words in _plan(args, local, store).items())
         return 0
     for name in ("sqid_lib.tables", "sqid_lib.joined", "builder.catalogue"):  # how files were read
         logging.getLogger(name).setLevel(logging.INFO)
-    with _demo_shop(args) as overrides:
+    with _demo_shop(args, local) as overrides:
         loaded = recipe.load(args.recipe, [*overrides, *args.overrides])
         made = pipeline.build(
             loaded,
@@ -87,8 +97,10 @@ def run(args: argparse.Namespace) -> int:
             command=_command(args),
         )
         if args.only is None:
-            _write_report(args.work)
-    sys.stdout.write(f"{made}\n")
+            _write_report(local)
+            if store is not None:
+                Mirror(local, store).push_summary()
+    sys.stdout.write(f"{made if store is None else f'{store}/{made.relative_to(local).as_posix()}'}\n")
     return 0
 
 
@@ -129,27 +141,29 @@ def _print_recipe(args: argparse.Namespace) -> int:
     if _is_demo(args):
         if args.work is None:
             raise UsageError("the demo's recipe names files in WORK", expected="--work WORK")
-        overrides = demo.overrides(args.work)
-    drawn = not _is_demo(args) or demo.is_drawn(args.work)
+        overrides = demo.overrides(place_of(args.work)[0])
+    drawn = not _is_demo(args) or demo.is_drawn(place_of(args.work)[0])
     sys.stdout.write(as_toml(recipe.load(args.recipe, [*overrides, *args.overrides], check_inputs=drawn)))
     return 0
 
 
-def _plan(args: argparse.Namespace) -> Mapping[str, str]:
+def _plan(args: argparse.Namespace, work: Path, store: ObjectStore | None) -> Mapping[str, str]:
     from builder import recipe
 
+    if store is not None:
+        Mirror(work, store).pull()
     first, overrides = {}, []
     if _is_demo(args):
-        overrides = demo.overrides(args.work)
-        if not demo.is_drawn(args.work):
-            first = {"shop": f"would be drawn in {args.work / 'shop'}"}
+        overrides = demo.overrides(work)
+        if not demo.is_drawn(work):
+            first = {"shop": f"would be drawn in {work / 'shop'}"}
     loaded = recipe.load(args.recipe, [*overrides, *args.overrides], check_inputs=not first)
-    return first | pipeline.plan(loaded, args.work, only=args.only, retry=args.retry)
+    return first | pipeline.plan(loaded, work, only=args.only, retry=args.retry)
 
 
 def _command(args: argparse.Namespace) -> str:
     """What to type to run the whole build again."""
-    words = ["sqid", "build", args.recipe, "--work", str(args.work)]
+    words = ["sqid", "build", args.recipe, "--work", args.work]
     if args.engine != "local":
         words += ["--engine", args.engine]
     for override in args.overrides:
@@ -158,12 +172,12 @@ def _command(args: argparse.Namespace) -> str:
 
 
 @contextlib.contextmanager
-def _demo_shop(args: argparse.Namespace) -> Iterator[list[str]]:
+def _demo_shop(args: argparse.Namespace, work: Path) -> Iterator[list[str]]:
     """The packaged recipe `demo` needs its shop: drawn in WORK/shop, with the images served from 127.0.0.1."""
     if not _is_demo(args):
         yield []
         return
-    with demo.prepare(args.work) as overrides:
+    with demo.prepare(work) as overrides:
         yield overrides
 
 

@@ -6,6 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from sqid_lib.object_store import is_object_store
+from sqid_lib.sources.object_copy import local_copy
+
 DESCRIPTION = """Publish a validated release as one atomic commit and a tag, then read it back
 and compare. The token comes from HF_TOKEN or `hf auth login`."""
 EXAMPLE = """examples:
@@ -18,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sqid push` on `parser`."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLE
     add = parser.add_argument
-    add("release", type=Path, metavar="DIR", help="directory of a release")
+    add("release", metavar="DIR", help="directory of a release, or its s3:// or gs:// address")
     add("--repo", required=True, metavar="ORG/NAME", help="Hub dataset; created if it does not exist")
     add("--tag", metavar="vX.Y.Z", help="tag on exactly this commit: v and the version of the release")
     add("--private", action="store_true", help="create the dataset private")
@@ -29,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what was published on stdout; returns 0."""
     from builder import hub
 
-    result = hub.push(args.release, args.repo, tag=args.tag, private=args.private, dry_run=args.dry_run)
+    release = local_copy(args.release) if is_object_store(args.release) else Path(args.release)
+    result = hub.push(release, args.repo, tag=args.tag, private=args.private, dry_run=args.dry_run)
     sys.stdout.write(f"{result}\n")
     return 0

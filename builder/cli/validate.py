@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from sqid_lib.errors import UsageError
+from sqid_lib.object_store import is_object_store
+from sqid_lib.sources.object_copy import local_copy
 
 DESCRIPTION = """Run every check on a release and list all problems, one a line.
 Exit status 0 if there are none, 1 if there are some."""
@@ -15,16 +17,17 @@ Exit status 0 if there are none, 1 if there are some."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sqid validate` on `parser`."""
     parser.description, parser.epilog = DESCRIPTION, "example: sqid validate WORK/sqid"
-    parser.add_argument("release", type=Path, metavar="DIR", help="directory of a release")
+    parser.add_argument("release", metavar="DIR", help="directory of a release, or its s3:// or gs:// address")
 
 
 def run(args: argparse.Namespace) -> int:
     """List the problems on stdout; returns 1 if there are any."""
     from builder.validate import validate
 
-    if not args.release.is_dir():
+    release = local_copy(args.release) if is_object_store(args.release) else Path(args.release)
+    if not release.is_dir():
         raise UsageError("no such directory", where=args.release, expected="a release, such as WORK/sqid")
-    problems = validate(args.release)
+    problems = validate(release)
     if problems:
         sys.stdout.writelines(f"{problem}\n" for problem in problems)
         sys.stderr.write(f"{args.release}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n")

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from builder.embed import vectors
 from builder.embed.inputs import TEXTS, Items, Numbers
 from builder.embed.local import Local
+from builder.embed.vector_store import VectorStore
 from builder.engines import Tick, Work
 from builder.progress import note
 from builder.recipe import Recipe
 from sqid_lib import schemas
 from sqid_lib.encoders.batching import Floats, VectorBatches
 from sqid_lib.errors import EncoderError
+from sqid_lib.object_store import ObjectStore
 from sqid_lib.stored_images import as_digests
 from sqid_lib.tables.vector_columns import fixed_lists
 
@@ -96,6 +98,11 @@ class EncodeTasks(Sequence[EncodeTask]):
         self._kind, self._items, self._size, self._settings, self._blocks = kind, missing, size, settings, blocks
         self._paths = [next(paths) for _ in range(0, len(missing.values), size)]
 
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The file of each task."""
+        return self._paths
+
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -114,10 +121,13 @@ class EncodeTasks(Sequence[EncodeTask]):
         return EncodeTask(path, self._kind, values, b"".join(digests), self._settings)
 
 
-def open_backend(recipe: Recipe, work: Path, record: dict[str, Any], place: str) -> Backend:
+def open_backend(
+    recipe: Recipe, work: Path, record: dict[str, Any], place: str, store: ObjectStore | None = None
+) -> Backend:
     """The recipe's backend on a device.
 
     Args:
+        store: where the images are, if that is not `work`.
         record: revision and linear to use, of a recipe or of an earlier `Backend.record`.
     """
     if recipe.encoder.backend == "replicate":
@@ -127,7 +137,7 @@ def open_backend(recipe: Recipe, work: Path, record: dict[str, Any], place: str)
         return Replicate(recipe)
     revision = "" if Path(recipe.encoder.model).is_dir() else f" (revision {record['revision']})"
     note(f"embed: loading {recipe.encoder.model}{revision} on {place}")
-    return Local(recipe, work, place, record)
+    return Local(recipe, work, place, record, store)
 
 
 @dataclass(frozen=True)
@@ -136,24 +146,34 @@ class OpenEncoder:
 
     Attributes:
         backend: one that is open in this process already; a pickled copy opens its own.
+        store: where images are read and vectors are kept, if that is not `work`.
     """
 
     recipe: Recipe
     work: Path
     record: dict[str, Any]
     backend: Backend | None = None
+    store: VectorStore | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "backend": None}
 
     @contextmanager
     def __call__(self, place: str) -> Iterator[Work[EncodeTask]]:
-        backend = self.backend or open_backend(self.recipe, self.work, self.record, place)
+        images = self.store.store if self.store else None
+        backend = self.backend or open_backend(self.recipe, self.work, self.record, place, images)
 
         def complete(task: EncodeTask, tick: Tick) -> None:
             if task.trial:
                 encode(task, backend, self.record["width"], lambda *_: None)
-            elif vectors.holds(task.path, as_digests(task.digests)):
+            elif self.store is None:
+                make(task, tick)
+            else:
+                with self.store.placed(task.path) as path:
+                    make(replace(task, path=path), tick)
+
+        def make(task: EncodeTask, tick: Tick) -> None:
+            if vectors.holds(task.path, as_digests(task.digests)):
                 tick(len(task.items))
             else:
                 encode(task, backend, self.record["width"], tick)

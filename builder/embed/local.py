@@ -14,6 +14,7 @@ from builder.recipe import Recipe
 from sqid_lib.encoders.batching import VectorBatches, in_batches
 from sqid_lib.errors import missing_extra
 from sqid_lib.images import ImageError, decode_for_model
+from sqid_lib.object_store import ObjectStore
 from sqid_lib.stored_images import StoredImages
 
 if TYPE_CHECKING:
@@ -35,12 +36,15 @@ class Local:
         work: the build's work directory.
         device: as torch names it, or "auto".
         record: revision and linear to use: of an earlier run's `record`, to encode exactly as that run did.
+        store: where the images are, if that is not `work`.
 
     Raises:
         EncoderError, UsageError, MissingExtraError: as `sqid_lib.load_encoder`.
     """
 
-    def __init__(self, recipe: Recipe, work: Path, device: str, record: dict[str, Any]) -> None:
+    def __init__(
+        self, recipe: Recipe, work: Path, device: str, record: dict[str, Any], store: ObjectStore | None = None
+    ) -> None:
         from sqid_lib.encoders import load_encoder
 
         settings = recipe.encoder
@@ -54,7 +58,7 @@ class Local:
         )
         self._settings, self._max_pixels = settings, recipe.fetch.max_pixels
         self._keep_truncated = recipe.fetch.truncated == "keep"
-        self._folder = work / "fetch"
+        self._folder, self._store = work / "fetch", store
 
     @property
     def record(self) -> dict[str, Any]:
@@ -103,7 +107,7 @@ class Local:
 
     @cached_property
     def _stored(self) -> StoredImages:
-        return StoredImages(self._folder)
+        return StoredImages(self._folder) if self._store is None else StoredImages.of_store(self._store)
 
 
 def devices(setting: str) -> list[str]:

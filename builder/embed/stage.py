@@ -22,10 +22,12 @@ from builder.embed import rows, shards
 from builder.embed.encode import Backend, EncodeTasks, OpenEncoder, open_backend
 from builder.embed.inputs import IMAGES, TEXTS, Inputs, Items, read_inputs
 from builder.embed.local import devices
+from builder.embed.vector_store import VectorStore
 from builder.embed.vectors import Found, Vectors
 from builder.engines import Job
 from builder.progress import note, progress
 from builder.recipe import Recipe
+from sqid_lib.object_store import ObjectStore
 
 __all__ = ["embed"]
 
@@ -36,7 +38,7 @@ _EARLIER = "items"  # vectors of an earlier layout, by their place in a shard
 _EXACT = ("max_pixels", "truncated")  # settings that change no vector
 
 
-def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
+def embed(recipe: Recipe, work: Path, engine: str = "local", store: ObjectStore | None = None) -> None:
     """Make WORK/embed/{products,queries,supp}-*.parquet and encoder.json from what sample and fetch left in WORK.
 
     Vectors that are there for the same encoder and content are reused, also those made with other sizes of batches or
@@ -47,6 +49,7 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
         recipe: [encoder] chooses the model; `selection.embed_supp` adds the supplementary products.
         work: the build's work directory.
         engine: of `builder.engines.ENGINES`.
+        store: where images are read and vectors are kept; `work` is then the copy of this machine.
 
     Raises:
         UsageError: an unknown engine or device.
@@ -60,26 +63,34 @@ def embed(recipe: Recipe, work: Path, engine: str = "local") -> None:
     folder = work / "embed"
     inputs, places = _inputs(recipe, work), _places(recipe, engine)
     shards.remove_unfinished([folder, *(folder / _VECTORS).glob("*")])
+    stored = VectorStore(store, work, scratch=engine != "local") if store else None
+    if stored is not None:
+        stored.pull_records()
     record, backend = records.find(folder / _VECTORS, recipe, places), None
     if record is None:
-        backend = _open_first(recipe, work, places, None, engine)
+        backend = _open_first(recipe, work, places, None, engine, stored)
         record = records.request(recipe, places) | backend.record
     planned = _plan(folder, inputs, recipe, record)
     unfinished, damaged = rows.unfinished(planned)
     if backend is not None:  # no vectors of this encoder: the rows, if there are any, are not kept without them
         unfinished = planned
-    home = folder / _VECTORS / records.key(record)
+    key = records.key(record)
+    home = folder / _VECTORS / key
     idle = (path for path in (folder / _VECTORS).glob("*/*.parquet") if not unfinished or path.parent != home)
     if removed := shards.remove_damaged(idle):  # nothing that is made now needs them
         note(f"embed: damaged, and made again when they are needed: {', '.join(removed[:3])} in {folder}")
     if unfinished:
+        if stored is not None:
+            stored.pull(key)
         vectors = Vectors(home, records.limits(recipe))
-        _report_damaged([path.name for path in damaged] + vectors.remove_damaged(), folder)
+        _report_damaged([path.name for path in damaged] + (lost := vectors.remove_damaged()), folder)
+        if stored is not None:
+            stored.remove(lost, key)
         found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
         _report_reuse(recipe, record, places, engines.threads(engine, recipe.engine), vectors, found)
         if backend is not None:
             records.write(home / records.NAME, record)
-        _Encoding(engine, recipe, work, places, record, backend).run(vectors, inputs, found)
+        _Encoding(engine, recipe, work, places, record, backend, stored).run(vectors, inputs, found)
         found = {kind: vectors.find(kind, items.digests) for kind, items in inputs.items.items()}
         for shard in unfinished:
             rows.write(shard, vectors, found, record["width"])
@@ -108,7 +119,10 @@ def pending(recipe: Recipe, work: Path) -> str | None:
 
 @dataclass(frozen=True)
 class _Encoding:
-    """How this run encodes: by the engine of that name, with which encoder; `backend` if one is open."""
+    """How this run encodes: by the engine of that name, with which encoder; `backend` if one is open.
+
+    `stored` is where images are read and vectors kept, if that is not `work`.
+    """
 
     engine: str
     recipe: Recipe
@@ -116,6 +130,7 @@ class _Encoding:
     places: list[str]
     record: dict[str, Any]
     backend: Backend | None
+    stored: VectorStore | None
 
     def run(self, vectors: Vectors, inputs: Inputs, found: dict[str, Found]) -> None:
         """Encode what was not found, texts first."""
@@ -124,8 +139,8 @@ class _Encoding:
             return
         backend, here = self.backend, _in_this_process(self.places, self.engine)
         if here and backend is None:
-            backend = _open_first(self.recipe, self.work, self.places, self.record, self.engine)
-        worker = OpenEncoder(self.recipe, self.work, self.record, backend if here else None)
+            backend = _open_first(self.recipe, self.work, self.places, self.record, self.engine, self.stored)
+        worker = OpenEncoder(self.recipe, self.work, self.record, backend if here else None, self.stored)
         threads = engines.threads(self.engine, self.recipe.engine)
         with engines.find(self.engine)(self.recipe.engine) as engine:
             for kind in kinds:
@@ -135,8 +150,12 @@ class _Encoding:
                 settings = records.settings(self.recipe, self.record, self.places, kind, threads)
                 size = self.recipe.encoder.shard_rows
                 tasks = EncodeTasks(kind, wanted, size, vectors.free_names(kind), settings, numbers)
+                if self.stored is not None:
+                    self.stored.announce(records.key(self.record), tasks.paths)
                 with progress("embed", len(wanted.values), unit=kind.removesuffix("s")) as bar:
                     engine.run(Job(worker, tasks, self.places), bar.update)
+        if self.stored is not None:
+            self.stored.pull(records.key(self.record))
         vectors.refresh()
 
 
@@ -169,12 +188,19 @@ def _is_remote(recipe: Recipe) -> bool:
     return recipe.encoder.backend == "replicate"
 
 
-def _open_first(recipe: Recipe, work: Path, places: list[str], record: dict[str, Any] | None, engine: str) -> Backend:
+def _open_first(
+    recipe: Recipe,
+    work: Path,
+    places: list[str],
+    record: dict[str, Any] | None,
+    engine: str,
+    stored: VectorStore | None,
+) -> Backend:
     """The backend in this process: on the place, or on the CPU if the places are for workers in other processes."""
     linear = "auto" if places[0].startswith("cpu") else "plain"
     opening = record or {"revision": recipe.encoder.revision, "linear": linear}
     here = _in_this_process(places, engine) or places[0] == records.REMOTE
-    return open_backend(recipe, work, opening, places[0] if here else "cpu")
+    return open_backend(recipe, work, opening, places[0] if here else "cpu", stored.store if stored else None)
 
 
 # -- what is reported -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -42,6 +42,9 @@ class Outcome(NamedTuple):
     rules: str | None = None
 
 
+Recorded = Callable[["Ledger", Sequence[tuple[Outcome, int | None]]], None]
+
+
 class Ledger:
     """Outcomes by URL, and where in the spool the images are that are in no shard yet. A context manager.
 
@@ -51,13 +54,15 @@ class Ledger:
     Args:
         folder: holds ledger.sqlite and spool.bin.
         check: compare every outcome with its checksum; damaged ones are dropped, and their URLs are requested again.
+        recorded: called with the ledger and what `record` has just committed.
 
     Attributes:
         spool: the spool's descriptor, for those who write to it.
         spool_path: its path, for messages.
     """
 
-    def __init__(self, folder: Path, *, check: bool = False) -> None:
+    def __init__(self, folder: Path, *, check: bool = False, recorded: Recorded | None = None) -> None:
+        self._recorded = recorded
         folder.mkdir(parents=True, exist_ok=True)
         self.spool_path = folder / "spool.bin"
         self._db = open_database(folder / NAME, TABLES, check=check)
@@ -100,6 +105,8 @@ class Ledger:
         with reporting_disk_errors(self.spool_path), transaction(self._db):
             self._db.executemany("INSERT OR IGNORE INTO images VALUES (?, ?, ?)", images)
             self._db.executemany(_RECORD, outcomes)
+        if self._recorded is not None:
+            self._recorded(self, results)
 
     def forget(self, statuses: Iterable[str]) -> None:
         """Drop the outcomes of these statuses, so that their URLs are tried again."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self, overload
 
 import numpy as np
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from builder.database import reporting_disk_errors
 from builder.engines import Tick, Work
 from builder.fetch.failures import rules_of
-from builder.fetch.ledger import Ledger, Outcome
+from builder.fetch.ledger import Ledger, Outcome, Recorded
 from builder.fetch.local_images import LocalImages, store
+from builder.fetch.partition_store import FetchStore, urls_checksum
 from builder.fetch.shards import DamagedError, assemble, recover
 from builder.http.mirrors import authority, mirrored
 from builder.recipe import FetchSettings
@@ -43,12 +45,14 @@ class Partition:
     Attributes:
         given_up: URLs that end their workers.
         trial: whether shards are left as they are.
+        again: URLs whose outcome on an object store is forgotten.
     """
 
     folder: Path
     urls: Sequence[str]
     given_up: tuple[str, ...] = ()
     trial: bool = False
+    again: Sequence[str] = ()
 
     def __str__(self) -> str:
         return f"{self.folder.name} with {len(self.urls):,} URLs"
@@ -74,10 +78,23 @@ class Partitions(Sequence[Partition]):
         folders: of the partitions.
         urls: of all partitions, in the order that their images have.
         numbers: of the partition of each URL.
+        again: by folder, the URLs whose outcome there is forgotten.
     """
 
-    def __init__(self, folders: Sequence[Path], urls: Sequence[str], numbers: NDArray[np.int32]) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        urls: Sequence[str],
+        numbers: NDArray[np.int32],
+        again: Mapping[Path, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         self._folders, self._urls, self._numbers = folders, pa.array(urls, pa.large_string()), numbers
+        self._again = dict(again)
+
+    @property
+    def folders(self) -> Sequence[Path]:
+        """The folder of each partition."""
+        return self._folders
 
     def __len__(self) -> int:
         return len(self._folders)
@@ -90,7 +107,7 @@ class Partitions(Sequence[Partition]):
         if isinstance(number, slice):
             return [self[one] for one in range(*number.indices(len(self)))]
         folder, rows = self._folders[number], self._numbers == range(len(self))[number]
-        return Partition(folder, self._urls.filter(pa.array(rows)).to_pylist())
+        return Partition(folder, self._urls.filter(pa.array(rows)).to_pylist(), again=self._again.get(folder, ()))
 
 
 def partitions(
@@ -100,6 +117,7 @@ def partitions(
     limits: FetchSettings,
     machines: int,
     images: LocalImages | None = None,
+    again: Mapping[Path, Sequence[str]] = MappingProxyType({}),
 ) -> tuple[Partitions, FetchSettings]:
     """The partitions of all URLs, and the limits of each of them.
 
@@ -107,6 +125,7 @@ def partitions(
         folders: those there are; the first is that of the stage.
         done: URL → number of the folder where its outcome is.
         images: which of the URLs are local images.
+        again: folder → the URLs whose outcome there is forgotten.
     """
     parts = share_out((url for url in urls if url not in done), limits, min(machines, limits.concurrency), images)
     at_once = len(set(parts.values()))
@@ -114,7 +133,7 @@ def partitions(
     folders = list(dict.fromkeys([*folders, *places]))
     place = [folders.index(folder) for folder in places]
     numbers = (done[url] if url in done else place[parts[url]] for url in urls)
-    tasks = Partitions(folders, urls, np.fromiter(numbers, np.int32, len(urls)))
+    tasks = Partitions(folders, urls, np.fromiter(numbers, np.int32, len(urls)), again)
     return tasks, limits.model_copy(update={"concurrency": limits.concurrency // max(1, at_once)})
 
 
@@ -141,12 +160,34 @@ def share_out(
 
 
 @contextmanager
-def open_downloader(limits: FetchSettings, images: LocalImages, _place: str) -> Iterator[Work[Partition]]:
+def open_downloader(
+    limits: FetchSettings, images: LocalImages, _place: str, *, store: FetchStore | None = None
+) -> Iterator[Work[Partition]]:
     """The worker of fetch; client and decoders belong to the event loop and the ledger of each partition."""
-    yield partial(complete, limits, images)
+    yield partial(complete, limits, images) if store is None else partial(complete_stored, store, limits, images)
 
 
-def complete(limits: FetchSettings, images: LocalImages, partition: Partition, tick: Tick) -> None:
+def complete_stored(
+    store: FetchStore, limits: FetchSettings, images: LocalImages, partition: Partition, tick: Tick
+) -> None:
+    """The same as `complete` for a partition on an object store, in a local folder.
+
+    Raises: as `complete`; and DiskError, DownloadError where the store fails.
+    """
+    urls = urls_checksum(partition.urls, limits.shard_rows)
+    with store.opened(partition.folder, urls, partition.again, partition.trial) as found:
+        if found is not None:
+            folder, log = found
+            complete(limits, images, replace(partition, folder=folder), tick, log.add)
+
+
+def complete(
+    limits: FetchSettings,
+    images: LocalImages,
+    partition: Partition,
+    tick: Tick,
+    recorded: Recorded | None = None,
+) -> None:
     """Read or download what has no outcome, then make the folder's shards hold exactly the images of all URLs.
 
     Raises:
@@ -157,7 +198,7 @@ def complete(limits: FetchSettings, images: LocalImages, partition: Partition, t
             build.
     """
     for _ in range(_ROUNDS):
-        with Ledger(partition.folder) as ledger:
+        with Ledger(partition.folder, recorded=recorded) as ledger:
             _give_up(partition.given_up, limits, images, ledger, tick)
             todo = [url for url, outcome in outcomes([ledger], partition.urls) if outcome is None]
             urls = [url for url in todo if not images.is_local(url)]

@@ -41,7 +41,7 @@ def recover(folder: Path, ledger: Ledger) -> None:
     for path in folder.iterdir():
         if is_part(path) or path.suffix == _NEW:
             path.unlink()
-    held = {sha256 for path in _shards(folder).values() for sha256 in _repair(path)}
+    held = {sha256 for path in shards_of(folder).values() for sha256 in _repair(path)}
     if shards is not None:
         ledger.end_swap(held)
     ledger.forget_images(ledger.sharded() - held)
@@ -56,7 +56,7 @@ def assemble(folder: Path, ledger: Ledger, sha256s: Sequence[str], shard_rows: i
         DamagedError: stored bytes do not match their sha256; nothing was changed.
     """
     plan = {i // shard_rows: list(sha256s[i : i + shard_rows]) for i in range(0, len(sha256s), shard_rows)}
-    old = _shards(folder)
+    old = shards_of(folder)
     contents = {number: _sha256s(path) for number, path in old.items()}
     if contents == plan and not ledger.spooled:
         return
@@ -72,7 +72,8 @@ def assemble(folder: Path, ledger: Ledger, sha256s: Sequence[str], shard_rows: i
     ledger.end_swap(sha256s)
 
 
-def _shards(folder: Path) -> dict[int, Path]:
+def shards_of(folder: Path) -> dict[int, Path]:
+    """The shards in a folder by their numbers."""
     names = {path: parse_numbered_name(path) for path in sorted(folder.iterdir())}
     return {name[1]: path for path, name in names.items() if name and name[0] == KIND}
 
@@ -84,7 +85,7 @@ def _new(folder: Path, number: int) -> Path:
 def _put_in_place(folder: Path, shards: int) -> None:
     for path in folder.glob(f"*{_NEW}"):
         path.replace(path.with_suffix(""))
-    for number, path in _shards(folder).items():
+    for number, path in shards_of(folder).items():
         if number >= shards:
             path.unlink()
     sync(folder)
@@ -93,7 +94,7 @@ def _put_in_place(folder: Path, shards: int) -> None:
 def damaged_images(folder: Path) -> dict[Path, str]:
     """Shards with images that do not match their sha256, or that cannot be read: path → what is damaged."""
     found = {}
-    for path in _shards(folder).values() if folder.is_dir() else ():
+    for path in shards_of(folder).values() if folder.is_dir() else ():
         harmed = sum(damaged for _, damaged in _checked_groups(path))
         if harmed:
             found[path] = f"has {harmed} damaged {'image' if harmed == 1 else 'images'}"

@@ -20,12 +20,14 @@ from builder.fetch.failures import Earlier, earlier, losses
 from builder.fetch.ledger import NAME, Ledger, Outcome
 from builder.fetch.local_images import LocalImages, local_images
 from builder.fetch.partition import open_downloader, outcomes, partitions
+from builder.fetch.partition_store import FetchStore
 from builder.fetch.shards import recover
 from builder.progress import note, progress
 from builder.recipe import FetchSettings, Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import FetchError, unknown_name
 from sqid_lib.files import part_folders, replacing
+from sqid_lib.object_store import ObjectStore
 from sqid_lib.tables.reader import open_parquet, reporting
 
 _FOLDER = "fetch"
@@ -35,7 +37,13 @@ _NOT_FETCHED = Outcome("", schemas.OK)
 _log = logging.getLogger(__name__)
 
 
-def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "local") -> int:
+def fetch(
+    recipe: Recipe,
+    work: Path,
+    retry: Sequence[str] = (),
+    engine: str = "local",
+    store: ObjectStore | None = None,
+) -> int:
     """Download the distinct image URLs of the resolved products, each once, and store the distinct images.
 
     Can be killed at any moment and run again: only the requests in flight are repeated. Run again when finished, it
@@ -51,6 +59,7 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
             in fetch/part-*/ where several machines fetched from several hosts.
         retry: statuses of earlier failures to try again, of `schemas.RETRIABLE["fetch"]`.
         engine: of `builder.engines.ENGINES`.
+        store: where images and their outcomes are kept; `work` is then the copy of this machine.
 
     Returns:
         How many images were tried; 0 if all of it was done before.
@@ -72,15 +81,24 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
     urls = list(dict.fromkeys(url for batch in _products(recipe, work) for url in _wanted(batch)))
     folders = part_folders(folder)
     images = local_images(recipe, work)
-    before, done = _earlier_runs(folders, urls, recipe.fetch, retry, images)
+    stored = FetchStore(store, work, scratch=engine != "local") if store else None
+    if stored is not None:
+        stored.view()
+        folders = part_folders(folder)
+    before, done, again = _earlier_runs(folders, urls, recipe.fetch, retry, images, stored=stored is not None)
     noun = _noun(urls, images)
     _say_again(before, noun)
     with (
         engines.find(engine if len(done) < len(urls) else "local")(recipe.engine) as running,
         progress(_FOLDER, len(urls), before.done, unit=noun, failed=before.failed) as bar,
     ):
-        tasks, limits = partitions(folders, urls, done, recipe.fetch, running.machines, images)
-        running.run(Job(partial(open_downloader, limits, images), tasks, whole_machine=True), bar.update)
+        tasks, limits = partitions(folders, urls, done, recipe.fetch, running.machines, images, again)
+        if stored is not None:
+            stored.announce(tasks.folders)
+        worker = partial(open_downloader, limits, images, store=stored)
+        running.run(Job(worker, tasks, whole_machine=True), bar.update)
+    if stored is not None:
+        stored.view()
     with ExitStack() as stack:
         ledgers = [stack.enter_context(Ledger(folder)) for folder in part_folders(folder)]
         _write_outcomes(folder / "outcomes.parquet", _products(recipe, work), ledgers)
@@ -89,20 +107,35 @@ def fetch(recipe: Recipe, work: Path, retry: Sequence[str] = (), engine: str = "
 
 
 def _earlier_runs(
-    folders: Sequence[Path], urls: Sequence[str], limits: FetchSettings, retry: Sequence[str], images: LocalImages
-) -> tuple[Earlier, dict[str, int]]:
-    """What earlier runs left after their damage was repaired, and URL → number of the folder where it is done."""
-    before, done = Earlier(), dict[str, int]()
+    folders: Sequence[Path],
+    urls: Sequence[str],
+    limits: FetchSettings,
+    retry: Sequence[str],
+    images: LocalImages,
+    *,
+    stored: bool,
+) -> tuple[Earlier, dict[str, int], dict[Path, list[str]]]:
+    """What earlier runs left after their damage was repaired, URL → number of the folder where it is done, and by
+    folder, what is tried again.
+
+    Args:
+        stored: the images are on an object store, and the folders are only a copy of the outcomes there.
+    """
+    before, done, again_of = Earlier(), dict[str, int](), dict[Path, list[str]]()
     for number, folder in enumerate(folders):
         with Ledger(folder, check=True) as ledger:
-            recover(folder, ledger)
+            if not stored:
+                recover(folder, ledger)
             found = [(url, outcome) for url, outcome in outcomes([ledger], urls) if outcome and url not in done]
             here = earlier((outcome for _, outcome in found), limits, retry, images.version)
-            ledger.forget_urls(here.again)
+            if not stored:
+                ledger.forget_urls(here.again)
+            elif here.again:
+                again_of[folder] = here.again
         again = set(here.again)
         done |= {url: number for url, _ in found if url not in again}
         before.add(here)
-    return before, done
+    return before, done, again_of
 
 
 def pending(recipe: Recipe, work: Path, retry: Sequence[str] = ()) -> str | None:

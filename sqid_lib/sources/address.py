@@ -3,6 +3,7 @@
 hf://datasets/ORG/NAME[@REVISION][/PATH]    a dataset on the Hub; REVISION may be refs/pr/1 or refs/convert/parquet
 ORG/NAME[@REVISION]                         the same in short; a local directory of that name wins
 https://HOST/PATH                           http:// too
+s3://BUCKET/PATH                            gs:// too: a release on an object store, read from a copy in the cache
 anything else                               a local path
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from sqid_lib.errors import SourceError, UsageError
+from sqid_lib.object_store import is_object_store
 
 LOCAL, HTTP, HUB = "local", "http", "hub"
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -25,7 +27,7 @@ _HUB = re.compile(rf"hf://datasets/(?P<repo>{_NAME}/{_NAME})(?:@(?P<rest>.*)|/(?
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # refs/pr/1, refs/convert/parquet, refs/heads/main; any other revision with a slash is written with %2F
 _REVISION = re.compile(r"(?P<revision>refs/[^/]+/[^/]+|[^/]+)(?:/(?P<path>.*))?")
-_FORMS = "hf://datasets/ORG/NAME[@REVISION][/PATH], ORG/NAME, https://… or a local path"
+_FORMS = "hf://datasets/ORG/NAME[@REVISION][/PATH], ORG/NAME, https://…, s3://… or a local path"
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ def parse_address(text: str | os.PathLike[str], base: Path | None = None, *, fil
         file: it names one file, so ORG/NAME can only be a local path.
 
     Raises:
-        SourceError: a scheme or form that is none of the above.
+        SourceError: a scheme or form that is none of the above; or an object store that holds no release or fails.
     """
     if isinstance(text, os.PathLike):
         return _local(os.fspath(text), base)
@@ -93,6 +95,10 @@ def parse_address(text: str | os.PathLike[str], base: Path | None = None, *, fil
         return _hub(text)
     if text.startswith(("http://", "https://")):
         return Address(HTTP, text.rstrip("/"))
+    if is_object_store(text) and not (base or Path()).joinpath(text).exists():
+        from sqid_lib.sources.object_copy import local_copy
+
+        return Address(LOCAL, str(local_copy(text)))
     if _SCHEME.match(text) and not (base or Path()).joinpath(text).exists():
         raise SourceError("not an address that can be read", where=text, expected=_FORMS)
     local = _local(text, base)

@@ -76,7 +76,7 @@ def test_what_only_looks_like_a_dataset_is_an_error(text: str) -> None:
 
 def test_other_schemes_are_an_error() -> None:
     with pytest.raises(SourceError, match="not an address that can be read; expected hf://"):
-        parse_address("s3://bucket/x")
+        parse_address("ftp://bucket/x")
 
 
 def test_a_revision_can_be_added_once() -> None:

@@ -1,0 +1,182 @@
+"""`sqid build --work s3://…`: the same release as on a disk, and a driver with an empty disk goes on.
+
+The S3 of these tests refuses to list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builds import FROM_ARTIFACTS, write_recipe
+from loopback_s3 import LoopbackS3, serving
+
+from builder import pipeline, recipe, release
+from builder.cli import main
+from builder.mirror import Mirror, place_of
+from builder.recipe import Recipe
+from sqid_lib import schemas
+from sqid_lib.errors import DiskError, StageError, UsageError
+
+WORK = "s3://bucket/run"
+DONE = ["sample: done before", "release: done before", "validate"]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackS3]:
+    monkeypatch.setenv("SQID_CACHE", str(tmp_path / "first"))
+    with serving(monkeypatch) as running:
+        yield running
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, esci: Path, artifacts: Path) -> Recipe:
+    del esci, artifacts
+    return recipe.load(write_recipe(tmp_path, FROM_ARTIFACTS))
+
+
+def build(loaded: Recipe, only: str | None = None) -> list[str]:
+    """What was begun or done before."""
+    said: list[str] = []
+    pipeline.build(loaded, WORK, only=only, say=said.append)
+    done = (line.partition(":")[0] + ": done before" for line in said if line.endswith(", done before"))
+    return [*done, *(line.removesuffix(" …") for line in said if line.endswith(" …"))]
+
+
+def other_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str = "second") -> Path:
+    monkeypatch.setenv("SQID_CACHE", str(tmp_path / name))
+    return place_of(WORK)[0]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_release_on_a_store_is_that_of_a_disk_and_another_machine_finds_it(
+    loaded: Recipe,
+    s3: LoopbackS3,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = pipeline.build(loaded, tmp_path / "disk")
+    path = str(tmp_path / "recipe.toml")
+    assert main(["build", path, "--work", WORK]) == 0
+    assert capsys.readouterr().out == f"{WORK}/sqid\n"
+    expected = files(disk)
+    assert {name: s3.objects[f"run/sqid/{name}"] for name in s3.keys("run/sqid/")} == expected
+    assert {"times.json", "summary.json", "report.html", "driver.txt"} <= set(s3.keys("run/"))
+    local = other_machine(monkeypatch, tmp_path)
+    s3.requests.clear()
+    assert build(loaded) == DONE
+    assert files(local / "sqid") == expected
+    assert {key for method, key in s3.requests if method == "PUT"} == {"run/driver.txt", "run/summary.json"} | {
+        f"run/{name}" for name in ("times.json", "report.html")
+    }
+    assert main(["build", path, "--work", WORK, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("sample: done before\n")
+
+
+def test_what_another_machine_finished_since_is_taken_over(
+    loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(loaded)
+    other_machine(monkeypatch, tmp_path)
+    newer = loaded.model_copy(update={"version": "2"})
+    build(newer)
+    local = other_machine(monkeypatch, tmp_path, "first")
+    assert build(newer) == DONE
+    objects = {name: s3.objects[f"run/sqid/{name}"] for name in s3.keys("run/sqid/")}
+    assert files(local / "sqid") == objects
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed", "flipped"])
+def test_a_damaged_object_is_found_and_made_again(
+    loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    build(loaded)
+    whole = s3.objects["run/sample/products.parquet"]
+    if damage == "removed":
+        del s3.objects["run/sample/products.parquet"]
+    else:
+        s3.objects["run/sample/products.parquet"] = whole[:-5] if damage == "truncated" else whole[:-5] + bytes(5)
+    other_machine(monkeypatch, tmp_path)
+    assert "sample" in build(loaded)
+    assert s3.objects["run/sample/products.parquet"] == whole
+
+
+def test_a_lost_object_is_stored_again_by_the_machine_that_has_it(loaded: Recipe, s3: LoopbackS3) -> None:
+    build(loaded)
+    whole = s3.objects.pop("run/sample/supp.parquet")
+    assert build(loaded) == DONE
+    assert s3.objects["run/sample/supp.parquet"] == whole
+
+
+def test_a_store_lost_while_files_are_copied_leaves_the_stage_unfinished(
+    loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(loaded)
+    newer = loaded.model_copy(update={"version": "2"})
+
+    def lost(method: str, key: str) -> tuple[int, str, str] | None:
+        return (403, "AccessDenied", "Access Denied") if method == "PUT" and key == "run/sqid/README.md" else None
+
+    s3.refuse = lost
+    with pytest.raises(DiskError, match=r"run/sqid/README\.md: the object store failed: ACCESS_DENIED"):
+        build(newer)
+    assert s3.objects["run/.stamps/release"].startswith(b"unfinished\n")
+    s3.refuse = lambda _method, _key: None
+    assert build(newer) == DONE  # the machine has it, and copies it
+    before = {name: s3.objects[f"run/sqid/{name}"] for name in s3.keys("run/sqid/")}
+    local = other_machine(monkeypatch, tmp_path)
+    assert build(newer) == DONE
+    assert files(local / "sqid") == before
+
+
+def test_objects_of_an_earlier_release_are_removed(
+    loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(loaded)
+    without = loaded.model_copy(update={"release": loaded.release.model_copy(update={"classic_files": False})})
+    local = other_machine(monkeypatch, tmp_path)
+    build(without)
+    assert set(s3.keys("run/sqid/")) == set(files(local / "sqid"))
+    assert schemas.PRODUCT_URLS not in s3.keys("run/sqid/")
+
+
+def test_a_store_that_cannot_be_written_ends_the_build_at_once(
+    tmp_path: Path, s3: LoopbackS3, loaded: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3.refuse = lambda _method, _key: (403, "AccessDenied", "Access Denied")
+    assert main(["build", str(tmp_path / "recipe.toml"), "--work", WORK]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "s3://bucket/run/driver.txt: the object store failed: ACCESS_DENIED" in err
+    assert len(s3.requests) < 6
+
+
+def test_one_build_at_a_time_on_a_machine(loaded: Recipe, s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(*_: object) -> None:
+        build(loaded)
+
+    monkeypatch.setattr(release, "release", second)
+    with pytest.raises(StageError, match="another build is running here"):
+        build(loaded)
+
+
+def test_check_is_for_directories(tmp_path: Path, s3: LoopbackS3, loaded: Recipe) -> None:
+    assert main(["build", str(tmp_path / "recipe.toml"), "--work", WORK, "--check"]) == 2
+
+
+def test_each_address_has_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQID_CACHE", str(tmp_path))
+    assert place_of("WORK") == (Path("WORK"), None)
+    assert place_of(Path("s3:/b")) == (Path("s3:/b"), None)
+    folder, store = place_of("s3://b/x")
+    assert folder.parent == tmp_path / "work" and folder.name.startswith("b-x-")
+    assert place_of("s3://b/x/") == (folder, store)
+    assert place_of("s3://b-x")[0] != folder
+    assert store is not None and Mirror(folder, store).store.url == "s3://b/x"
+    with pytest.raises(UsageError, match="without credentials"):
+        place_of("s3://k:s@b/x")
