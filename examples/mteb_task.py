@@ -54,7 +54,7 @@ class Encoder:
     """An encoder of sqid_lib as mteb's EncoderProtocol."""
 
     def __init__(self, model_name: str, revision: str | None = None, *, device: str | None = "auto", **_: Any) -> None:
-        self.encoder = load_encoder(model_name, revision=revision, device=device or "auto")
+        self.encoder = load_encoder(model_name, revision=revision or "main", device=device or "auto")
         named: dict[str, Any] = {"name": f"sqid/{Path(model_name).name}", "revision": self.encoder.revision or "local"}
         named["modalities"] = ["text", "image"]
         self.mteb_model_meta = ModelMeta.create_empty(named)
