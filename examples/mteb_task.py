@@ -54,8 +54,9 @@ class Encoder:
     """An encoder of sqid_lib as mteb's EncoderProtocol."""
 
     def __init__(self, model_name: str, revision: str | None = None, *, device: str | None = "auto", **_: Any) -> None:
-        self.encoder = load_encoder(model_name, revision=revision, device=device or "auto")
-        named = {"name": f"sqid/{Path(model_name).name}", "revision": self.encoder.revision or "local"}
+        self.encoder = load_encoder(model_name, revision=revision or "main", device=device or "auto")
+        named: dict[str, Any] = {"name": f"sqid/{Path(model_name).name}", "revision": self.encoder.revision or "local"}
+        named["modalities"] = ["text", "image"]
         self.mteb_model_meta = ModelMeta.create_empty(named)
 
     def encode(self, inputs: Any, **_: Any) -> np.ndarray[Any, Any]:
@@ -72,11 +73,13 @@ class Encoder:
 
     def similarity(self, queries: Any, documents: Any) -> np.ndarray[Any, Any]:
         """[Q, N] dot products."""
-        return np.asarray(queries) @ np.asarray(documents).T
+        scores: np.ndarray[Any, Any] = np.asarray(queries) @ np.asarray(documents).T
+        return scores
 
     def similarity_pairwise(self, queries: Any, documents: Any) -> np.ndarray[Any, Any]:
         """[N] dot products of rows."""
-        return (np.asarray(queries) * np.asarray(documents)).sum(axis=1)
+        scores: np.ndarray[Any, Any] = (np.asarray(queries) * np.asarray(documents)).sum(axis=1)
+        return scores
 
 
 def main(arguments: Sequence[str] | None = None) -> tuple[float, float]:

@@ -52,7 +52,8 @@ class Pairs(NamedTuple):
 
 def read_pairs(compared: evaluation.Comparison, methods: Sequence[str], normalise: str) -> Pairs:
     """The scores of the methods, whether each retrieved the product, and whether the product has an image."""
-    lists, columns = compared.lists, {}
+    lists = compared.lists
+    columns: dict[str, Floats | Bools] = {}
     for method in methods:
         scores = filled(compared.scores[method])
         if normalise != "query":
@@ -150,6 +151,7 @@ def train_trees(pairs: Pairs, chosen: Bools, options: argparse.Namespace) -> Any
         "seed": options.seed,
         "deterministic": True,
         "force_row_wise": True,
+        "num_threads": 1,  # enough for lists, and threads that wait for each other cost more on a busy machine
         "verbosity": -1,
     }
     data = lightgbm.Dataset(pairs.features[chosen], grade[chosen], group=lengths)

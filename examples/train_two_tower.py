@@ -14,9 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
-from train_fusion import compare, ndcg
 
-from sqid_lib import EmbeddingStore
+from sqid_lib import EmbeddingStore, fold_queries
 from sqid_lib.streams.batches import ListBatch, NegativeBatch
 
 
@@ -68,6 +67,19 @@ def contrastive_loss(towers: Towers, batch: NegativeBatch, temperature: float = 
     return loss
 
 
+def ndcg(model: nn.Module, store: EmbeddingStore, queries: Sequence[int]) -> float:
+    """Mean nDCG over the judged lists of `queries`, with the release's gains; ties stay in the order of product_id."""
+    values = []
+    for batch in store.lists(queries=queries, batch_size=256):
+        with torch.no_grad():
+            scores = model(batch).masked_fill(~batch.mask, -torch.inf)
+        discount = 1 / torch.log2(torch.arange(batch.gain.shape[1]) + 2.0)
+        ranked = batch.gain.gather(1, scores.argsort(dim=1, descending=True, stable=True))
+        best = (batch.gain.sort(dim=1, descending=True).values * discount).sum(1)
+        values.append((ranked * discount).sum(1) / best.clamp(min=1e-9))
+    return torch.cat(values).mean().item()
+
+
 def zero_shot(store: EmbeddingStore, known: Sequence[int]) -> Towers:
     """Untrained towers, with the text weight that is best for `known` queries."""
     towers = [Towers(store.width, weight / 20) for weight in range(1, 20)]
@@ -93,5 +105,28 @@ def train(store: EmbeddingStore, known: Sequence[int], held_out: Sequence[int], 
     return ndcg(towers, store, held_out)
 
 
+def main(arguments: Sequence[str] | None = None) -> tuple[float, float]:
+    """Three-fold cross-validation over queries: mean nDCG of all held-out queries, untrained and trained."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("release", help="a release directory or ORG/name on the Hub")
+    parser.add_argument("--cache-dir", help="directory of the converted vectors")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+
+    torch.manual_seed(options.seed)
+    store = EmbeddingStore.open(options.release, cache_dir=options.cache_dir)
+    before, after, splits = 0.0, 0.0, fold_queries(store, folds=3, seed=options.seed)
+    queries = sum(len(split.test) for split in splits)
+    for fold, split in enumerate(splits, 1):
+        share = len(split.test) / queries
+        untrained = ndcg(zero_shot(store, split.train), store, split.test)
+        print(f"fold {fold}: {split}\n  held-out nDCG of the zero-shot fusion {untrained:.4f}")
+        before += share * untrained
+        after += share * train(store, split.train, split.test, options)
+    print(f"mean nDCG over {queries} held-out queries: zero-shot {before:.4f}, trained {after:.4f}")
+    return before, after
+
+
 if __name__ == "__main__":
-    compare(None, __doc__, 12, zero_shot, train)
+    main()

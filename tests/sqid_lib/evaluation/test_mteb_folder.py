@@ -97,6 +97,7 @@ def test_mteb_measures_what_we_measure(tmp_path: Path, reranking: bool, monkeypa
     pytest.importorskip("mteb")
     import mteb
     import mteb_task
+    from mteb.models.model_meta import ModelMeta
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     store = random_store(5, queries=20, products=120)
@@ -106,7 +107,7 @@ def test_mteb_measures_what_we_measure(tmp_path: Path, reranking: bool, monkeypa
         """The store's own vectors, by text."""
 
         def __init__(self) -> None:
-            self.mteb_model_meta = mteb_task.ModelMeta.create_empty({"name": "sqid/stored", "revision": "local"})
+            self.mteb_model_meta = ModelMeta.create_empty({"name": "sqid/stored", "revision": "local"})
             queries = zip(store.queries["query"].to_pylist(), store.query_features, strict=True)
             titles = zip(store.products["product_title"].to_pylist(), store.text_features, strict=True)
             self.vectors = {text: vector / np.linalg.norm(vector) for text, vector in [*queries, *titles]}
