@@ -232,15 +232,14 @@ def workers_after(hook: Callable[[], None], settings: EngineSettings) -> Iterato
 def die_of_a_gif() -> None:
     """In a worker: a decoder that a crafted image ends."""
     from builder.embed import local
-
-    decode = local.decode_for_model
+    from sqid_lib.images import decode_for_model as decode
 
     def dying(data: bytes, *limits: Any, **options: Any) -> Any:
         if data.startswith(b"GIF"):
             os._exit(1)
         return decode(data, *limits, **options)
 
-    local.decode_for_model = dying
+    vars(local)["decode_for_model"] = dying
 
 
 @pytest.mark.slow
@@ -425,7 +424,7 @@ def die_of_a_url() -> None:
             os._exit(1)
         return answer
 
-    Client.get = dying  # type: ignore[method-assign]
+    setattr(Client, get.__name__, dying)
 
 
 @pytest.mark.slow

@@ -54,6 +54,23 @@ MIXED = (
 )
 
 
+def test_images_that_were_fetched_and_have_no_vector_are_named(tmp_path: Path) -> None:
+    fetched = [*(("u", "ok"),) * 5, ("u", "generic"), (None, "missing")]
+    write_outcomes(tmp_path, *((url, status, None, None) for url, status in fetched))
+    statuses = ["error", "ok", "non_finite", "error", "not_encoded", "error", "missing"]
+    (tmp_path / "embed").mkdir()
+    rows = {"product_id": [f"B{i:04}" for i in range(len(statuses))], "image_status": statuses}
+    pq.write_table(pa.table(rows).slice(0, 4), tmp_path / "embed" / "products-00000.parquet")
+    found = summary.summarize(recipe(), tmp_path, COMMAND)
+    assert found is not None and not found.without_vector  # embed has not finished
+    pq.write_table(pa.table(rows).slice(4), tmp_path / "embed" / "products-00001.parquet")
+    found = summary.summarize(recipe(), tmp_path, COMMAND)
+    assert found is not None
+    assert "images without a vector: error 3 (B0000, B0003, B0005), non_finite 1 (B0002)" in found.lines()
+    written = json.loads(found.write(tmp_path, recipe()).read_text())["without_vector"]
+    assert written["error"] == {"images": 3, "products": ["B0000", "B0003", "B0005"]}
+
+
 def test_products_statuses_hosts_and_what_to_run_next(tmp_path: Path) -> None:
     found = summary.summarize(recipe(), write_outcomes(tmp_path, *MIXED), COMMAND)
     assert found is not None

@@ -45,6 +45,31 @@ def recipe(clip: Path) -> Recipe:
     return Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder)
 
 
+def test_an_item_that_ends_its_workers_is_given_up(recipe: Recipe, tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    embed(recipe, work)
+    folder = encoders(work)[0]
+    record = json.loads((folder / "encoder.json").read_text())
+    images = [row["sha256"] for row in pq.read_table(work / "fetch/images-00001.parquet").to_pylist()]
+    digests = b"".join(map(bytes.fromhex, images))
+    task = encode.EncodeTask(folder / "images-00009.parquet", "images", images, digests, {})
+    with encode.OpenEncoder(recipe, work, record)("cpu") as complete:
+        ticks: list[int] = []
+        complete(task.only(range(1)), lambda units, failed=0: ticks.append(units))
+        assert not task.path.exists() and not ticks
+        complete(task.without([0]), lambda units, failed=0: ticks.append(units))
+        assert sum(ticks) == len(images)
+        made = pq.read_table(task.path)
+        assert made["status"].to_pylist()[0] == "error" and "error" not in made["status"].to_pylist()[1:]
+        assert not any(made["vector"][0].as_py()) and any(made["vector"][2].as_py())
+        task.path.unlink()
+        complete(task.without(range(len(images))), lambda units, failed=0: None)
+        assert set(pq.read_table(task.path)["status"].to_pylist()) == {"error"}
+        text = replace(task, kind="texts", items=["shoe", "bad"], path=folder / "texts-00009.parquet")
+        with pytest.raises(EncoderError, match=r"a text ends the workers that encode it.*'bad'"):
+            complete(text.without([1]), lambda units, failed=0: None)
+
+
 @pytest.mark.parametrize(("truncated", "status"), [("keep", "ok"), ("refuse", "truncated")])
 def test_a_truncated_image_that_fetch_kept_is_embedded(
     recipe: Recipe, tmp_path: Path, truncated: Any, status: str

@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 from builder.catalogue.image_rows import ImageRows
+from builder.fetch.failures import may_pass
+from builder.fetch.ledger import Ledger
 from builder.fetch.local_images import LocalImages
-from builder.fetch.partition import Partition, partitions, share_out
+from builder.fetch.partition import Partition, complete, partitions, share_out
 from builder.recipe import FetchSettings
 from sqid_lib import schemas
 
@@ -65,6 +67,26 @@ def test_what_is_done_stays_where_it_is(tmp_path: Path) -> None:
     assert [len(task.urls) for task in tasks] == [len(URLS) - 20, 10, 10]
     assert all(done[url] == number for number in (1, 2) for url in tasks[number].urls)
     assert str(tasks[1]) == "part-00000 with 10 URLs"
+
+
+def test_urls_that_are_given_up_get_a_status_and_a_trial_writes_no_shards(tmp_path: Path) -> None:
+    """No URL is requested here: all of them are given up, or have an outcome."""
+    ticks: list[tuple[int, int]] = []
+    images, whole = LocalImages("/images", ImageRows((), "image")), Partition(tmp_path, URLS[:4])
+
+    def tick(units: int, failed: int = 0) -> None:
+        ticks.append((units, failed))
+
+    complete(FetchSettings(), images, whole.without(range(4)).only(range(1, 3)), tick)
+    assert not list(tmp_path.glob("images-*"))
+    with Ledger(tmp_path) as ledger:
+        found = ledger.look_up(URLS[:4])
+    assert {outcome.status for outcome in found.values()} == {"error"} and len(found) == 4
+    assert ticks == [(1, 1)] * 4
+    complete(FetchSettings(), images, whole, tick)  # what has an outcome is not tried again
+    assert ticks == [(1, 1)] * 4
+    earlier = [found[url] for url in URLS[:4]]
+    assert not any(map(may_pass, earlier))
 
 
 def test_all_done_needs_no_more_folders(tmp_path: Path) -> None:
