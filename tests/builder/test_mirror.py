@@ -5,14 +5,16 @@ The S3 of these tests refuses to list.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_esci
 from builds import FROM_ARTIFACTS, write_recipe
 from loopback_s3 import LoopbackS3, serving
 
-from builder import pipeline, recipe, release
+from builder import pipeline, recipe
 from builder.cli import main
 from builder.mirror import Mirror, place_of
 from builder.recipe import Recipe
@@ -23,17 +25,38 @@ WORK = "s3://bucket/run"
 DONE = ["sample: done before", "release: done before", "validate"]
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe and its inputs; and, once `built` ran, the cache of the machine that built."""
+    root = tmp_path_factory.mktemp("mirror")
+    tiny_esci.write_esci(root / "esci")
+    tiny_esci.write_artifacts(root / "artifacts")
+    write_recipe(root, FROM_ARTIFACTS)
+    return root
+
+
+@pytest.fixture(scope="module")
+def loaded(root: Path) -> Recipe:
+    return recipe.load(root / "recipe.toml")
+
+
+@pytest.fixture(scope="module")
+def built(root: Path) -> dict[str, bytes]:
+    """All objects after a build."""
+    with pytest.MonkeyPatch.context() as patch, serving(patch) as s3:
+        patch.setenv("SQID_CACHE", str(root / "first"))
+        assert main(["build", str(root / "recipe.toml"), "--work", WORK]) == 0
+        return s3.objects
+
+
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackS3]:
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: Path, built: dict[str, bytes]) -> Iterator[LoopbackS3]:
+    """The store after a build, seen by the machine that built."""
+    shutil.copytree(root / "first", tmp_path / "first")
     monkeypatch.setenv("SQID_CACHE", str(tmp_path / "first"))
     with serving(monkeypatch) as running:
+        running.objects |= built
         yield running
-
-
-@pytest.fixture
-def loaded(tmp_path: Path, esci: Path, artifacts: Path) -> Recipe:
-    del esci, artifacts
-    return recipe.load(write_recipe(tmp_path, FROM_ARTIFACTS))
 
 
 def build(loaded: Recipe, only: str | None = None) -> list[str]:
@@ -56,58 +79,54 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_release_on_a_store_is_that_of_a_disk_and_another_machine_finds_it(
     loaded: Recipe,
     s3: LoopbackS3,
+    root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    disk = pipeline.build(loaded, tmp_path / "disk")
-    path = str(tmp_path / "recipe.toml")
-    assert main(["build", path, "--work", WORK]) == 0
-    assert capsys.readouterr().out == f"{WORK}/sqid\n"
-    expected = files(disk)
+    expected = files(pipeline.build(loaded, tmp_path / "disk"))
     assert {name: s3.objects[f"run/sqid/{name}"] for name in s3.keys("run/sqid/")} == expected
-    assert {"times.json", "summary.json", "report.html", "driver.txt"} <= set(s3.keys("run/"))
+    people = {"times.json", "summary.json", "report.html", "driver.txt"}
+    assert people <= set(s3.keys("run/"))
     local = other_machine(monkeypatch, tmp_path)
-    s3.requests.clear()
-    assert build(loaded) == DONE
+    capsys.readouterr()
+    assert main(["build", str(root / "recipe.toml"), "--work", WORK]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{WORK}/sqid\n"
+    assert err.count("done before") == 3  # sample, release, report
     assert files(local / "sqid") == expected
-    assert {key for method, key in s3.requests if method == "PUT"} == {"run/driver.txt", "run/summary.json"} | {
-        f"run/{name}" for name in ("times.json", "report.html")
-    }
-    assert main(["build", path, "--work", WORK, "--dry-run"]) == 0
+    assert {key for method, key in s3.requests if method == "PUT"} == {f"run/{name}" for name in people}
+    assert main(["build", str(root / "recipe.toml"), "--work", WORK, "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("sample: done before\n")
 
 
 def test_what_another_machine_finished_since_is_taken_over(
     loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(loaded)
     other_machine(monkeypatch, tmp_path)
-    newer = loaded.model_copy(update={"version": "2"})
+    without = loaded.release.model_copy(update={"classic_files": False})
+    newer = loaded.model_copy(update={"version": "2", "release": without})
     build(newer)
     local = other_machine(monkeypatch, tmp_path, "first")
+    assert schemas.PRODUCT_URLS not in s3.keys("run/sqid/")  # objects of the earlier release are removed
     assert build(newer) == DONE
-    objects = {name: s3.objects[f"run/sqid/{name}"] for name in s3.keys("run/sqid/")}
-    assert files(local / "sqid") == objects
+    assert files(local / "sqid") == {name: s3.objects[f"run/sqid/{name}"] for name in s3.keys("run/sqid/")}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "removed", "flipped"])
-def test_a_damaged_object_is_found_and_made_again(
-    loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+def test_damaged_objects_are_found_and_made_again(
+    loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(loaded)
-    whole = s3.objects["run/sample/products.parquet"]
-    if damage == "removed":
-        del s3.objects["run/sample/products.parquet"]
-    else:
-        s3.objects["run/sample/products.parquet"] = whole[:-5] if damage == "truncated" else whole[:-5] + bytes(5)
+    names = [f"run/sample/{name}.parquet" for name in ("products", "queries", "judgments")]
+    whole = {name: s3.objects[name] for name in names}
+    s3.objects[names[0]] = whole[names[0]][:-5]
+    s3.objects[names[1]] = whole[names[1]][:-5] + bytes(5)
+    del s3.objects[names[2]]
     other_machine(monkeypatch, tmp_path)
-    assert "sample" in build(loaded)
-    assert s3.objects["run/sample/products.parquet"] == whole
+    assert build(loaded) == ["release: done before", "sample", "validate"]
+    assert {name: s3.objects[name] for name in names} == whole
 
 
 def test_a_lost_object_is_stored_again_by_the_machine_that_has_it(loaded: Recipe, s3: LoopbackS3) -> None:
-    build(loaded)
     whole = s3.objects.pop("run/sample/supp.parquet")
     assert build(loaded) == DONE
     assert s3.objects["run/sample/supp.parquet"] == whole
@@ -116,7 +135,6 @@ def test_a_lost_object_is_stored_again_by_the_machine_that_has_it(loaded: Recipe
 def test_a_store_lost_while_files_are_copied_leaves_the_stage_unfinished(
     loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(loaded)
     newer = loaded.model_copy(update={"version": "2"})
 
     def lost(method: str, key: str) -> tuple[int, str, str] | None:
@@ -134,22 +152,11 @@ def test_a_store_lost_while_files_are_copied_leaves_the_stage_unfinished(
     assert files(local / "sqid") == before
 
 
-def test_objects_of_an_earlier_release_are_removed(
-    loaded: Recipe, s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build(loaded)
-    without = loaded.model_copy(update={"release": loaded.release.model_copy(update={"classic_files": False})})
-    local = other_machine(monkeypatch, tmp_path)
-    build(without)
-    assert set(s3.keys("run/sqid/")) == set(files(local / "sqid"))
-    assert schemas.PRODUCT_URLS not in s3.keys("run/sqid/")
-
-
 def test_a_store_that_cannot_be_written_ends_the_build_at_once(
-    tmp_path: Path, s3: LoopbackS3, loaded: Recipe, capsys: pytest.CaptureFixture[str]
+    root: Path, s3: LoopbackS3, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s3.refuse = lambda _method, _key: (403, "AccessDenied", "Access Denied")
-    assert main(["build", str(tmp_path / "recipe.toml"), "--work", WORK]) == 1
+    assert main(["build", str(root / "recipe.toml"), "--work", WORK]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "s3://bucket/run/driver.txt: the object store failed: ACCESS_DENIED" in err
@@ -157,16 +164,15 @@ def test_a_store_that_cannot_be_written_ends_the_build_at_once(
 
 
 def test_one_build_at_a_time_on_a_machine(loaded: Recipe, s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    def second(*_: object) -> None:
+    def second(_: str) -> None:
         build(loaded)
 
-    monkeypatch.setattr(release, "release", second)
     with pytest.raises(StageError, match="another build is running here"):
-        build(loaded)
+        pipeline.build(loaded, WORK, say=second)
 
 
-def test_check_is_for_directories(tmp_path: Path, s3: LoopbackS3, loaded: Recipe) -> None:
-    assert main(["build", str(tmp_path / "recipe.toml"), "--work", WORK, "--check"]) == 2
+def test_check_is_for_directories(root: Path, s3: LoopbackS3) -> None:
+    assert main(["build", str(root / "recipe.toml"), "--work", WORK, "--check"]) == 2
 
 
 def test_each_address_has_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import torch
 from embed_work import contents, make_work
 from encoder_fixtures import write_clip
 
@@ -21,7 +22,7 @@ from builder.embed.vector_store import VectorStore
 from builder.fetch.partition_store import FetchStore
 from builder.recipe import EncoderSettings, EsciSettings, Recipe
 from sqid_lib.errors import CorruptFileError, DiskError
-from sqid_lib.object_store import ObjectStore
+from sqid_lib.object_store import ObjectStore, _filesystem
 
 NOTHING = "0 images, 0 texts to encode; 13 reused"
 
@@ -33,9 +34,44 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they give to a model this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def driver(work: Path, store: ObjectStore) -> Path:
+    """The disk of a driver: what sample and fetch left there, with the images on the store alone."""
+    make_work(work)
+    images = FetchStore(store, work, scratch=False)
+    images.announce([work / "fetch"])
+    with images.opened(work / "fetch", "urls"):
+        pass
+    for path in (work / "fetch").glob("images-*"):
+        path.unlink()
+    return work
+
+
+@pytest.fixture(scope="module")
+def built(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A driver that has embedded, and all objects then."""
+    store = ObjectStore(f"memory://{uuid.uuid4().hex}")
+    work = driver(tmp_path_factory.mktemp("built") / "work", store)
+    embed(recipe, work, store=store)
+    filesystem, root = _filesystem(store.url)[0].handler.fs, store.url.removeprefix("memory:/")
+    return work, {name.removeprefix(f"{root}/"): filesystem.cat(name) for name in filesystem.find(root)}
+
+
 @pytest.fixture
-def store() -> ObjectStore:
-    return ObjectStore(f"memory://{uuid.uuid4().hex}")
+def store(built: tuple[Path, dict[str, bytes]]) -> ObjectStore:
+    """A store with these objects."""
+    store = ObjectStore(f"memory://{uuid.uuid4().hex}")
+    for name, data in built[1].items():
+        store.write(name, data)
+    return store
 
 
 @pytest.fixture
@@ -52,90 +88,73 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-@pytest.fixture
-def driver(tmp_path: Path, store: ObjectStore) -> Callable[[str], Path]:
-    """Makes the disk of a driver: what sample and fetch left there, with the images on the store alone."""
-
-    def make(name: str) -> Path:
-        work = make_work(tmp_path / name)
-        images = FetchStore(store, work, scratch=False)
-        images.announce([work / "fetch"])
-        with images.opened(work / "fetch", name):
-            pass
-        for path in (work / "fetch").glob("images-*"):
-            path.unlink()
-        return work
-
-    return make
+def stored_name(store_of: dict[str, bytes], file: str) -> str:
+    (name,) = (name for name in store_of if name.startswith("embed/vectors/") and name.endswith(f"/{file}"))
+    return name
 
 
-VECTORS = ["images-00000", "images-00001", "texts-00000", "texts-00001"]
+def test_vectors_are_those_of_a_disk(recipe: Recipe, built: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+    embed(recipe, make_work(tmp_path / "disk"))
+    assert contents(built[0]) == contents(tmp_path / "disk")
 
 
-def test_vectors_are_those_of_a_disk_and_a_driver_with_an_empty_disk_reuses_them(
+def test_a_driver_with_an_empty_disk_reuses_them(
     recipe: Recipe,
     store: ObjectStore,
-    driver: Callable[[str], Path],
+    built: tuple[Path, dict[str, bytes]],
     tmp_path: Path,
     tasks: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    disk, first = make_work(tmp_path / "disk"), driver("first")
-    embed(recipe, disk)
-    embed(recipe, first, store=store)
-    assert contents(first) == contents(disk)
-    assert sorted(tasks) == sorted(f"{name}.parquet" for name in VECTORS * 2)
-    tasks.clear()
-    (tmp_path / "second/fetch").mkdir(parents=True)
-    second = tmp_path / "second"
-    (first / "sample").rename(second / "sample")
-    (first / "fetch/outcomes.parquet").rename(second / "fetch/outcomes.parquet")
-    capsys.readouterr()
+    second = driver(tmp_path / "second", store)
     embed(recipe, second, store=store)
     assert capsys.readouterr().err == f"embed: {NOTHING}\n"  # and no model was loaded
     assert not tasks
-    assert contents(second) == contents(disk)
+    assert contents(second) == contents(built[0])
 
 
-def test_after_a_kill_only_the_file_in_progress_is_made_again(
-    recipe: Recipe, store: ObjectStore, driver: Callable[[str], Path], tasks: list[str], monkeypatch: pytest.MonkeyPatch
+def test_what_was_not_stored_before_a_kill_is_made_again_and_nothing_else(
+    recipe: Recipe, store: ObjectStore, built: tuple[Path, dict[str, bytes]], tmp_path: Path, tasks: list[str]
 ) -> None:
-    real = ObjectStore.put
-
-    def killed(self: ObjectStore, path: Path, name: str) -> None:
-        if name.endswith("images-00001.parquet"):
-            raise DiskError("killed")
-        real(self, path, name)
-
-    first = driver("first")
-    with monkeypatch.context() as patch:
-        patch.setattr(ObjectStore, "put", killed)
-        with pytest.raises(DiskError, match="killed"):
-            embed(recipe, first, store=store)
-    assert len(tasks) == 4
-    tasks.clear()
-    embed(recipe, driver("second"), store=store)
-    assert tasks == ["images-00001.parquet"]
-    tasks.clear()
-    embed(recipe, first, store=store)  # its own disk has the file: it goes to the store
-    assert not tasks
-
-
-@pytest.mark.parametrize("cut", [-10, 0])
-def test_a_damaged_object_alone_is_made_again(
-    recipe: Recipe, store: ObjectStore, driver: Callable[[str], Path], tasks: list[str], cut: int
-) -> None:
-    first = driver("first")
-    embed(recipe, first, store=store)
-    (file,) = (first / "embed/vectors").glob("*/texts-00000.parquet")
-    name, whole = file.relative_to(first).as_posix(), file.read_bytes()
-    tasks.clear()
-    store.write(name, whole[:cut] if cut else whole.replace(whole[40:60], bytes(20)))
-    second = driver("second")
+    name = stored_name(built[1], "images-00001.parquet")
+    whole = store.read(name)
+    store.remove(name)
+    second = driver(tmp_path / "second", store)
     embed(recipe, second, store=store)
-    assert tasks == ["texts-00000.parquet"]
+    assert tasks == ["images-00001.parquet"]
     assert store.read(name) == whole
-    assert contents(second) == contents(first)
+    store.remove(name)
+    for path in (second / "embed").glob("*.parquet"):
+        path.unlink()
+    embed(recipe, second, store=store)  # its own disk has the file: it goes to the store
+    assert len(tasks) == 1
+    assert store.read(name) == whole
+
+
+def test_damaged_objects_alone_are_made_again(
+    recipe: Recipe, store: ObjectStore, built: tuple[Path, dict[str, bytes]], tmp_path: Path, tasks: list[str]
+) -> None:
+    files = ["images-00000.parquet", "texts-00000.parquet"]
+    cut, flipped = (stored_name(built[1], file) for file in files)
+    store.write(cut, built[1][cut][:-10])
+    store.write(flipped, built[1][flipped].replace(built[1][flipped][40:60], bytes(20)))
+    second = driver(tmp_path / "second", store)
+    embed(recipe, second, store=store)
+    assert sorted(tasks) == files
+    assert [store.read(name) for name in (cut, flipped)] == [built[1][name] for name in (cut, flipped)]
+    assert contents(second) == contents(built[0])
+
+
+def test_a_store_that_fails_ends_the_stage(
+    recipe: Recipe, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise DiskError("the object store failed: gone")
+
+    second = driver(tmp_path / "second", store)
+    monkeypatch.setattr(ObjectStore, "get", lost)
+    with pytest.raises(DiskError, match="gone"):
+        embed(recipe, second, store=store)
 
 
 def test_a_worker_elsewhere_stores_its_file_and_does_not_make_it_twice(store: ObjectStore, tmp_path: Path) -> None:
@@ -150,8 +169,8 @@ def test_a_worker_elsewhere_stores_its_file_and_does_not_make_it_twice(store: Ob
     assert not wanted.exists()
 
 
-def test_a_damaged_list_of_encoders_is_named(recipe: Recipe, store: ObjectStore, driver: Callable[[str], Path]) -> None:
-    work = driver("first")
+def test_a_damaged_list_of_encoders_is_named(recipe: Recipe, store: ObjectStore, tmp_path: Path) -> None:
+    work = driver(tmp_path / "work", store)
     store.write("embed/vectors/encoders.json", b"[1")
     with pytest.raises(CorruptFileError, match=r"encoders\.json: is damaged"):
         embed(recipe, work, store=store)

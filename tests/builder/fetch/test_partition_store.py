@@ -32,14 +32,21 @@ async def shop(request: Request, writer: asyncio.StreamWriter) -> None:
     writer.write(STATIC["/404"] if number % 7 == 6 else answer(jpeg(number)))
 
 
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[LoopbackServer]:
     with LoopbackServer(shop) as running:
         yield running
 
 
 @pytest.fixture
-def recipe(server: LoopbackServer) -> Recipe:
+def server(running: LoopbackServer) -> LoopbackServer:
+    running.requests.clear()
+    return running
+
+
+@pytest.fixture(scope="module")
+def recipe(running: LoopbackServer) -> Recipe:
+    server = running
     limits = FetchSettings(
         mirrors={f"{HOST}/": f"{server.origin}/"}, allow_hosts=(f"127.0.0.1:{server.port}",), shard_rows=4
     )
@@ -49,6 +56,29 @@ def recipe(server: LoopbackServer) -> Recipe:
 @pytest.fixture
 def store() -> ObjectStore:
     return ObjectStore(f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The objects after all URLs were fetched."""
+    store = ObjectStore(f"memory://{uuid.uuid4().hex}")
+    assert fetch(recipe, resolved(tmp_path_factory.mktemp("fetched"), *URLS), store=store) == 12
+    return objects(store)
+
+
+@pytest.fixture
+def fetched(store: ObjectStore, whole: dict[str, bytes]) -> ObjectStore:
+    for name, data in whole.items():
+        store.write(name, data)
+    return store
+
+
+@pytest.fixture(scope="module")
+def disk(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on a disk."""
+    work = resolved(tmp_path_factory.mktemp("disk"), *URLS)
+    fetch(recipe, work)
+    return work
 
 
 def objects(store: ObjectStore) -> dict[str, bytes]:
@@ -74,31 +104,33 @@ ALL = {f"/{number}.jpg" for number in range(12)}
 SHARDS = [f"fetch/images-0000{number}.parquet" for number in range(3)]
 
 
-def test_the_objects_are_the_files_of_a_disk_and_a_driver_with_an_empty_disk_goes_on(
-    recipe: Recipe, server: LoopbackServer, store: ObjectStore, tmp_path: Path
-) -> None:
-    disk = resolved(tmp_path / "disk", *URLS)
-    fetch(recipe, disk)
-    requested(server)
-    first, second = resolved(tmp_path / "first", *URLS), resolved(tmp_path / "second", *URLS)
-    assert fetch(recipe, first, store=store) == 12
-    assert requested(server) == ALL
-    stored = objects(store)
+def test_the_objects_are_the_files_of_a_disk(whole: dict[str, bytes], disk: Path) -> None:
     others = {"fetch/files.json", "fetch/folders.json", "fetch/index.parquet", "fetch/ledger.sqlite"}
-    assert stored.keys() == {*SHARDS, *others}
-    assert [stored[name] for name in SHARDS] == [(disk / name).read_bytes() for name in SHARDS]
-    assert fetch(recipe, second, store=store) == 0
+    assert whole.keys() == {*SHARDS, *others}
+    assert [whole[name] for name in SHARDS] == [(disk / name).read_bytes() for name in SHARDS]
+
+
+def test_a_driver_with_an_empty_disk_goes_on(
+    recipe: Recipe,
+    server: LoopbackServer,
+    fetched: ObjectStore,
+    whole: dict[str, bytes],
+    disk: Path,
+    tmp_path: Path,
+) -> None:
+    work = resolved(tmp_path, *URLS)
+    assert fetch(recipe, work, store=fetched) == 0
     assert not requested(server)
-    assert made(disk) == made(first) == made(second)
-    assert not list((second / "fetch").glob("images-*"))  # nothing needs them there
-    assert fetch(recipe, second, ["not_found"], store=store) == 1
+    assert made(work) == made(disk)
+    assert not list((work / "fetch").glob("images-*"))  # nothing needs them there
+    assert fetch(recipe, work, ["not_found"], store=fetched) == 1
     assert requested(server) == {"/6.jpg"}
-    assert objects(store)[SHARDS[1]] == stored[SHARDS[1]]
+    assert objects(fetched)[SHARDS[1]] == whole[SHARDS[1]]
 
 
-def test_images_are_read_from_the_objects(recipe: Recipe, store: ObjectStore, tmp_path: Path) -> None:
-    fetch(recipe, resolved(tmp_path, *URLS), store=store)
-    names = pq.read_table(tmp_path / "fetch/outcomes.parquet")["sha256"].drop_null().to_pylist()
+def test_images_are_read_from_the_objects(fetched: ObjectStore, disk: Path) -> None:
+    store = fetched
+    names = pq.read_table(disk / "fetch/outcomes.parquet")["sha256"].drop_null().to_pylist()
     images = StoredImages.of_store(store)
     images.check(names)
     expected = [jpeg(number) for number in range(12) if number != 6]
@@ -111,12 +143,13 @@ def test_images_are_read_from_the_objects(recipe: Recipe, store: ObjectStore, tm
 
 
 def test_what_was_logged_before_a_kill_is_not_requested_again(
-    recipe: Recipe, server: LoopbackServer, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe,
+    server: LoopbackServer,
+    store: ObjectStore,
+    disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    disk = resolved(tmp_path / "disk", *URLS)
-    fetch(recipe, disk)
-    requested(server)
-
     def killed(*_: object) -> bool:
         raise StageError("killed")
 
@@ -138,26 +171,20 @@ def test_what_was_logged_before_a_kill_is_not_requested_again(
     assert not [name for name in stored if "log-" in name]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "removed"])
-def test_the_images_of_a_lost_object_alone_are_requested_again(
+def test_the_images_of_lost_objects_alone_are_requested_again(
     recipe: Recipe,
     server: LoopbackServer,
-    store: ObjectStore,
+    fetched: ObjectStore,
+    whole: dict[str, bytes],
     tmp_path: Path,
-    damage: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fetch(recipe, resolved(tmp_path / "first", *URLS), store=store)
-    requested(server)
-    whole = objects(store)
-    if damage == "removed":
-        store.remove(SHARDS[1])
-    else:
-        store.write(SHARDS[1], whole[SHARDS[1]][:-100])
-    fetch(recipe, resolved(tmp_path / "second", *URLS), store=store)
+    fetched.remove(SHARDS[1])
+    fetched.write(SHARDS[2], whole[SHARDS[2]][:-100])
+    fetch(recipe, resolved(tmp_path, *URLS), store=fetched)
     assert "objects in memory://" in capsys.readouterr().err
-    assert requested(server) == {"/4.jpg", "/5.jpg", "/7.jpg", "/8.jpg"}
-    assert {name: objects(store)[name] for name in SHARDS} == {name: whole[name] for name in SHARDS}
+    assert requested(server) == {f"/{number}.jpg" for number in (4, 5, 7, 8, 9, 10, 11)}
+    assert {name: objects(fetched)[name] for name in SHARDS} == {name: whole[name] for name in SHARDS}
 
 
 def test_a_partition_without_images_is_no_damage(
@@ -218,8 +245,7 @@ def test_a_store_lost_in_the_middle_ends_the_stage_and_it_goes_on(
     assert not requested(server)  # the log has all of it
 
 
-def test_a_damaged_record_of_a_partition_is_named(recipe: Recipe, store: ObjectStore, tmp_path: Path) -> None:
-    fetch(recipe, resolved(tmp_path, *URLS), store=store)
-    store.write("fetch/files.json", b"{}")
+def test_a_damaged_record_of_a_partition_is_named(recipe: Recipe, fetched: ObjectStore, tmp_path: Path) -> None:
+    fetched.write("fetch/files.json", b"{}")
     with pytest.raises(CorruptFileError, match=r"fetch/files\.json: is damaged"):
-        fetch(recipe, tmp_path, store=store)
+        fetch(recipe, resolved(tmp_path, *URLS), store=fetched)
