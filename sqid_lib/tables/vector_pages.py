@@ -44,7 +44,7 @@ def vector_pieces(
     """
     try:
         yield from _pieces(path, metadata, group, column, width, rows)
-    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, pa.ArrowException) as error:
         raise UnusualPages from error
 
 
@@ -96,15 +96,17 @@ def _pages(
         header, size = _read_struct(head, 0)
         page: dict[int, Any] = header[_DATA_PAGE]
         values, encoding = page[_VALUES], page[_ENCODING]
-        levels = _full_levels(values, width, level)
         if (
             (header[_KIND], page[_DEFINITION], page[_REPETITION]) != (0, _RLE, _RLE)
             or encoding not in (_PLAIN, _BYTE_STREAM_SPLIT)
             or values % width
             or not 0 < values <= rows * width
-            or header[_SIZE] != len(levels) + 4 * values
+            or not 4 * values <= header[_SIZE] < 1 << 31
             or not 0 < header[_STORED] <= end - at
         ):
+            raise UnusualPages
+        levels = _full_levels(values, width, level)
+        if header[_SIZE] != len(levels) + 4 * values:
             raise UnusualPages
         stream.seek(at + size)
         if len(memory) < header[_STORED]:

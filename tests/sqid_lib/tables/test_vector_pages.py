@@ -97,3 +97,20 @@ def test_damage_is_left_to_pyarrow(tmp_path: Path, at: int) -> None:
     path.write_bytes(data)
     with pytest.raises(UnusualPages):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"\x1c" * 4096, b"\x15\x00\x15\x80\x80\x80\x80\x40\x15\x10\x51\x00", b"\xff" * 4096, b"\x80" * 4096],
+    ids=["deep", "a flag for a page", "an unknown type", "a number without an end"],
+)
+def test_made_up_headers_are_left_to_pyarrow(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "a.parquet"
+    write(path, compression="none")
+    metadata = pq.ParquetFile(path).metadata
+    data = bytearray(path.read_bytes())
+    start = metadata.row_group(0).column(1).data_page_offset
+    data[start : start + len(header)] = header
+    path.write_bytes(data)
+    with pytest.raises(UnusualPages):
+        list(vector_pieces(path, metadata, 0, NAME, 64, 70))
