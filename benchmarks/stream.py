@@ -296,9 +296,9 @@ def rate(way: Way, most: int) -> tuple[float, float]:
     return rows / (time.perf_counter() - began) / 1e3, (time.process_time() - cpu) / rows * 1e6
 
 
-def rate_elsewhere(name: str, data: Path, most: int) -> tuple[float, float]:
-    """`rate` of a way in a process of its own, which is killed: datasets' reader, left early, may never end."""
-    command = [sys.executable, __file__, "--data", str(data), "--child", name, "--slow-rows", str(most)]
+def streaming_rate(release: Path, most: int) -> tuple[float, float]:
+    """`rate` of `datasets_streaming` in a process of its own, which is killed: left early, its reader may never end."""
+    command = [sys.executable, __file__, "--data", str(release), "--streaming", "--slow-rows", str(most)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
@@ -385,13 +385,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="parts of names")
     parser.add_argument("--json", type=Path, help="write all rounds there")
     parser.add_argument("--quick", action="store_true", help="an eighth of the rows, without other libraries")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--streaming", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--make", action="store_true", help="make the data and stop")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
 
-    if options.child:
-        print(json.dumps(rate(datasets_streaming(options.data / "release"), options.slow_rows)), flush=True)
+    if options.streaming:
+        print(json.dumps(rate(datasets_streaming(options.data), options.slow_rows)), flush=True)
         return
     if options.quick:
         options.only, options.rounds = options.only or ["numpy", "store.pairs", "stream_pairs"], 3
@@ -409,7 +409,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, (way, slow) in chosen.items():
             most = options.slow_rows if slow else sys.maxsize
-            rounds[name].append(rate_elsewhere(name, options.data, most) if name == STREAMING else rate(way, most))
+            rounds[name].append(streaming_rate(release, most) if name == STREAMING else rate(way, most))
     if options.json:
         options.json.write_text(json.dumps(rounds, indent=1))
     for name, found in rounds.items():

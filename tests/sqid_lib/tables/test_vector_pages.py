@@ -39,9 +39,7 @@ def read(path: Path, width: int = 64, rows: int = 70) -> np.ndarray:
     "options",
     [
         {},
-        {"compression": "snappy"},
         {"compression": "none"},
-        {"compression": "gzip"},
         {"data_page_size": 5_000},
         {"use_content_defined_chunking": True, "write_page_checksum": True},
         {"nullable": False},
@@ -61,7 +59,7 @@ def test_the_same_bits(tmp_path: Path, options: dict[str, Any], encoding: str) -
     [
         ({"use_dictionary": True}, 64),
         ({"data_page_version": "2.0"}, 64),
-        ({"compression": "brotli"}, 64),
+        ({"compression": "snappy"}, 64),
         ({"width": 20}, 20),
         ({"width": 8}, 8),
         ({}, 32),
