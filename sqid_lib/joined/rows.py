@@ -34,8 +34,10 @@ def tables(plan: Plan, shards: Sequence[int]) -> Iterator[pa.Table]:
     rows = _joined(plan)
     for first, last in _runs(sorted(shards)):
         yield from _ahead(rows.between(rows.count * first // SHARDS, rows.count * (last + 1) // SHARDS))
-    if SHARDS - 1 in shards:
-        _joined.cache_clear()  # that was the last shard: free the memory
+    if SHARDS - 1 in shards:  # that was the last shard: free the memory
+        _joined.cache_clear()
+        del rows
+        pa.default_memory_pool().release_unused()  # Arrow would keep what the texts took beside the next config's
 
 
 def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -139,6 +139,8 @@ def checked_vectors(
         ContractError: a list holds a null, or a value that is not finite in `dtype`.
     """
     vectors, valid = read_vectors(table, column, width, where)
+    if vectors.dtype == dtype:  # finite, as just read
+        return vectors, valid
     with np.errstate(over="ignore"):  # reported below
         cast = np.ascontiguousarray(vectors, dtype=dtype)
     limit = np.finfo(dtype).max

@@ -127,7 +127,7 @@ def wants_tensors(format: str, pin_memory: bool, device: Any) -> bool:
     return True
 
 
-@shows_options(prefetch=1)
+@shows_options()
 def stream_pairs(
     dir_or_repo: str | Path,
     *,
@@ -155,7 +155,7 @@ def stream_pairs(
         dir_or_repo: address of a release: a directory, ORG/NAME on the Hub, hf://datasets/ORG/NAME[@REVISION][/PATH],
             or an https URL. On the Hub it is read at the commit that `revision` stands for now.
         labels, split, has_image, queries, texts, dtype, **options: as in `EmbeddingStore.pairs`; `prefetch` counts
-            buffers, default 1.
+            buffers, each read by a thread of its own.
         buffer: products in memory at once, about 6 kB each at width 768; those being read ahead come on top.
 
     Raises:
@@ -168,7 +168,7 @@ def stream_pairs(
         raise UsageError("unknown dtype", where="dtype", expected="float32 or float16", got=dtype)
     filters, names = read_filters(labels, split, has_image, queries), read_texts(texts)
     buffer = whole_number("buffer", buffer, 1)
-    prefetch = whole_number("prefetch", options.pop("prefetch", 1))
+    prefetch = whole_number("prefetch", options.pop("prefetch", _DEFAULTS["prefetch"]))
     kinds = {name: options.pop(name, default) for name, default in _KINDS.items()}  # type: ignore[misc]
     tensors = wants_tensors(kinds["format"], kinds["pin_memory"], kinds["device"])
     order = Order(**options)  # type: ignore[misc]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from sqid_lib.files import File
 from sqid_lib.sources import Address, open_ranges
 from sqid_lib.sources.local import version
 from sqid_lib.sources.retry import downloading
+from sqid_lib.streams.arrow import float_lists
 from sqid_lib.streams.batches import Rows
 from sqid_lib.streams.release_files import (
     check_digest,
@@ -34,6 +35,7 @@ from sqid_lib.streams.release_files import (
 from sqid_lib.streams.texts import check_texts
 from sqid_lib.tables.reader import check_columns, reporting
 from sqid_lib.tables.vector_columns import check_width
+from sqid_lib.tables.vector_pages import UnusualPages, vector_pieces
 
 T = TypeVar("T")
 PIECE = 256  # rows decoded at once; 1.5 MB at width 768
@@ -51,22 +53,21 @@ class FeatureFile:
         self.file, self.split = file, split
         self._close()
         self.metadata: pq.FileMetaData = None
-        self.metadata = self._reporting(lambda: self._open().metadata, file.url)
+        self.metadata = self._reporting(self._read_footer, file.url)
 
     def _close(self) -> None:
-        self._file: pq.ParquetFile | None = None
-        self._lock = threading.Lock()  # two threads that read ahead in one ParquetFile can wait for each other forever
+        self._idle: list[pq.ParquetFile] = []  # one a thread: two in one ParquetFile can wait for each other forever
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_lock": None}
+        return {**self.__dict__, "_idle": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
         self._close()
 
     def enter_process(self) -> None:
-        """To call before threads read: a forked process must not use its parent's connections and locks."""
+        """To call before threads read: a forked process must not use its parent's connections."""
         if self._pid != os.getpid():
             self._close()
 
@@ -140,37 +141,59 @@ class FeatureFile:
         with reporting(where):
             return call()
 
-    def _read(self, group: int, stop: int, use: Callable[[Iterator[pa.Table]], T], columns: list[str]) -> T:
-        with self._lock:
-            try:
-                return use(self._pieces(group, stop, columns))
-            except BaseException:
-                self._file = None  # a broken connection is not asked again
-                raise
+    def _read_footer(self) -> pq.FileMetaData:
+        self._idle.append(self._new())
+        return self._idle[0].metadata
 
-    def _pieces(self, group: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
+    def _read(self, group: int, stop: int, use: Callable[[Iterator[pa.Table]], T], columns: list[str]) -> T:
+        try:
+            file = self._idle.pop()
+        except IndexError:
+            file = self._new()
+        result = None
+        if self.file.local:
+            with contextlib.suppress(UnusualPages):
+                result = use(self._until(stop, self._page_pieces(file, group, columns)))
+        if result is None:
+            batches = file.iter_batches(PIECE, row_groups=[group], columns=columns)
+            result = use(self._until(stop, (pa.Table.from_batches([batch]) for batch in batches)))
+        self._idle.append(file)  # not after an error: a broken connection is not asked again
+        return result
+
+    def _until(self, stop: int, pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
         rows = 0
-        for piece in self._open().iter_batches(PIECE, row_groups=[group], columns=columns):
+        for piece in pieces:
             rows += len(piece)
-            yield pa.Table.from_batches([piece])
+            yield piece
             if rows >= stop:
                 return
         raise CorruptFileError("the row group is cut", where=self.file, expected=f"{stop} rows", got=rows)
 
-    def _open(self) -> pq.ParquetFile:
-        if self._file is None:
-            self._file = self._new()
-        return self._file
+    def _page_pieces(self, file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.Table]:
+        """Pieces whose vectors are read page by page; those of a piece are overwritten by the next one."""
+        self._check_unchanged()
+        names = [name for name in columns if name in schemas.VECTOR_COLUMNS]
+        width = int(file.schema_arrow.field(names[0]).type.list_size)
+        path = Path(self.file.path)
+        vectors = [vector_pieces(path, self.metadata, group, name, width, PIECE) for name in names]
+        others = [name for name in columns if name not in names]
+        batches = file.iter_batches(PIECE, row_groups=[group], columns=others, use_threads=False)
+        for batch, *matrices in zip(batches, *vectors, strict=True):
+            lists = [float_lists(matrix) for matrix in matrices]
+            yield pa.table([*batch.columns, *lists], names=[*batch.schema.names, *names])
 
     def _new(self) -> pq.ParquetFile:
         if not self.file.local:
             # without a cache: pyarrow asks for whole columns, each once
             stream = pa.PythonFile(open_ranges(self.file.url, cache=False), mode="r")
             return pq.ParquetFile(stream, metadata=self.metadata, pre_buffer=True, **_CHECKED)
-        if _size_and_time(version(Path(self.file.path))) != _size_and_time(self.file.version):
-            raise CorruptFileError("the file changed while it was streamed", where=self.file, fix="Open it again.")
+        self._check_unchanged()
         options = {"metadata": self.metadata, "buffer_size": 1 << 20, "pre_buffer": False, **_CHECKED}
         return pq.ParquetFile(self.file.path, **options)
+
+    def _check_unchanged(self) -> None:
+        if _size_and_time(version(Path(self.file.path))) != _size_and_time(self.file.version):
+            raise CorruptFileError("the file changed while it was streamed", where=self.file, fix="Open it again.")
 
 
 def _size_and_time(version: str) -> str:

@@ -102,8 +102,7 @@ def test_signatures_show_every_option(function: Any) -> None:
     assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in ("batch_size", "shuffle", "seed", "rank", "world_size", "drop_last"):
         assert parameters[name].default == getattr(Order(), name)
-    prefetch = 1 if function is stream_pairs else 2
-    assert (parameters["prefetch"].default, parameters["format"].default) == (prefetch, "auto")
+    assert (parameters["prefetch"].default, parameters["format"].default) == (2, "auto")
 
 
 def test_shown_defaults_are_the_real_ones(tiny_store: EmbeddingStore) -> None:

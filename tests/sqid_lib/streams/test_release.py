@@ -27,10 +27,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
-from sqid_lib.files import shard_name
+from sqid_lib.files import File, shard_name
+from sqid_lib.sources.local import version
 from sqid_lib.store import EmbeddingStore
 from sqid_lib.streams import release_reader
 from sqid_lib.streams.open import stream_pairs
+from sqid_lib.tables.vector_pages import UnusualPages, vector_pieces
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
@@ -270,6 +272,42 @@ def test_row_groups_in_many_pieces(release: Path, monkeypatch: pytest.MonkeyPatc
             assert torch.equal(field, getattr(other, name))
 
 
+@pytest.mark.parametrize("rows", [1, 100, 700])
+def test_vectors_read_page_by_page_are_those_of_pyarrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    width, count = 64, 700
+    numbers = np.random.default_rng(0).standard_normal((2, count, width), np.float32)
+    lists = [pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), width) for matrix in numbers]
+    table = pa.table([pa.array([i % 3 > 0 for i in range(count)]), *lists], release_reader.VECTORS)
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, data_page_size=50_000)
+    paths: list[Path] = []
+    original = vector_pieces
+
+    def noted(path: Path, *arguments: Any) -> Any:
+        paths.append(path)
+        return original(path, *arguments)
+
+    def read() -> list[dict[str, Any]]:
+        file = release_reader.FeatureFile(File(str(tmp_path / "a.parquet"), version(tmp_path / "a.parquet")), "test")
+        pieces = file.read(
+            0, rows, lambda pieces: [piece.to_pylist() for piece in pieces], list(release_reader.VECTORS)
+        )
+        return [row for piece in pieces for row in piece]
+
+    monkeypatch.setattr(release_reader, "vector_pieces", noted)
+    fast = read()
+    assert len(paths) == 2 and len(fast) >= rows
+    assert fast == table.slice(0, len(fast)).to_pylist()
+    monkeypatch.setattr(release_reader, "vector_pieces", unusual)
+    assert read() == fast
+
+
+def unusual(*_arguments: Any) -> Any:
+    raise UnusualPages
+    yield
+
+
 def test_pandas_is_not_imported(release: Path) -> None:
     code = (
         "import sys\nfrom sqid_lib import stream_pairs\nassert sum(len(b.gain) for b in stream_pairs(sys.argv[1]))\n"
@@ -398,9 +436,13 @@ def test_an_error_in_a_thread_ends_the_epoch_every_time(release: Path, monkeypat
 
 def test_a_fork_while_a_thread_reads(release: Path, store: EmbeddingStore) -> None:
     stream: Any = stream_pairs(release, batch_size=7, shuffle=True, buffer=10)
-    with stream.release.features[0]._lock, stream.release.features[1]._lock:  # as a thread that reads ahead holds them
-        loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
-        assert sorted(flat(loader)) == every_pair(store)
+    next(iter(stream))
+    parents = [file for feature in stream.release.features for file in feature._idle]
+    assert parents
+    for file in parents:
+        file.close()  # a child that read with a parent's file would fail
+    loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert sorted(flat(loader)) == every_pair(store)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
