@@ -50,7 +50,7 @@ GOALS = {
     "workers": Goal("`store.pairs` in a DataLoader with 2 workers / without", 1.0),
     "import": Goal("`import sqid` / `import datasets`, seconds", 1.1, at_most=True),
     "help": Goal("`sqid --help`, seconds", 0.15, at_most=True),
-    "growth": Goal("cost of a further product up to the largest size / to the middle one", 1.2, at_most=True),
+    "growth": Goal("seconds a product at the largest size / at the next smaller one, worst stage", 1.2, at_most=True),
     "memory": Goal("the greatest peak of a stage, GB, without the model's own", 1.5, at_most=True),
 }
 
