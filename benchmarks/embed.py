@@ -140,7 +140,7 @@ def compare_texts(naive: Naive, encoder: Encoder, every: list[str], args: argpar
     if args.others:
         runs["sentence-transformers"] = sentence_transformers(naive)
     rounds = [every[start : start + args.texts] for start in range(0, len(every), args.texts)]
-    return compare("text", runs, rounds)
+    return compare("text", runs, rounds, args.arch)
 
 
 def compare_images(naive: Naive, encoder: Encoder, args: argparse.Namespace) -> float:
@@ -158,12 +158,12 @@ def compare_images(naive: Naive, encoder: Encoder, args: argparse.Namespace) -> 
         "ours, forward only": lambda batch: forward_only_images(encoder, batch),
     }
     rounds = [every[start : start + args.images] for start in range(0, len(every), args.images)]
-    rate = compare("image", runs, rounds)
+    rate = compare("image", runs, rounds, args.arch)
     report_profile(encoder, every[:16])
     return rate
 
 
-def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: list[list[Any]]) -> float:
+def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: list[list[Any]], arch: str) -> float:
     """Run all on each round's inputs, in turns; "forward only" runs report their own seconds."""
     for run in runs.values():
         run(rounds[0][:2])  # warm up
@@ -186,7 +186,7 @@ def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: lis
         rate = sum(map(len, rounds)) / sum(values)
         print(f"{name:24} {rate:10.2f} {unit}s/s   {spread(ratios)} × naive")
     share = [a / b for a, b in zip(seconds["ours, forward only"], seconds["ours"], strict=True)]
-    state(f"embed {unit}s", share)
+    state(f"embed {unit}s", share, arch)
     print(f"ours reaches {spread(share)} of its own forward-only rate; farthest from naive {worst:.1e}")
     return sum(map(len, rounds)) / sum(seconds["ours"])
 

@@ -46,7 +46,7 @@ GOALS = {
     "store": Goal("conversion of a release / copying the same bytes to the disk", 0.6),
     "write vectors": Goal("writing product_features / pyarrow alone with the same settings", 0.7),
     "validate": Goal("`sqid validate` / hashing all files and decoding all columns once, seconds", 1.3, at_most=True),
-    "stream": Goal("`stream_pairs` / 150 thousand rows a second", 1.0),
+    "stream": Goal("`stream_pairs`, thousand rows a second", 150),
     "workers": Goal("`store.pairs` in a DataLoader with 2 workers / without", 1.0),
     "import": Goal("`import sqid` / `import datasets`, seconds", 1.1, at_most=True),
     "help": Goal("`sqid --help`, seconds", 0.15, at_most=True),
