@@ -56,9 +56,9 @@ dry-run-extras: $(VENV)/.dev
 dist: $(VENV)/.dev
 	$(VENV)/bin/python -m hatchling build
 
+# a short form of every benchmark, and a table of ratios with their goals: under 15 minutes on 2 quiet cores
 bench: $(VENV)/.dev
-	@echo "each script in benchmarks/ says how it is run and what it needs:"
-	@for script in benchmarks/*.py; do $(VENV)/bin/python $$script --help | head -n 1; done
+	$(VENV)/bin/python benchmarks/bench.py --markdown bench.md
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

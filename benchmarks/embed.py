@@ -1,8 +1,8 @@
 """Encoding with CLIP, against the usual way to write it, on seeded weights: python benchmarks/embed.py --help.
 
 Rounds are interleaved, and every figure is a ratio within one round: median (lowest to highest). Weights are random,
-made from the published config: speed does not depend on them. Needs CLIP's vocabulary, which open_clip_torch carries
-(pip install --no-deps open_clip_torch), or --model.
+made from the published config: speed does not depend on them. Real titles need CLIP's vocabulary, which open_clip_torch
+carries (pip install --no-deps open_clip_torch), or --model; made-up ones do without.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import gzip
 import importlib.util
 import io
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -38,6 +39,7 @@ ARCHITECTURES = {
 OFFICIAL_IMAGES, OFFICIAL_TEXTS = 164_900, 174_000
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 START, END = "<|startoftext|>", "<|endoftext|>"
+SENTENCE = "women's running shoes stainless steel 12-pack kitchen (black) memory foam USB-C 3.5oz for and with set of"
 
 
 def main() -> None:
@@ -64,7 +66,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.model or str(write_seeded_clip(Path(scratch) / "clip", args.arch))
+        folder = args.model or str(write_seeded_clip(Path(scratch) / "clip", args.arch, args.titles is not None))
         print(
             f"# {args.model or args.arch}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         )
@@ -138,7 +140,7 @@ def compare_texts(naive: Naive, encoder: Encoder, every: list[str], args: argpar
     if args.others:
         runs["sentence-transformers"] = sentence_transformers(naive)
     rounds = [every[start : start + args.texts] for start in range(0, len(every), args.texts)]
-    return compare("text", runs, rounds)
+    return compare("text", runs, rounds, args.arch)
 
 
 def compare_images(naive: Naive, encoder: Encoder, args: argparse.Namespace) -> float:
@@ -156,12 +158,12 @@ def compare_images(naive: Naive, encoder: Encoder, args: argparse.Namespace) -> 
         "ours, forward only": lambda batch: forward_only_images(encoder, batch),
     }
     rounds = [every[start : start + args.images] for start in range(0, len(every), args.images)]
-    rate = compare("image", runs, rounds)
+    rate = compare("image", runs, rounds, args.arch)
     report_profile(encoder, every[:16])
     return rate
 
 
-def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: list[list[Any]]) -> float:
+def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: list[list[Any]], arch: str) -> float:
     """Run all on each round's inputs, in turns; "forward only" runs report their own seconds."""
     for run in runs.values():
         run(rounds[0][:2])  # warm up
@@ -184,7 +186,7 @@ def compare(unit: str, runs: dict[str, Callable[[Any], np.ndarray]], rounds: lis
         rate = sum(map(len, rounds)) / sum(values)
         print(f"{name:24} {rate:10.2f} {unit}s/s   {spread(ratios)} × naive")
     share = [a / b for a, b in zip(seconds["ours, forward only"], seconds["ours"], strict=True)]
-    state(f"embed {unit}s", share)
+    state(f"embed {unit}s", share, arch)
     print(f"ours reaches {spread(share)} of its own forward-only rate; farthest from naive {worst:.1e}")
     return sum(map(len, rounds)) / sum(seconds["ours"])
 
@@ -322,10 +324,7 @@ def titles(path: Path | None, count: int) -> list[str]:
         ]
         return [found[row % len(found)] for row in range(count)]
     rng = np.random.default_rng(0)
-    sentence = (
-        "women's running shoes stainless steel 12-pack kitchen (black) memory foam USB-C 3.5oz for and with set of"
-    )
-    words = sentence.split()
+    words = SENTENCE.split()
     return [" ".join(rng.choice(words, rng.integers(5, 41))) + f" {row}" for row in range(count)]
 
 
@@ -339,14 +338,14 @@ def make_images(count: int) -> Iterator[bytes]:
         yield sink.getvalue()
 
 
-def write_seeded_clip(folder: Path, arch: str) -> Path:
-    """A CLIP of a published architecture with random weights and the published tokenizer."""
+def write_seeded_clip(folder: Path, arch: str, real: bool) -> Path:
+    """A CLIP of a published architecture with random weights; its tokenizer is the published one for `real` titles."""
     import torch
     import transformers
 
     text, vision, patch, width = ARCHITECTURES[arch]
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    vocabulary = write_tokenizer(folder)
+    vocabulary = write_tokenizer(folder, published_merges() if real else made_up_merges())
     ids = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
     config = transformers.CLIPConfig(
         text_config=dict(zip(names, text, strict=True)) | ids | {"vocab_size": vocabulary, "projection_dim": width},
@@ -359,13 +358,26 @@ def write_seeded_clip(folder: Path, arch: str) -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path) -> int:
-    """vocab.json and merges.txt from the list of merges that OpenAI published; returns the size of the vocabulary."""
+def made_up_merges() -> list[str]:
+    """Merges that make one token of each word of SENTENCE."""
+    merges = []
+    for word in re.findall(r"[a-z]+", SENTENCE.lower()):
+        letters = [*word[:-1], f"{word[-1]}</w>"]
+        merges += [f"{''.join(letters[:end])} {letters[end]}" for end in range(1, len(letters))]
+    return list(dict.fromkeys(merges))
+
+
+def published_merges() -> list[str]:
+    """The merges that OpenAI published."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         sys.exit("CLIP's vocabulary is needed: pip install --no-deps open_clip_torch, or give --model")
     packed = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    return gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+
+
+def write_tokenizer(folder: Path, merges: list[str]) -> int:
+    """vocab.json and merges.txt; returns the size of the vocabulary."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = [chr(byte) for byte in plain] + [chr(256 + number) for number in range(256 - len(plain))]
     tokens = [

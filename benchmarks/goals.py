@@ -46,13 +46,11 @@ GOALS = {
     "store": Goal("conversion of a release / copying the same bytes to the disk", 0.6),
     "write vectors": Goal("writing product_features / pyarrow alone with the same settings", 0.7),
     "validate": Goal("`sqid validate` / hashing all files and decoding all columns once, seconds", 1.3, at_most=True),
-    "stream": Goal("`stream_pairs` / 150 thousand rows a second", 1.0),
+    "stream": Goal("`stream_pairs`, thousand rows a second", 150),
     "workers": Goal("`store.pairs` in a DataLoader with 2 workers / without", 1.0),
     "import": Goal("`import sqid` / `import datasets`, seconds", 1.1, at_most=True),
     "help": Goal("`sqid --help`, seconds", 0.15, at_most=True),
-    "growth": Goal(
-        "cost of a further product up to the largest size / up to the middle one, worst stage", 1.2, at_most=True
-    ),
+    "growth": Goal("seconds a product at the largest size / at the next smaller one, worst stage", 1.2, at_most=True),
     "memory": Goal("the greatest peak of a stage, GB, without the model's own", 1.5, at_most=True),
 }
 

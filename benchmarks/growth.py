@@ -170,16 +170,12 @@ def main() -> None:
 
 def report(found: dict[int, dict[str, dict[str, float]]]) -> None:
     """State how straight the lines are, and the greatest peak."""
-    first, *middle, last = found
-    if middle:
-        step = middle[-1]
-
-        def cost(stage: str, size: int) -> float:
-            return (found[size][stage]["cpu"] - found[first][stage]["cpu"]) / (size - first)
-
-        growth = {stage: cost(stage, last) / cost(stage, step) for stage in DRAWN}
+    *smaller, last = found
+    if smaller:
+        step = smaller[-1]
+        growth = {stage: found[last][stage]["cpu"] / last * step / found[step][stage]["cpu"] for stage in DRAWN}
         worst = max(growth, key=lambda name: growth[name])
-        state("growth", [growth[worst]], f"{worst}, CPU seconds, {first:,}, {step:,} and {last:,} products")
+        state("growth", [growth[worst]], f"{worst}, CPU seconds, {step:,} and {last:,} products")
     peaks = {stage: found[last][stage]["megabytes"] / 1000 for stage in DRAWN}
     most = max(peaks, key=lambda name: peaks[name])
     state("memory", [peaks[most]], f"{most} of {last:,} products of {WIDTH} floats")
