@@ -95,13 +95,18 @@ class StoreVectors:
     weight: float
 
     def __call__(self, rows: Ints) -> Float32s:
-        mixed = np.zeros((len(rows), self.text.shape[1]), np.float32)
-        if self.weight > 0:
-            mixed += np.float32(self.weight) * unit(self.text[rows])
+        if self.weight == 0:
+            return self._images(rows)
+        mixed = unit(self.text[rows])
+        mixed *= np.float32(self.weight)
         if self.weight < 1:
-            image = unit(self.image[rows]) * np.asarray(self.has_image)[rows, None]
-            mixed += np.float32(1 - self.weight) * image
+            mixed += np.float32(1 - self.weight) * self._images(rows)
         return mixed
+
+    def _images(self, rows: Ints) -> Float32s:
+        images = unit(self.image[rows])
+        images[~np.asarray(self.has_image)[rows]] = 0
+        return images
 
     @property
     def is_mapped(self) -> bool:

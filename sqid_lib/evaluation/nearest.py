@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +19,7 @@ BlockTop = Callable[[Float32s, int, Float32s], Pairs]
 Backend = Callable[[Float32s], BlockTop]
 _PRODUCTS, _QUERIES = 16_384, 1_024  # rows scored at once: 64 MiB of scores
 _FIRST = 1_024  # rows of the first block: it only gives scores that the next ones have to exceed
+_AGAIN = 2_048  # products read at once by a thread that scores pairs again
 _PAIRS = 256  # pairs scored again at once: they fit into the cache of a core
 _SPARE = 28  # products beyond `top` that are kept, to be scored again where they are near the last one
 _NEAR = 1_024  # products scored again because their score is that of the last one
@@ -116,15 +119,26 @@ def _scored_again(search: Search, candidates: Ints, query: Ints, index: Ints) ->
     scores = np.empty(len(query))
     products, place = np.unique(index, return_inverse=True)
     by_product = np.argsort(place, kind="stable")
-    starts = range(0, len(products), _PRODUCTS)
+    starts = range(0, len(products), _AGAIN)
     pairs_of_block = np.split(by_product, np.searchsorted(place[by_product], starts[1:]))
-    for start, pairs in zip(starts, pairs_of_block, strict=True):
-        vectors = search.products(candidates[products[start : start + _PRODUCTS]])
+
+    def score(start: int, pairs: Ints) -> None:
+        vectors = search.products(candidates[products[start : start + _AGAIN]])
         for first in range(0, len(pairs), _PAIRS):
             some = pairs[first : first + _PAIRS]
             q, p = search.queries[query[some]], vectors[place[some] - start]
             scores[some] = np.einsum("ij,ij->i", q.astype(np.float64), p.astype(np.float64))
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        for _ in pool.map(score, starts, pairs_of_block):
+            pass  # raises what a thread raised
     return scores
+
+
+def _threads() -> int:
+    """Threads of this process: as many as its matrix products use, where that is limited; at most 8."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(8, int(limit) if limit.isdigit() and int(limit) else os.cpu_count() or 1)
 
 
 def find_backend(name: str) -> Backend:

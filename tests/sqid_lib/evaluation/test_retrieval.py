@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from evaluation_fixtures import MemoryStore, memory_store, random_store
 from sqid_lib import evaluation
 from sqid_lib.errors import UsageError
 from sqid_lib.evaluation import nearest, retrieval
+from sqid_lib.evaluation.clip import StoreVectors
+from sqid_lib.evaluation.cosine import unit
+from sqid_lib.evaluation.search import Search
 
 BACKENDS = ("numpy", "torch", "faiss")
 
@@ -134,6 +138,24 @@ def test_there_are_at_most_so_many_shards(tmp_path: Path, monkeypatch: pytest.Mo
 
     evaluation.retrieve(store, ["clip_text"], top=20, metrics="ndcg@20", resamples=100, map_shards=in_shards)
     assert counts == [7]
+
+
+def test_memory_does_not_grow_with_the_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "_PRODUCTS", 512)
+    monkeypatch.setattr(nearest, "_AGAIN", 64)
+    (tmp_path / "vectors").write_bytes(np.random.default_rng(0).normal(size=(20_000, 128)).astype(np.float16).tobytes())
+    vectors = np.asarray(np.memmap(tmp_path / "vectors", np.float16, "r")).reshape(-1, 128)
+    products = StoreVectors(vectors, vectors, np.ones(20_000, np.bool_), 1.0)
+    search = Search(np.arange(4), unit(vectors[:4]), products)
+    tracemalloc.start()
+    try:
+        query, index, score = nearest.search_top(search, np.arange(20_000), 10, nearest.find_backend("numpy"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert index[::10].tolist() == query[::10].tolist() == [0, 1, 2, 3]  # each is nearest to itself
+    np.testing.assert_allclose(score[::10], 1, atol=1e-6)
+    assert vectors.nbytes / 2 > peak  # 5 MB of vectors, 10 in float32
 
 
 def test_vectors_in_memory_are_searched_here() -> None:
