@@ -235,19 +235,25 @@ def flip_and_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def judged_for(store: EmbeddingStore, queries: Sequence[int]) -> np.ndarray[Any, Any]:
+    """The rows of the judgments of some queries."""
+    return np.flatnonzero(np.isin(store.query_ids[store.judgment_query_index], queries))
+
+
 def image_scores(training: Training, images: ProductImages, queries: Sequence[int]) -> np.ndarray[Any, Any]:
     """[J] cosine of query and image; 0 without an image and for other queries."""
-    store, towers, model = training.store, training.towers, training.model.eval()
-    place = {pair: row for row, pair in enumerate(zip(store.judgments["query_id"].to_pylist(),
-                                                      store.judgment_product_index.tolist(), strict=True))}  # fmt: skip
-    scores = np.zeros(len(place))
-    for batch in store.image_pairs(images, towers.preprocess, queries=queries, texts=["query"], batch_size=256):
+    store, towers, model, found = training.store, training.towers, training.model.eval(), []
+    stream = store.image_pairs(
+        images, towers.preprocess, queries=queries, has_image=None, texts=["query"], batch_size=256
+    )
+    for batch in stream:  # in the order of the judgments
         with torch.inference_mode():
             tokens = {name: ids.to(training.device) for name, ids in towers.tokens(batch.texts["query"]).items()}
             pixels = batch.pixel_values.to(training.device)
             cosines = (model.vectors("text", **tokens) * model.vectors("image", pixel_values=pixels)).sum(1)
-        rows = [place[pair] for pair in zip(batch.query_id.tolist(), batch.product_index.tolist(), strict=True)]
-        scores[rows] = np.where(batch.has_image, cosines.cpu(), 0)
+        found.append(np.where(batch.has_image, cosines.cpu(), 0))
+    scores = np.zeros(len(store.judgments))
+    scores[judged_for(store, queries)] = np.concatenate(found)
     training.model.train()
     return scores
 
@@ -321,8 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> evaluation.Comparison | None
     say(str(split))
     known = images
     if options.disjoint_products:
-        held_out = np.isin(store.query_ids[store.judgment_query_index], split.test)
-        known = images.without(store.products.take(np.unique(store.judgment_product_index[held_out])))
+        products = np.unique(store.judgment_product_index[judged_for(store, split.test)])
+        known = images.without(store.products.take(products))
     options.out.mkdir(parents=True, exist_ok=True)
     training, checkpoint = Training(store, known, split.train, options), options.out / "checkpoint.pt"
     say(f"{training.stream.units:,} pairs with an image to train on")

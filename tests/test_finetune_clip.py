@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import finetune_clip
@@ -18,8 +19,8 @@ import torch
 from encoder_fixtures import encoded, make_image, write_clip
 from tiny_release import write_release
 
-from sqid_lib import split_queries
-from sqid_lib.encoders import load_encoder
+from sqid_lib import ProductImages, split_queries
+from sqid_lib.encoders import load_encoder, load_towers
 from sqid_lib.store import EmbeddingStore
 
 
@@ -139,6 +140,26 @@ def test_lora_without_peft_is_one_line(shop: Path, tmp_path: Path, monkeypatch: 
 def test_too_few_pairs_for_a_batch(shop: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^54 pairs to train on do not fill a batch: use a smaller --batch-size$"):
         finetune_clip.main(options(shop, tmp_path, "--batch-size", "100"))
+
+
+def test_image_scores_are_cosines_in_the_order_of_the_judgments(shop: Path) -> None:
+    store = EmbeddingStore.open(shop / "release", cache_dir=shop / "cache", progress=False)
+    towers, queries = load_towers(str(shop / "model")), store.query_ids[[1, 5]].tolist()
+    [batch] = store.pairs(queries=queries, texts=["query"], batch_size=500)
+    images = ProductImages.open(shop / "images").without(store.products.take([int(batch.product_index[3])]))
+    model = finetune_clip.Model(towers.network, biased=False)
+    training: Any = SimpleNamespace(store=store, towers=towers, model=model, device=torch.device("cpu"))
+    scores = finetune_clip.image_scores(training, images, queries)
+    encoder = load_encoder(str(shop / "model"), device="cpu")
+    texts = encoder.encode_text(batch.texts["query"])
+    expected = np.zeros(len(scores))
+    for row, place in enumerate(finetune_clip.judged_for(store, queries)):
+        [number] = images.find(store.products.take([int(batch.product_index[row])]))
+        if number >= 0:
+            pixels = encoder.encode_images([images.decode(int(number))])[0]
+            expected[place] = texts[row] @ pixels / np.linalg.norm(texts[row]) / np.linalg.norm(pixels)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert 0 < np.count_nonzero(expected) < 2 * 6
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
