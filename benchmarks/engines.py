@@ -29,7 +29,7 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from embed import ARCHITECTURES, write_seeded_clip  # type: ignore[import-not-found]  # beside this file
+from embed import ARCHITECTURES, write_seeded_clip
 from PIL import Image
 
 from builder.embed import embed, encode, stage
@@ -54,7 +54,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.cpus)  # as Ray sets it for its worker
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = str(QUICK) if args.quick else args.model or str(write_seeded_clip(folder / "clip", args.arch))
+        model = str(QUICK) if args.quick else args.model or str(write_seeded_clip(folder / "clip", args.arch, real=False))
         encoder = EncoderSettings(model=model, shard_rows=args.shard_rows, device="cpu")
         engine = EngineSettings(num_cpus=args.cpus, max_workers=1)
         recipe = Recipe(name="t", version="1", esci=EsciSettings(path="."), encoder=encoder, engine=engine)
