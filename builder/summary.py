@@ -52,15 +52,19 @@ class NextStep:
 
 
 @dataclass(frozen=True)
-class Unencoded:
-    """How many images have no vector, and product_id of the first of their products."""
+class Named:
+    """How many there are, and the names of the first of them."""
 
-    images: int
-    products: tuple[str, ...]
+    count: int
+    first: tuple[str, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Named:
+        return cls(len(names), tuple(names[:_HOSTS]))
 
     def __str__(self) -> str:
-        more = ", …" if self.images > len(self.products[:_PRINTED]) else ""
-        return f"{self.images:,} ({', '.join(self.products[:_PRINTED])}{more})"
+        more = ", …" if self.count > _PRINTED else ""
+        return f"{self.count:,} ({', '.join(self.first[:_PRINTED])}{more})"
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Summary:
         next: what to run to get more images.
         local: of those with a URL, how many have a reference to a local image in its place.
         catalogue: whether the images are those of a shop's own tables.
-        without_vector: status → products whose image was fetched and has no vector, the first of them.
+        without_vector: status → product_id of those whose image was fetched and has no vector.
+        given_up: URLs that ended the workers that fetched them.
     """
 
     products: int
@@ -87,7 +92,8 @@ class Summary:
     next: tuple[NextStep, ...] = ()
     local: int = 0
     catalogue: bool = False
-    without_vector: Mapping[str, Unencoded] = field(default_factory=dict)
+    without_vector: Mapping[str, Named] = field(default_factory=dict)
+    given_up: Named = Named(0, ())
 
     def write(self, work: Path, recipe: Recipe) -> Path:
         """Write WORK/summary.json; returns its path."""
@@ -110,6 +116,8 @@ class Summary:
             lines.append(f"images of {host.host}: {failed}")
         if len(self.hosts) > _PRINTED:
             lines.append(f"images of more hosts: see {FILE}")
+        if self.given_up.count:
+            lines.append(f"URLs that ended the workers that fetched them: {self.given_up}")
         if self.without_vector:
             counted = (f"{status} {found}" for status, found in sorted(self.without_vector.items()))
             lines.append(f"images without a vector: {', '.join(counted)}")
@@ -148,8 +156,8 @@ def summarize(recipe: Recipe, work: Path, command: str) -> Summary | None:
     hosts = _hosts(with_url, recipe.fetch.mirrors, _LOCAL if catalogue else {})
     steps = (*_next(with_url.filter(pc.invert(local)), command), *_next_local(with_url.filter(local), command))
     count = pc.sum(local).as_py() or 0
-    unencoded = _unencoded(work, rows)
-    return Summary(len(rows), len(with_url), images, statuses, hosts, steps, count, catalogue, unencoded)
+    lost, ended = _unencoded(work, rows), _given_up(rows)
+    return Summary(len(rows), len(with_url), images, statuses, hosts, steps, count, catalogue, lost, ended)
 
 
 def check_images(recipe: Recipe, work: Path, command: str) -> None:
@@ -212,7 +220,7 @@ def _of_release(work: Path) -> Summary | None:
     return Summary(len(rows), pc.sum(with_url).as_py() or 0, images, _statuses(rows["image_status"]))
 
 
-def _unencoded(work: Path, fetched: pa.Table) -> dict[str, Unencoded]:
+def _unencoded(work: Path, fetched: pa.Table) -> dict[str, Named]:
     """Images that were fetched and have no vector, by status, but for a model of texts; none before embed has run."""
     files = [path for part in ("products", "supp") for path in sorted((work / "embed").glob(f"{part}-*.parquet"))]
     if not files or _rows(files) != len(fetched):
@@ -223,7 +231,14 @@ def _unencoded(work: Path, fetched: pa.Table) -> dict[str, Unencoded]:
     found: dict[str, list[str]] = {}
     for product, status in zip(lost["product_id"].to_pylist(), lost["image_status"].to_pylist(), strict=True):
         found.setdefault(status, []).append(product)
-    return {status: Unencoded(len(products), tuple(products[:_HOSTS])) for status, products in found.items()}
+    return {status: Named.of(products) for status, products in found.items()}
+
+
+def _given_up(rows: pa.Table) -> Named:
+    from builder.fetch.failures import GIVEN_UP
+
+    urls = rows.filter(pc.fill_null(pc.equal(rows["detail"], GIVEN_UP), False))["image_url"]
+    return Named.of(urls.unique().to_pylist())
 
 
 def _hosts(rows: pa.Table, mirrors: Mapping[str, str], local: Mapping[str, str]) -> tuple[HostFailures, ...]:

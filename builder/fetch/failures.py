@@ -16,6 +16,7 @@ from builder.recipe import FetchSettings
 from sqid_lib import schemas
 
 NOT_REQUESTED = "not requested: "  # begins the detail of URLs whose host does not answer any more
+GIVEN_UP = "it ended the workers that fetched it"  # the detail of a URL that is tried no more
 _NO_ANSWER = ("connection", "timeout")
 _MAY_PASS = (408, 425, 429)  # and 5xx
 _RULES = {  # settings of [fetch] that cause a status; every status of a URL also depends on mirrors and trust_env

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from builder.database import reporting_disk_errors
 from builder.engines import Tick, Work
-from builder.fetch.failures import rules_of
+from builder.fetch.failures import GIVEN_UP, rules_of
 from builder.fetch.ledger import Ledger, Outcome, Recorded
 from builder.fetch.local_images import LocalImages, store
 from builder.fetch.partition_store import FetchStore, urls_checksum
@@ -34,7 +34,7 @@ from sqid_lib.errors import DiskError
 from sqid_lib.files import part_folder
 
 _BATCH = 4_096  # URLs looked up at once
-_GIVEN_UP = "error"
+_ERROR = "error"
 _ROUNDS = 3  # of downloading what was found damaged on disk
 
 
@@ -219,8 +219,8 @@ def _give_up(given_up: Sequence[str], limits: FetchSettings, images: LocalImages
     """Record that these URLs, which have no outcome, are not tried any more."""
     for url, outcome in outcomes([ledger], given_up):
         if outcome is None:
-            rules = rules_of(url, _GIVEN_UP, limits, images.version(url))
-            ledger.record([(Outcome(url, _GIVEN_UP, detail="it ended the workers that fetched it", rules=rules), None)])
+            rules = rules_of(url, _ERROR, limits, images.version(url))
+            ledger.record([(Outcome(url, _ERROR, detail=GIVEN_UP, rules=rules), None)])
             tick(1, 1)
 
 

@@ -13,6 +13,7 @@ import pytest
 from builds import FROM_ARTIFACTS, write_recipe
 
 from builder import pipeline, summary
+from builder.fetch.failures import GIVEN_UP
 from builder.recipe import CatalogueSettings, EsciSettings, ExpectSettings, FetchSettings, Recipe, load
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, CountError, RecipeError
@@ -68,7 +69,15 @@ def test_images_that_were_fetched_and_have_no_vector_are_named(tmp_path: Path) -
     assert found is not None
     assert "images without a vector: error 3 (B0000, B0003, B0005), non_finite 1 (B0002)" in found.lines()
     written = json.loads(found.write(tmp_path, recipe()).read_text())["without_vector"]
-    assert written["error"] == {"images": 3, "products": ["B0000", "B0003", "B0005"]}
+    assert written["error"] == {"count": 3, "first": ["B0000", "B0003", "B0005"]}
+
+
+def test_urls_that_ended_their_workers_are_named(tmp_path: Path) -> None:
+    rows = ((f"{URL}/{n}", "error", None, GIVEN_UP if n < 4 else "other") for n in range(6))
+    found = summary.summarize(recipe(), write_outcomes(tmp_path, *rows), COMMAND)
+    assert found is not None
+    named = ", ".join(f"{URL}/{n}" for n in range(3))
+    assert f"URLs that ended the workers that fetched them: 4 ({named}, …)" in found.lines()
 
 
 def test_products_statuses_hosts_and_what_to_run_next(tmp_path: Path) -> None:
