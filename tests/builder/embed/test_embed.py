@@ -283,9 +283,9 @@ def test_the_model_is_opened_once_in_this_process_and_by_each_other_one(
     opened: list[str] = []
     real = encode.open_backend
 
-    def counting(recipe: Recipe, work: Path, record: dict[str, Any], place: str) -> encode.Backend:
+    def counting(recipe: Recipe, work: Path, record: dict[str, Any], place: str, store: None) -> encode.Backend:
         opened.append(place)
-        return real(recipe, work, record, place)
+        return real(recipe, work, record, place, store)
 
     monkeypatch.setattr("builder.embed.stage.open_backend", counting)
     monkeypatch.setattr("builder.embed.encode.open_backend", counting)
