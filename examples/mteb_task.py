@@ -31,11 +31,7 @@ MODALITIES = {"t": "text", "i": "image"}
 
 def make_task(folder: Path, name: str, category: str, languages: Sequence[str], reranking: bool) -> AbsTaskRetrieval:
     """A task of mteb on a folder of `evaluation.write_mteb`, or on the repo it was uploaded to."""
-    kind = (
-        ("Reranking" if reranking else "Retrieval")
-        if category == "t2t"
-        else f"Any2Any{'Reranking' if reranking else 'Retrieval'}"
-    )
+    kind = ("Any2Any" if "i" in category else "") + ("Reranking" if reranking else "Retrieval")
     metadata = TaskMetadata(
         name=name,
         description="Products for shopping queries.",
