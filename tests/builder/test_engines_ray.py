@@ -420,7 +420,7 @@ def die_of_a_url() -> None:
 
     async def dying(client: Client, url: str, *rest: Any, **options: Any) -> Any:
         answer = await get(client, url, *rest, **options)
-        if url.endswith("/13.jpg"):
+        if url.endswith("/12.jpg"):
             os._exit(1)
         return answer
 
@@ -429,8 +429,8 @@ def die_of_a_url() -> None:
 
 @pytest.mark.slow
 def test_a_url_that_ends_its_workers_gets_a_status(tmp_path: Path, settings: EngineSettings, shop: Shop) -> None:
-    bad = "https://2.example/13.jpg"
-    urls = [url for url in URLS if url == bad or not url.endswith("/13.jpg")]
+    bad = "https://2.example/12.jpg"
+    urls = [url for url in URLS if url == bad or not url.endswith("/12.jpg")]
     work = resolved(tmp_path / "work", *urls)
     with workers_after(die_of_a_url, settings):
         assert fetch(shop.recipe(settings), work, engine="ray") == len(urls)
