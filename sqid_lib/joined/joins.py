@@ -5,7 +5,7 @@ ESCI decides which rows there are. A product without a SQID row stays: image_sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def urls(
     texts: Iterable[pa.Table], image_urls: pa.Table, config: str = schemas.URLS, kept: schemas.Kept = ()
 ) -> Iterator[pa.Table]:
     """The `urls` and `supp` configs: texts (product_id, product_locale, text columns, kept) with URL and status."""
-    schema, known = schemas.config_schema(config, kept=kept), key_strings(image_urls)
+    schema, known = schemas.config_schema(config, kept=kept), _rows_by_key(image_urls)
     for table in texts:
         yield conform(_with_urls(table, image_urls, known), schema, config)
 
@@ -97,7 +97,7 @@ def product_features(
         at: the row of `vectors` for the first of `texts`.
         kept: further columns of a catalogue.
     """
-    schema, known = schemas.config_schema(schemas.FEATURES, vectors.width, kept), key_strings(image_urls)
+    schema, known = schemas.config_schema(schemas.FEATURES, vectors.width, kept), _rows_by_key(image_urls)
     for table in texts:
         joined = _with_urls(table, image_urls, known)
         for begin in range(0, joined.num_rows, _VECTOR_ROWS):
@@ -162,8 +162,13 @@ def _with_locale(keys: pa.Table, locale: str) -> pa.Table:
     return keys.append_column("product_locale", pa.repeat(locale, keys.num_rows).cast(pa.string()))
 
 
-def _with_urls(table: pa.Table, image_urls: pa.Table, known: pa.Array) -> pa.Table:
-    rows = pc.index_in(key_strings(table), value_set=known)
+def _rows_by_key(image_urls: pa.Table) -> dict[str, int]:
+    # not index_in, which would hash all keys anew for every table of texts
+    return {key: row for row, key in enumerate(key_strings(image_urls).to_pylist())}
+
+
+def _with_urls(table: pa.Table, image_urls: pa.Table, known: Mapping[str, int]) -> pa.Table:
+    rows = pa.array([known.get(key) for key in key_strings(table).to_pylist()], pa.int64())
     status = pc.fill_null(image_urls.column("image_status").take(rows), schemas.MISSING)
     return table.append_column("image_url", image_urls.column("image_url").take(rows)).append_column(
         "image_status", status
