@@ -54,7 +54,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.cpus)  # as Ray sets it for its worker
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = str(QUICK) if args.quick else args.model or str(write_seeded_clip(folder / "clip", args.arch, real=False))
+        model = str(QUICK) if args.quick else args.model
+        model = model or str(write_seeded_clip(folder / "clip", args.arch, real=False))
         encoder = EncoderSettings(model=model, shard_rows=args.shard_rows, device="cpu")
         engine = EngineSettings(num_cpus=args.cpus, max_workers=1)
         recipe = Recipe(name="t", version="1", esci=EsciSettings(path="."), encoder=encoder, engine=engine)
