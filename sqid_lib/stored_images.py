@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ _AGAIN = "Move the file away and run the fetch stage again."
 FOLDERS, INDEX = "fetch/folders.json", "index.parquet"
 INDEX_SCHEMA = pa.schema([("sha256", DIGEST), ("shard", pa.int32()), ("group", pa.int32())])
 _AT_A_TIME = 8  # row groups read from an object store
+_FOOTERS = 64  # of its objects that are kept
 _UNKNOWN, _NOWHERE = -1, -2  # where an image lies in its file: not looked yet; not there in one piece
 
 
@@ -87,7 +87,7 @@ class StoredImages:
         return images
 
     def _set_digests(self, digests: Sequence[pa.Array]) -> None:
-        self._metadata = lru_cache(maxsize=64)(_metadata)  # of an object, for its many row groups
+        self._footers: dict[ObjectFile, pq.FileMetaData] = {}  # of the last objects, for their many row groups
         self._stored = pa.chunked_array(digests, DIGEST).combine_chunks()
         self._starts = np.cumsum([0, *map(len, digests)])
         self._places = np.full((len(self._stored), 2), _UNKNOWN, np.int64)  # first byte in the file, and how many
@@ -125,14 +125,23 @@ class StoredImages:
 
         def read(number: int) -> dict[str, bytes]:
             path, group = self._groups[number]
-            metadata = self._metadata(path) if isinstance(path, ObjectFile) else None
-            return _read_images(path, group, wanted[number], metadata)
+            footer = self._footer(path) if isinstance(path, ObjectFile) else None
+            return _read_images(path, group, wanted[number], footer)
 
         if isinstance(self._folder, Path):
             yield from map(read, sorted(wanted))
         else:
             with ThreadPoolExecutor(_AT_A_TIME) as threads:
                 yield from threads.map(read, sorted(wanted))
+
+    def _footer(self, path: ObjectFile) -> pq.FileMetaData:
+        found = self._footers.get(path)
+        if found is None:
+            if len(self._footers) >= _FOOTERS:
+                self._footers.clear()
+            with _open(path) as file:
+                found = self._footers[path] = file.metadata
+        return found
 
     def read_few(self, sha256s: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Each of some images that is stored with its bytes, in the order of files; other row groups are not read.
@@ -217,11 +226,6 @@ def _open(path: Path | ObjectFile, metadata: pq.FileMetaData | None = None) -> I
 
 def _fix(path: Path | ObjectFile) -> str:
     return _AGAIN if isinstance(path, Path) else "Remove this object and build again: its images are fetched again."
-
-
-def _metadata(path: ObjectFile) -> pq.FileMetaData:
-    with _open(path) as file:
-        return file.metadata
 
 
 def _read_images(
