@@ -154,9 +154,10 @@ class _Encoding:
         backend, here = self.backend, _in_this_process(self.places, self.engine)
         if here and backend is None:
             backend = _open_first(self.recipe, self.work, self.places, self.record, self.engine, self.stored)
-        worker = OpenEncoder(self.recipe, self.work, self.record, backend if here else None, self.stored)
         threads = engines.threads(self.engine, self.recipe.engine)
         with engines.find(self.engine)(self.recipe.engine) as engine:
+            ours = backend if here else None
+            worker = OpenEncoder(self.recipe, self.work, self.record, ours, self.stored, engine.map_ahead)
             for kind in kinds:
                 wanted, numbers = _select(inputs.items[kind], missing := found[kind].missing), np.flatnonzero(missing)
                 if kind == IMAGES and self.places[0] != records.REMOTE:
