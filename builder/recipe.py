@@ -300,6 +300,9 @@ class EngineSettings(_Section):
     """Workers that are waited for: on a cluster that grows by itself, how far it grows at once."""
     max_workers: PositiveInt | None = None
     """Most workers; by default as many as the cluster has room for."""
+    decode: Literal["worker", "tasks"] = "worker"
+    """Who decodes images: the threads of the "worker" that encodes them, or "tasks" on any free CPU of the cluster, for
+    machines with a GPU and few cores. Each worker then leaves one CPU free."""
 
     @field_validator("max_workers")
     @classmethod

@@ -18,7 +18,7 @@ from builder.embed import vectors
 from builder.embed.inputs import TEXTS, Items, Numbers
 from builder.embed.local import Local
 from builder.embed.vector_store import VectorStore
-from builder.engines import Tick, Work
+from builder.engines import MapAhead, Tick, Work
 from builder.progress import note
 from builder.recipe import Recipe
 from sqid_lib import schemas
@@ -122,12 +122,18 @@ class EncodeTasks(Sequence[EncodeTask]):
 
 
 def open_backend(
-    recipe: Recipe, work: Path, record: dict[str, Any], place: str, store: ObjectStore | None = None
+    recipe: Recipe,
+    work: Path,
+    record: dict[str, Any],
+    place: str,
+    store: ObjectStore | None = None,
+    map_ahead: MapAhead | None = None,
 ) -> Backend:
     """The recipe's backend on a device.
 
     Args:
         store: where the images are, if that is not `work`.
+        map_ahead: what decodes images, if not threads of this process.
         record: revision and linear to use, of a recipe or of an earlier `Backend.record`.
     """
     if recipe.encoder.backend == "replicate":
@@ -137,7 +143,7 @@ def open_backend(
         return Replicate(recipe)
     revision = "" if Path(recipe.encoder.model).is_dir() else f" (revision {record['revision']})"
     note(f"embed: loading {recipe.encoder.model}{revision} on {place}")
-    return Local(recipe, work, place, record, store)
+    return Local(recipe, work, place, record, store, map_ahead)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class OpenEncoder:
     Attributes:
         backend: one that is open in this process already; a pickled copy opens its own.
         store: where images are read and vectors are kept, if that is not `work`.
+        map_ahead: as of the engine.
     """
 
     recipe: Recipe
@@ -154,6 +161,7 @@ class OpenEncoder:
     record: dict[str, Any]
     backend: Backend | None = None
     store: VectorStore | None = None
+    map_ahead: MapAhead | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "backend": None}
@@ -161,7 +169,9 @@ class OpenEncoder:
     @contextmanager
     def __call__(self, place: str) -> Iterator[Work[EncodeTask]]:
         images = self.store.store if self.store else None
-        backend = self.backend or open_backend(self.recipe, self.work, self.record, place, images)
+        backend = self.backend
+        if backend is None:
+            backend = open_backend(self.recipe, self.work, self.record, place, images, self.map_ahead)
 
         def complete(task: EncodeTask, tick: Tick) -> None:
             if task.trial:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from builder.engines import MapAhead
 from builder.recipe import Recipe
 from sqid_lib.encoders.batching import VectorBatches, in_batches
 from sqid_lib.errors import missing_extra
@@ -37,13 +39,20 @@ class Local:
         device: as torch names it, or "auto".
         record: revision and linear to use: of an earlier run's `record`, to encode exactly as that run did.
         store: where the images are, if that is not `work`.
+        map_ahead: what decodes images, if not threads of this process.
 
     Raises:
         EncoderError, UsageError, MissingExtraError: as `sqid_lib.load_encoder`.
     """
 
     def __init__(
-        self, recipe: Recipe, work: Path, device: str, record: dict[str, Any], store: ObjectStore | None = None
+        self,
+        recipe: Recipe,
+        work: Path,
+        device: str,
+        record: dict[str, Any],
+        store: ObjectStore | None = None,
+        map_ahead: MapAhead | None = None,
     ) -> None:
         from sqid_lib.encoders import load_encoder
 
@@ -56,9 +65,9 @@ class Local:
             linear=record["linear"],
             backend=settings.backend,
         )
-        self._settings, self._max_pixels = settings, recipe.fetch.max_pixels
-        self._keep_truncated = recipe.fetch.truncated == "keep"
-        self._folder, self._store = work / "fetch", store
+        self._settings = settings
+        self._decode = _Decode(recipe.fetch.max_pixels, recipe.fetch.truncated == "keep")
+        self._folder, self._store, self._map_ahead = work / "fetch", store, map_ahead
 
     @property
     def record(self) -> dict[str, Any]:
@@ -94,20 +103,55 @@ class Local:
 
         def open_image(item: tuple[str, bytes]) -> Image.Image | None:
             try:
-                return decode_for_model(item[1], self._max_pixels, keep_truncated=self._keep_truncated)
+                return self._decode(item[1])
             except ImageError as error:
                 failed[item[0]] = error.status
                 return None
 
+        def prepare_ahead(prepare: Callable[[Any], Any], numbered: Iterable[Any]) -> Iterator[Any]:
+            assert self._map_ahead is not None
+            results = self._map_ahead(_Prepare(self._decode, prepare), numbered)
+            for name, (prepared, status) in zip(names, results, strict=True):
+                if prepared is None:
+                    failed[name] = status
+                yield prepared
+
         wanted, suits = self._settings.image_batch, self._encoder.image_batch
         size = max(wanted, suits) if self._encoder.on_gpu else min(wanted, suits)
-        stored = zip(names, self._stored.read(names), strict=True)
-        vectors = self._encoder.image_batches(stored, decode=open_image, batch_size=size)
+        if self._map_ahead is None:
+            stored = zip(names, self._stored.read(names), strict=True)
+            vectors = self._encoder.image_batches(stored, decode=open_image, batch_size=size)
+        else:
+            vectors = self._encoder.image_batches(self._stored.read(names), map_ahead=prepare_ahead, batch_size=size)
         return VectorBatches(list(in_batches(range(len(names)), size)), vectors), failed
 
     @cached_property
     def _stored(self) -> StoredImages:
         return StoredImages(self._folder) if self._store is None else StoredImages.of_store(self._store)
+
+
+@dataclass(frozen=True)
+class _Decode:
+    max_pixels: int
+    keep_truncated: bool
+
+    def __call__(self, data: bytes) -> Image.Image:
+        return decode_for_model(data, self.max_pixels, keep_truncated=self.keep_truncated)
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """A numbered image's bytes → what the network takes and "", or None and the status; for another process."""
+
+    decode: _Decode
+    prepare: Callable[[tuple[int, Image.Image]], Any]
+
+    def __call__(self, numbered: tuple[int, bytes]) -> tuple[Any, str]:
+        row, data = numbered
+        try:
+            return self.prepare((row, self.decode(data))), ""
+        except ImageError as error:
+            return None, error.status
 
 
 def devices(setting: str) -> list[str]:

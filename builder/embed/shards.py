@@ -44,7 +44,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     if not _is_whole(data):
         raise CorruptFileError("does not match its checksum", where=path, fix="Run the embed stage again.")
     with pq.ParquetFile(pa.BufferReader(data)) as file:
-        return file.read(columns=columns)
+        return file.read(columns=columns, use_threads=False)  # threads would keep memory, and save nothing
 
 
 def _is_whole(data: bytes) -> bool:

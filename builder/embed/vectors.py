@@ -27,7 +27,7 @@ from sqid_lib.files import numbered_name, parse_numbered_name
 from sqid_lib.stored_images import DIGEST
 from sqid_lib.tables.vector_columns import fixed_lists
 
-_KEPT = 64  # files whose vectors are in memory at once: 64 × 2,000 vectors of 768 floats are 0.4 GB
+_KEPT = 4  # files whose vectors are in memory at once: rows in order need two of each kind
 _SETTINGS = "sqid.settings"
 _CAUSES = {"too_many_pixels": "max_pixels", "truncated": "truncated"}  # status → the setting that caused it
 

@@ -12,13 +12,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from builder.engines.job import Divisible, Engine, Job, Tick, Work, import_path
+from builder.engines.job import Divisible, Engine, Job, MapAhead, Tick, Work, import_path
 from sqid_lib.errors import unknown_name
 
 if TYPE_CHECKING:
     from builder.recipe import EngineSettings
 
-__all__ = ["ENGINES", "Divisible", "Engine", "Job", "Tick", "Work", "find", "import_path", "threads"]
+__all__ = ["ENGINES", "Divisible", "Engine", "Job", "MapAhead", "Tick", "Work", "find", "import_path", "threads"]
 
 
 @contextmanager
@@ -36,9 +36,10 @@ def ray(settings: EngineSettings) -> Iterator[Engine]:
         StageError: the cluster does not answer, or has no room for a worker.
     """
     from builder.engines.ray_cluster import connected, run_on_ray
+    from builder.engines.ray_tasks import map_in_tasks
 
     with connected(settings) as machines:
-        yield Engine(partial(run_on_ray, settings), machines)
+        yield Engine(partial(run_on_ray, settings), machines, map_in_tasks if settings.decode == "tasks" else None)
 
 
 ENGINES: Mapping[str, Callable[[EngineSettings], AbstractContextManager[Engine]]] = MappingProxyType(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ class Divisible(Protocol):
 
 
 Work = Callable[[Task, Tick], None]
+MapAhead = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # as `map`, and some items ahead of its user
 NAME = 120  # characters of a task in an error
 
 
@@ -68,10 +69,13 @@ class Engine:
     Attributes:
         run: does all tasks of a job and raises the first error of one.
         machines: how many there are, for stages that make a task for each.
+        map_ahead: runs a small function within a task, on CPUs anywhere; function, items and results can be pickled.
+            None: a worker uses threads of its own.
     """
 
     run: Callable[[Job[Any], Tick], None]
     machines: int = 1
+    map_ahead: MapAhead | None = None
 
 
 def import_path() -> str:

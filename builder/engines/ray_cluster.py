@@ -1,6 +1,6 @@
 """Ray: the tasks are the rows of a Dataset that an actor pool maps; Ray places its workers, restarts and retries them.
 
-Only this file imports Ray.
+Only this file and ray_tasks.py import Ray.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def connected(settings: EngineSettings) -> Iterator[int]:
                 raise StageError(
                     "this machine has no room for a worker",
                     where="engine",
-                    expected=f"num_cpus = {settings.num_cpus:g} and num_gpus = {settings.num_gpus:g} at most",
+                    expected=f"{_cpus(settings):g} CPUs and {settings.num_gpus:g} GPUs at least",
                     got=f"{ray.cluster_resources()}",
                 )
             yield max(settings.min_workers, sum("CPU" in node["Resources"] for node in ray.nodes() if node["Alive"]))
@@ -109,10 +109,15 @@ def _environment() -> Iterator[None]:
 
 def _room(settings: EngineSettings, resources: Mapping[str, float]) -> int:
     """How many workers fit into the cluster as it is now."""
-    rooms = [resources.get("CPU", 0) / settings.num_cpus]
+    rooms = [resources.get("CPU", 0) / _cpus(settings)]
     if settings.num_gpus:
         rooms.append(resources.get("GPU", 0) / settings.num_gpus)
     return int(min(rooms))
+
+
+def _cpus(settings: EngineSettings) -> float:
+    """What a worker needs, with one for the images that are decoded for it elsewhere."""
+    return settings.num_cpus + (settings.decode == "tasks")
 
 
 def run_on_ray(settings: EngineSettings, job: Job[Any], tick: Tick) -> None:

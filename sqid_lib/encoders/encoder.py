@@ -178,6 +178,7 @@ class Encoder:
         batch_size: int | None = None,
         decode: Callable[[Any], ImageLike | None] | None = None,
         threads: int | None = None,
+        map_ahead: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]] | None = None,
     ) -> Iterator[Floats]:
         """Vectors of images, `batch_size` after `batch_size`, the last batch with what is left; float32 [B, D] each.
 
@@ -191,6 +192,8 @@ class Encoder:
             batch_size: images per forward pass, by default `image_batch`; halved while they do not fit into memory.
             decode: called in the threads; an image for which it returns None gets a row of NaN.
             threads: how many; by default one per core.
+            map_ahead: used in place of threads: called with a function and numbered images, it yields the function's
+                result for each, in order, or None for a row of NaN; it may call the function in other processes.
 
         Raises:
             UsageError: None, a URL, or anything else that is no image, by its number.
@@ -204,17 +207,20 @@ class Encoder:
         threads = threads or os.cpu_count() or 1
         numbered = enumerate(as_items(images))
         masks: deque[NDArray[np.bool_]] = deque()  # which images of a batch have a vector
+        prepare_image = pixels.prepare
 
         def prepare(entry: tuple[int, Any]) -> Any | None:
             row, item = entry
             if decode is not None and (item := decode(item)) is None:
                 return None
-            return pixels.prepare(as_image(item, row))
+            return prepare_image(as_image(item, row))
 
         def outputs() -> Iterator[torch.Tensor]:
             import torch
 
-            if self.on_gpu:
+            if map_ahead is not None:
+                batches = in_batches(map_ahead(prepare, numbered), size)
+            elif self.on_gpu:
                 batches = in_batches(read_ahead(prepare, numbered, threads, 3 * size), size)
             else:
                 batches = in_turns(prepare, numbered, threads, size)

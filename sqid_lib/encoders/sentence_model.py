@@ -87,7 +87,8 @@ class Images:
     def __init__(self, network: Any) -> None:
         self._network = network
 
-    def prepare(self, image: Image.Image) -> Image.Image:
+    @staticmethod  # other processes get it without the network
+    def prepare(image: Image.Image, /) -> Image.Image:
         return image.convert("RGB")
 
     def inputs(self, images: Sequence[Image.Image]) -> dict[str, Any]:

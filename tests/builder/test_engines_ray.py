@@ -197,14 +197,13 @@ def replace_a_machine(cluster: Any) -> None:
 # -- embed ------------------------------------------------------------------------------------------------------------
 
 
-def test_embed_writes_the_bytes_of_one_machine(
-    tmp_path: Path, settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("decode", ["worker", pytest.param("tasks", marks=pytest.mark.slow)])
+def test_embed_writes_the_bytes_of_one_machine(tmp_path: Path, settings: EngineSettings, decode: str) -> None:
     import torch
 
     encoder = EncoderSettings(model=str(write_clip(tmp_path / "clip")), shard_rows=4, image_batch=2, text_batch=2)
     recipe = Recipe(name="t", version="1", esci=EsciSettings(path="."), encoder=encoder)
-    recipe = recipe.model_copy(update={"engine": settings.model_copy(update={"max_workers": 1})})
+    recipe = recipe.model_copy(update={"engine": settings.model_copy(update={"max_workers": 1, "decode": decode})})
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker with one CPU
     try:
@@ -214,6 +213,24 @@ def test_embed_writes_the_bytes_of_one_machine(
     finally:
         torch.set_num_threads(before)
     assert contents(there) == contents(here)
+
+
+def number_in_its_process(number: int) -> tuple[int, int]:
+    if number == 50:
+        raise EncoderError("it failed", where=str(number))
+    return number, os.getpid()
+
+
+@pytest.mark.slow
+def test_tasks_that_decode_run_elsewhere_and_keep_the_order(settings: EngineSettings) -> None:
+    with engines.find("ray")(settings) as engine:
+        assert engine.map_ahead is None
+    with engines.find("ray")(settings.model_copy(update={"decode": "tasks"})) as engine:
+        assert engine.map_ahead is not None
+        numbers, processes = zip(*engine.map_ahead(number_in_its_process, range(40)), strict=True)
+        assert numbers == tuple(range(40)) and os.getpid() not in processes
+        with pytest.raises(EncoderError, match=r"^50: it failed"):
+            list(engine.map_ahead(number_in_its_process, range(40, 60)))
 
 
 @contextmanager
@@ -243,11 +260,12 @@ def die_of_a_gif() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("decode", ["worker", "tasks"])
 def test_an_image_that_ends_its_workers_gets_a_status(
-    tmp_path: Path, settings: EngineSettings, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, settings: EngineSettings, capfd: pytest.CaptureFixture[str], decode: str
 ) -> None:
     encoder = EncoderSettings(model=str(write_clip(tmp_path / "clip")), shard_rows=4, image_batch=2)
-    alone = settings.model_copy(update={"max_workers": 1})
+    alone = settings.model_copy(update={"max_workers": 1, "decode": decode})
     recipe = Recipe(name="t", version="1", esci=EsciSettings(path="."), encoder=encoder, engine=alone)
     here, there = (make_work(tmp_path / name) for name in ("here", "there"))
     embed(recipe, here)
