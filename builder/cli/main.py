@@ -62,6 +62,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     if command is not None and command not in COMMANDS:
         sys.stderr.write(f"sqid: {unknown_name('command', command, COMMANDS, 'sqid COMMAND')}\n")
         return 2
+    if command == "build":  # before pyarrow is imported, here and by workers: its own allocator keeps what is freed
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     parser = _parser([command] if command else [])
     args = parser.parse_args(words)
     if args.version:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,18 +38,6 @@ _EARLIER = "items"  # vectors of an earlier layout, by their place in a shard
 _EXACT = ("max_pixels", "truncated")  # settings that change no vector
 
 
-@contextmanager
-def _system_allocator() -> Iterator[None]:
-    """Arrow's own allocator keeps memory that its threads have freed, 30 MB after 50,000 rows, for all of the stage."""
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
-
-
-@_system_allocator()
 def embed(recipe: Recipe, work: Path, engine: str = "local", store: ObjectStore | None = None) -> None:
     """Make WORK/embed/{products,queries,supp}-*.parquet and encoder.json from what sample and fetch left in WORK.
 

@@ -19,7 +19,7 @@ from builds import FROM_ARTIFACTS, write_recipe
 from builder import pipeline
 from builder.cli import main
 from builder.cli.main import COMMANDS
-from builder.engines import ENGINES
+from builder.engines import ENGINES, import_path
 from builder.recipe import Recipe, json_schema
 from sqid_lib import schemas
 
@@ -317,3 +317,16 @@ def test_a_dry_run_uses_no_network(tmp_path: Path, esci: Path, capsys: pytest.Ca
         f"release: would write {work / 'sqid'}",
         "validate: would check the release",
     ]
+
+
+def test_a_build_gives_memory_back_to_the_system() -> None:
+    program = """
+import builder.cli, contextlib
+with contextlib.suppress(SystemExit):
+    builder.cli.main(["build", "--help"])
+import pyarrow
+assert pyarrow.default_memory_pool().backend_name == "system"
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    environment["PYTHONPATH"] = import_path()
+    subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL, check=True)
