@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from builder.cli.searching import add_engine, check_engine, searching
 from builder.cli.terminal import write_data
-from builder.engines import ENGINES
-from builder.engines import find as find_engine
-from builder.engines.mapping import map_on
 from sqid_lib.errors import MissingFileError, UsageError
 from sqid_lib.evaluation.comparison import METRICS_ENGINES, RETRIEVAL_METRICS, compare, retrieve
 from sqid_lib.evaluation.judged import MISSING
@@ -21,7 +18,6 @@ from sqid_lib.evaluation.methods import DEFAULT_METHODS, described
 from sqid_lib.evaluation.metrics import DEFAULT_METRICS, METRICS
 from sqid_lib.evaluation.nearest import BACKENDS
 from sqid_lib.evaluation.report import Comparison
-from sqid_lib.evaluation.retrieval import Map
 from sqid_lib.evaluation.summary import SLICES
 from sqid_lib.files import write_text
 from sqid_lib.store import EmbeddingStore
@@ -59,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--retrieve", action="store_true", help="rank all products for each query, not only the judged ones")
     add("--top", type=int, default=100, help="with --retrieve: products kept per query (default 100)")
     add("--backend", choices=BACKENDS, default="auto", help="with --retrieve: the library that searches")
-    where = "with --retrieve: what searches the vectors of the release (default local); ray: all machines of a cluster"
-    add("--engine", choices=tuple(ENGINES), default="local", help=where)
-    add("--ray-address", metavar="ADDRESS", help="the Ray cluster of --engine ray (default: one on this machine)")
+    add_engine(parser, "with --retrieve: ")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a list of objects, one per method")
     output.add_argument("--csv", action="store_true", help="print CSV")
@@ -102,8 +96,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table on stdout; returns 0. Failures are raised as SqidError."""
-    if args.ray_address is not None and args.engine != "ray":
-        raise UsageError("--ray-address belongs to --engine ray", got=f"--engine {args.engine}")
+    check_engine(args)
     if args.engine != "local" and not args.retrieve:
         raise UsageError("--engine belongs to --retrieve", got=f"--engine {args.engine}")
     store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir, verify=True)
@@ -140,21 +133,9 @@ def _compare(store: EmbeddingStore, args: argparse.Namespace) -> Comparison:
     }
     if args.retrieve:
         metrics = args.metrics or RETRIEVAL_METRICS
-        with _searching(args, store.path.parent) as map_shards:
+        with searching(args, store.path.parent) as map_shards:
             return retrieve(store, **shared, metrics=metrics, top=args.top, backend=args.backend, map_shards=map_shards)
     return compare(store, **shared, metrics=args.metrics or DEFAULT_METRICS, metrics_engine=args.metrics_engine)
-
-
-@contextmanager
-def _searching(args: argparse.Namespace, folder: Path) -> Iterator[Map | None]:
-    """What runs the search of shards on the engine; None on this machine, where one process uses all cores."""
-    if args.engine == "local":
-        yield None
-        return
-    from builder.recipe import EngineSettings
-
-    with find_engine(args.engine)(EngineSettings(address=args.ray_address or "")) as engine:
-        yield lambda search, shards: map_on(engine, folder, "search", search, shards)
 
 
 def _query_ids(path: Path) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from builder.cli.searching import add_engine, check_engine, searching
 from builder.cli.terminal import write_data
 from builder.demo import TINY_CLIP
 from sqid_lib.errors import UsageError
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--revision", help="revision of the Hub dataset")
     add("--cache-dir", help="directory of the converted vectors")
     add("--json", action="store_true", help="print a list of objects, one per product")
+    add_engine(parser)
     _accept_options_before_text(parser)
 
 
@@ -65,10 +67,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the products on stdout; returns 0. Failures are raised as SqidError."""
     if args.query is None and args.image is None:
         raise UsageError("nothing to search for", expected="TEXT, --image FILE or both")
+    check_engine(args)
     where = _where(args.where)
     store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir)
     encoder = args.encoder or known_encoder(store.model, args.dataset)
-    found = store.search(args.query, image=args.image, top=args.top, where=where, weight=args.weight, encoder=encoder)
+    limits = {"top": args.top, "where": where, "weight": args.weight, "encoder": encoder}
+    with searching(args, store.path.parent) as map_shards:
+        found = store.search(args.query, image=args.image, **limits, map_shards=map_shards)
     if args.json:
         write_data(found.to_json() + "\n")
     else:

@@ -1,8 +1,12 @@
-"""Exact search in all products of a store: one matrix product in float32, then the best again in float64."""
+"""Exact search in all products of a store: one matrix product in float32, then the best again in float64.
+
+Where other processes search shards of the store, they find the best, which are scored here once more.
+"""
 
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,13 +15,17 @@ import pyarrow as pa
 from sqid_lib.errors import UsageError
 from sqid_lib.evaluation import judged
 from sqid_lib.evaluation.arrays import Float32s, Ints
+from sqid_lib.evaluation.clip import StoreVectors
+from sqid_lib.evaluation.retrieval import Map, search_shards
+from sqid_lib.evaluation.search import Search
 from sqid_lib.search import encoder as encoders
 from sqid_lib.search.encoder import Model, QueryEncoder
 from sqid_lib.search.query import Image, query_vectors
 from sqid_lib.search.result import Hit, SearchResult
-from sqid_lib.search.sides import Side, halves
+from sqid_lib.search.sides import Halves, Side, halves
 from sqid_lib.search.where import Where, matching
 
+_SPARE = 10  # products more than asked for: the last bits of shards are other ones
 _ROUNDING = np.float32(1e-5)  # more than the rounding of a float32 dot product of unit vectors
 NO_IMAGES = "no product has an image vector: every image_score is 0"
 NO_MATCH = "no product has the values that `where` asks for"
@@ -37,11 +45,10 @@ class Searcher:
     """
 
     def __init__(self, store: Store) -> None:
-        """Read all vectors once, block by block."""
+        """Nothing is read yet."""
         self._store = store
         self._text = Side(store.text_features, np.ones(store.products.num_rows, np.bool_))
         self._image = Side(store.image_features, np.asarray(store.has_image))
-        self._halves = halves(self._text, self._image)
         self._position = judged.product_order(store)
         self._loaded: dict[str | None, QueryEncoder] = {}
         # by id; the encoder is kept with it, so that no other gets its id
@@ -55,6 +62,7 @@ class Searcher:
         where: Where | None,
         weight: float,
         encoder: QueryEncoder | str | os.PathLike[str] | None,
+        map_shards: Map | None = None,
     ) -> SearchResult:
         """See `EmbeddingStore.search`."""
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
@@ -64,7 +72,11 @@ class Searcher:
         vectors = query_vectors(query, image, self._store.width, lambda: self._encoder(encoder, notes))
         if not len(kept):
             return SearchResult((), (*notes, NO_MATCH))
-        return SearchResult(self._best(vectors, kept, top, float(weight)), tuple(notes))
+        return SearchResult(self._best(vectors, kept, top, float(weight), map_shards), tuple(notes))
+
+    @cached_property
+    def _halves(self) -> Halves | None:
+        return halves(self._text, self._image)
 
     def _encoder(self, encoder: QueryEncoder | str | os.PathLike[str] | None, notes: list[str]) -> QueryEncoder:
         """A loaded and checked encoder; each is loaded and checked once."""
@@ -82,9 +94,13 @@ class Searcher:
             notes.append(note)
         return encoder
 
-    def _best(self, vectors: Float32s, kept: Ints, top: int, weight: float) -> tuple[Hit, ...]:
+    def _best(self, vectors: Float32s, kept: Ints, top: int, weight: float, map_shards: Map | None) -> tuple[Hit, ...]:
         sides = [(share, side) for share, side in ((weight, self._text), (1 - weight, self._image)) if share > 0]
-        near = self._candidates(vectors.mean(axis=0), sides, kept, top)
+        query = vectors.mean(axis=0)
+        if map_shards is None:
+            near = self._candidates(query, sides, kept, top)
+        else:
+            near = self._found_in_shards(query, weight, kept, top + _SPARE, map_shards)
         scores = sum((share * side.cosines(vectors, near) for share, side in sides), np.zeros(len(near)))
         rows = near[np.lexsort((self._position[near], -scores))[:top]]
         text, image = self._text.cosines(vectors, rows), self._image.cosines(vectors, rows)
@@ -103,11 +119,22 @@ class Searcher:
             for product, t, i in zip(found, text, image, strict=True)
         )
 
+    def _found_in_shards(self, query: Float32s, weight: float, kept: Ints, top: int, map_shards: Map) -> Ints:
+        """The best products of `kept` as other processes find them, by product_id where scores are equal."""
+        store = self._store
+        products = StoreVectors(store.text_features, store.image_features, np.asarray(store.has_image), weight)
+        search = Search(np.zeros(1, np.int64), query[None], products, products.is_mapped)
+        candidates = kept[np.argsort(self._position[kept])]
+        run = map_shards if search.is_portable else map
+        ((index, _),) = search_shards([search], candidates, min(top, len(candidates)), "auto", run)
+        found: Ints = candidates[index[0]]
+        return found
+
     def _candidates(self, query: Float32s, sides: list[tuple[float, Side]], kept: Ints, top: int) -> Ints:
         """The products of `kept` that may be among the best `top`, whatever the rounding of float32."""
         if top >= len(kept):
             return kept
-        if self._halves and all(share == 0.5 for share, _ in sides):
+        if all(share == 0.5 for share, _ in sides) and self._halves:
             scores = self._halves.approximate(query).copy()
         else:
             scores = np.zeros(self._store.products.num_rows, np.float32)

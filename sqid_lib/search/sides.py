@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 
@@ -21,21 +22,36 @@ class Side:
 
     Attributes:
         present: bool [P], which products have a vector; the others have cosine 0.
-        unsafe: rows whose norm is too small or large for float32.
     """
 
     def __init__(self, vectors: Matrix, present: Bools) -> None:
         self._vectors, self.present = vectors, present
         self._products = _Products(self._dot_products)
-        norms = np.empty(len(vectors), np.float32)
+
+    @cached_property
+    def _norms(self) -> Float32s:
+        """float32 [P], for which all vectors are read once, block by block."""
+        norms = np.empty(len(self._vectors), np.float32)
         with np.errstate(over="ignore", under="ignore"):
-            for start in range(0, len(vectors), _BLOCK):
-                block = np.asarray(vectors[start : start + _BLOCK], np.float32)
+            for start in range(0, len(norms), _BLOCK):
+                block = np.asarray(self._vectors[start : start + _BLOCK], np.float32)
                 norms[start : start + _BLOCK] = np.sqrt(np.einsum("ij,ij->i", block, block))
+        return norms
+
+    @cached_property
+    def _safe(self) -> Bools:
         least, most = _SAFE_NORMS
-        safe = (norms > least) & (norms < most)
-        self.unsafe = np.flatnonzero(present & ~safe)
-        self._inverse = np.divide(1, norms, out=np.zeros_like(norms), where=safe & present)
+        safe: Bools = (self._norms > least) & (self._norms < most)
+        return safe
+
+    @cached_property
+    def unsafe(self) -> Ints:
+        """Rows whose norm is too small or large for float32."""
+        return np.flatnonzero(self.present & ~self._safe)
+
+    @cached_property
+    def _inverse(self) -> Float32s:
+        return np.divide(1, self._norms, out=np.zeros_like(self._norms), where=self._safe & self.present)
 
     def approximate(self, query: Float32s) -> Float32s:
         """float32 [P]: dot products of `query` [D] with the vectors at unit length; anything for `unsafe` rows."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 from sqid_lib import schemas
 from sqid_lib.cache import cache_places, download_cache
 from sqid_lib.errors import StoreError, UsageError
+from sqid_lib.evaluation.retrieval import Map
 from sqid_lib.joined.selection import Selection
 from sqid_lib.product_images import ProductImages
 from sqid_lib.search import Image, Model, QueryEncoder, Searcher, SearchResult, Where
@@ -315,10 +316,11 @@ class EmbeddingStore:
         where: Where | None = None,
         weight: float = 0.5,
         encoder: QueryEncoder | str | os.PathLike[str] | None = None,
+        map_shards: Map | None = None,
     ) -> SearchResult:
         """The best products for a text, an image or both, among all products; `sqid_lib.search` defines the scores.
 
-        The first call reads all vectors once, and loads the encoder; both are kept.
+        The first call reads all vectors once, and loads the encoder; what is computed from them is kept.
 
         Args:
             query: a text, or a vector [D] in place of one. image: the path of a local file, its bytes, a PIL image, or
@@ -329,6 +331,7 @@ class EmbeddingStore:
                 in {"price": (None, 50)}. The columns are those of `products`, and has_image.
             weight: of the products' text vectors, from 0 to 1; their image vectors have the rest.
             encoder: what makes vectors of the query: a directory, a Hub id, or a loaded encoder. Default: `model`.
+            map_shards: as the built-in `map`, in other processes, which read shards of the store's mapped vectors.
 
         Raises:
             UsageError: no query, or an argument with a wrong value.
@@ -336,7 +339,7 @@ class EmbeddingStore:
             SourceError: the image cannot be read or decoded.
             MissingExtraError: torch, transformers or pillow (extra "build") is not installed.
         """
-        return self._searcher.search(query, image, whole_number("top", top, 1), where, weight, encoder)
+        return self._searcher.search(query, image, whole_number("top", top, 1), where, weight, encoder, map_shards)
 
     @cached_property
     def _searcher(self) -> Searcher:

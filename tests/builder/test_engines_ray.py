@@ -38,12 +38,13 @@ from builder.cli import main
 from builder.database import query_copy
 from builder.embed import embed
 from builder.engines import Engine, Job, Tick, Work
+from builder.engines.mapping import map_on
 from builder.fetch import fetch
 from builder.fetch.stage import pending as fetch_pending
 from builder.http.mirrors import authority
 from builder.recipe import EncoderSettings, EngineSettings, EsciSettings, FetchSettings, Recipe
 from builder.summary import summarize
-from sqid_lib import schemas
+from sqid_lib import EmbeddingStore, schemas
 from sqid_lib.errors import EncoderError, MissingExtraError, StageError
 from sqid_lib.files import part_folders
 
@@ -174,6 +175,16 @@ def test_retrieval_finds_what_one_machine_finds(tmp_path: Path, cluster: Any, mo
     here, there = (tmp_path / folder / "fusion.run" for folder in ("here", "there"))
     assert here.read_bytes() == there.read_bytes()
     assert not list((tmp_path / "cache").glob(".results-*"))
+
+
+def test_search_finds_what_one_machine_finds(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 64)
+    store = EmbeddingStore.open(write_release(tmp_path / "release", products=300), cache_dir=tmp_path / "cache")
+    query = np.random.default_rng(1).normal(size=store.width).astype(np.float32)
+    found = store.search(
+        query, top=9, map_shards=lambda search, shards: map_on(engine, tmp_path, "search", search, shards)
+    )
+    assert found == store.search(query, top=9)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import pytest
 from encoder_fixtures import encoded, make_image, write_clip
 from tiny_release import write_release
 
+from builder import engines
 from builder.cli import main
 from builder.demo import TINY_CLIP
 from sqid_lib import load_encoder, schemas
@@ -50,6 +51,18 @@ def search(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         return status, *capsys.readouterr()
 
     return run
+
+
+def test_search_on_an_engine_is_search(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine here is the local one under another name, and each of its shards has 13 products."""
+    monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 13)
+    monkeypatch.setattr("builder.cli.searching.find_engine", lambda _name: engines.find("local"))
+    words = ["red shoes", "--weight", "0.3", "--json"]
+    _, here, _ = search(*words)
+    status, there, err = search(*words, "--engine", "ray")
+    assert (status, there) == (0, here)
+    assert "search: 5 of 5 shards" in err
+    assert search(*words, "--ray-address", "auto")[0] == 2
 
 
 def test_text_image_and_both(search: Run, place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -15,6 +16,7 @@ from tiny_release import write_release
 
 from sqid_lib import EmbeddingStore, evaluation
 from sqid_lib.errors import UsageError
+from sqid_lib.evaluation import retrieval
 from sqid_lib.search import sides
 from sqid_lib.search.searcher import NO_IMAGES, NO_MATCH
 
@@ -150,6 +152,26 @@ def test_a_wrong_weight_is_refused(store: EmbeddingStore, weight: float) -> None
 def test_a_wrong_top_is_refused(store: EmbeddingStore, top: int) -> None:
     with pytest.raises(UsageError, match="top"):
         store.search(np.ones(store.width, np.float32), top=top)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+def test_shards_searched_elsewhere_give_the_same(
+    store: EmbeddingStore, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "_SHARD", 16)
+    rng, sizes = np.random.default_rng(4), []
+
+    def elsewhere(search: Any, shards: Any) -> Any:
+        sizes.append(len(shards))
+        assert len(pickle.dumps(search)) < store.text_features.nbytes / 2  # names of files, not vectors
+        return map(pickle.loads(pickle.dumps(search)), shards)
+
+    for where, top in ((None, 7), (None, 200), ({"has_image": True}, 20)):
+        query, image = rng.normal(size=(2, store.width)).astype(np.float32)
+        for given_ones in ({"query": query}, {"query": query, "image": image}):
+            here = store.search(**given_ones, top=top, where=where, weight=weight)
+            assert store.search(**given_ones, top=top, where=where, weight=weight, map_shards=elsewhere) == here
+    assert min(sizes) > 1
 
 
 def test_a_store_that_was_searched_still_pickles(store: EmbeddingStore) -> None:
