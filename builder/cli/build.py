@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from builder import demo, pipeline
+from builder.cli.engine import check_engine
 from builder.engines import ENGINES
 from builder.mirror import Mirror, place_of
 from sqid_lib.errors import SqidError, UsageError, first_line
@@ -74,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
         if store is not None:
             raise UsageError("--check reads a directory", got=args.work, fix="A build checks what it uses by itself.")
         return _check(local)
+    check_engine(args)
     if args.ray_address is not None:
-        if args.engine != "ray":
-            raise UsageError("--ray-address belongs to --engine ray", got=f"--engine {args.engine}")
         args.overrides.append(f"engine.address={json.dumps(args.ray_address)}")
     args.retry = [status for value in args.retry for status in value.split(",") if status]
     pipeline.check_names(only=args.only, engine=args.engine, retry=args.retry)
@@ -138,11 +138,12 @@ def _print_recipe(args: argparse.Namespace) -> int:
     from builder.cli.recipe_text import as_toml
 
     overrides: list[str] = []
+    drawn = True
     if _is_demo(args):
         if args.work is None:
             raise UsageError("the demo's recipe names files in WORK", expected="--work WORK")
-        overrides = demo.overrides(place_of(args.work)[0])
-    drawn = not _is_demo(args) or demo.is_drawn(place_of(args.work)[0])
+        local, _ = place_of(args.work)
+        overrides, drawn = demo.overrides(local), demo.is_drawn(local)
     sys.stdout.write(as_toml(recipe.load(args.recipe, [*overrides, *args.overrides], check_inputs=drawn)))
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.cli.searching import add_engine, check_engine, searching
+from builder.cli.engine import add_engine, check_engine, searching
 from builder.cli.terminal import write_data
 from sqid_lib.errors import MissingFileError, UsageError
 from sqid_lib.evaluation.comparison import METRICS_ENGINES, RETRIEVAL_METRICS, compare, retrieve

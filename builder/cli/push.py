@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from sqid_lib.object_store import is_object_store
-from sqid_lib.sources.object_copy import local_copy
+from sqid_lib.sources.object_copy import release_directory
 
 DESCRIPTION = """Publish a validated release as one atomic commit and a tag, then read it back
 and compare. The token comes from HF_TOKEN or `hf auth login`."""
@@ -32,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what was published on stdout; returns 0."""
     from builder import hub
 
-    release = local_copy(args.release) if is_object_store(args.release) else Path(args.release)
+    release = release_directory(args.release)
     result = hub.push(release, args.repo, tag=args.tag, private=args.private, dry_run=args.dry_run)
     sys.stdout.write(f"{result}\n")
     return 0

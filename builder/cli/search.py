@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.cli.searching import add_engine, check_engine, searching
+from builder.cli.engine import add_engine, check_engine, searching
 from builder.cli.terminal import write_data
 from builder.demo import TINY_CLIP
 from sqid_lib.errors import UsageError

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from sqid_lib.errors import UsageError
-from sqid_lib.object_store import is_object_store
-from sqid_lib.sources.object_copy import local_copy
+from sqid_lib.sources.object_copy import release_directory
 
 DESCRIPTION = """Run every check on a release and list all problems, one a line.
 Exit status 0 if there are none, 1 if there are some."""
@@ -24,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """List the problems on stdout; returns 1 if there are any."""
     from builder.validate import validate
 
-    release = local_copy(args.release) if is_object_store(args.release) else Path(args.release)
+    release = release_directory(args.release)
     if not release.is_dir():
         raise UsageError("no such directory", where=args.release, expected="a release, such as WORK/sqid")
     problems = validate(release)

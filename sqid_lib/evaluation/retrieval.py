@@ -82,22 +82,25 @@ def rank_all(scorer: Scorer, name: str, top: int, backend: str, map_shards: Map 
     if isinstance(found, Scan):
         return scan_top(scorer, found, candidates, top, name)
     top = min(top, len(candidates))
-    run = map_shards if map_shards is not None and all(search.is_portable for search in found) else map
-    best = search_shards(found, candidates, top, backend, run, name)
+    best = search_shards(found, candidates, top, backend, map_shards, name)
     query = np.concatenate([np.repeat(search.rows, top) for search in found])
     product, score = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*best, strict=True))
     return runs.ranking(scorer.store, query, candidates[product], score)
 
 
 def search_shards(
-    searches: Sequence[Search], candidates: Ints, top: int, backend: str, run: Map = map, name: str = ""
+    searches: Sequence[Search], candidates: Ints, top: int, backend: str, map_shards: Map | None = None, name: str = ""
 ) -> list[Found]:
-    """The best `top` of `candidates` for each query, found in shards by `run`; the same whatever the shards are.
+    """The best `top` of `candidates` for each query; the same whatever the shards are.
+
+    Args:
+        map_shards: as of `rank_all`; it searches shards if all searches are portable.
 
     Returns:
         For each search indices in `candidates`, int64 [Q, top], and scores, float64 [Q, top], best first; ties by
         ascending index.
     """
+    run = map_shards if map_shards is not None and all(search.is_portable for search in searches) else map
     size = len(candidates) if run is map else max(_SHARD, -(-len(candidates) // _SHARDS))
     starts = range(0, len(candidates), size)
     shards = [

@@ -125,8 +125,7 @@ class Searcher:
         products = StoreVectors(store.text_features, store.image_features, np.asarray(store.has_image), weight)
         search = Search(np.zeros(1, np.int64), query[None], products, products.is_mapped)
         candidates = kept[np.argsort(self._position[kept])]
-        run = map_shards if search.is_portable else map
-        ((index, _),) = search_shards([search], candidates, min(top, len(candidates)), "auto", run)
+        ((index, _),) = search_shards([search], candidates, min(top, len(candidates)), "auto", map_shards)
         found: Ints = candidates[index[0]]
         return found
 

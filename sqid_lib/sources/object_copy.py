@@ -10,9 +10,17 @@ from sqid_lib import schemas
 from sqid_lib.cache import default_cache
 from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.files import sha256, write_text
-from sqid_lib.object_store import ObjectStore, for_each
+from sqid_lib.object_store import ObjectStore, for_each, is_object_store
 
 _LINE = re.compile(r"(?P<sha256>[0-9a-f]{64})  (?P<name>\S.*)")
+
+
+def release_directory(release: str) -> Path:
+    """The local directory of a release: a path as it is, a checked copy of what an object store has.
+
+    Raises: as `local_copy`.
+    """
+    return local_copy(release) if is_object_store(release) else Path(release)
 
 
 def local_copy(url: str) -> Path:

@@ -136,7 +136,7 @@ def test_retrieve_on_an_engine_is_retrieve(evaluate: Run, tmp_path: Path, monkey
     monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 13)
     words = ["--retrieve", "--methods", "clip_text,clip_image,rrf,bm25", "--csv", "--export"]
     _, here, _ = evaluate(*words, str(tmp_path / "here"))
-    monkeypatch.setattr("builder.cli.searching.find_engine", lambda _name: engines.find("local"))
+    monkeypatch.setattr("builder.cli.engine.find_engine", lambda _name: engines.find("local"))
     status, there, err = evaluate("--engine", "ray", *words, str(tmp_path / "there"))
     assert status == 0
     assert there == here

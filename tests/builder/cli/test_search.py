@@ -56,7 +56,7 @@ def search(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_search_on_an_engine_is_search(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine here is the local one under another name, and each of its shards has 13 products."""
     monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 13)
-    monkeypatch.setattr("builder.cli.searching.find_engine", lambda _name: engines.find("local"))
+    monkeypatch.setattr("builder.cli.engine.find_engine", lambda _name: engines.find("local"))
     words = ["red shoes", "--weight", "0.3", "--json"]
     _, here, _ = search(*words)
     status, there, err = search(*words, "--engine", "ray")

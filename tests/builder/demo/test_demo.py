@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,13 +37,7 @@ from sqid_lib import EmbeddingStore, evaluation, schemas
 SEED = 1  # a shop other than the one people see first
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they give to a model this small, most of all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # -- the model ------------------------------------------------------------------------------------------------------

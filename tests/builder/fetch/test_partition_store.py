@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ import pytest
 from fetch_fixtures import resolved
 from hostile_server import STATIC, LoopbackServer, Request, answer, jpeg
 
+from builder.engines import Work
 from builder.fetch import fetch, partition, partition_store
 from builder.fetch.local_images import local_images
 from builder.fetch.partition import Partition, open_downloader
@@ -196,15 +198,21 @@ def test_a_partition_without_images_is_no_damage(
     assert requested(server) == {"/6.jpg"}
 
 
+@contextmanager
+def worker_elsewhere(recipe: Recipe, store: ObjectStore, driver: Path) -> Iterator[tuple[Work[Partition], Partition]]:
+    """A worker on another machine, and the partition of all URLs."""
+    elsewhere = FetchStore(store, driver, scratch=True)
+    elsewhere.announce([driver / "fetch"])
+    with open_downloader(recipe.fetch, local_images(recipe, driver), "cpu", store=elsewhere) as work:
+        yield work, Partition(driver / "fetch", URLS)
+
+
 def test_a_worker_elsewhere_leaves_nothing_on_the_disk_of_the_driver(
     recipe: Recipe, server: LoopbackServer, store: ObjectStore, tmp_path: Path
 ) -> None:
     driver = resolved(tmp_path, *URLS)
-    elsewhere = FetchStore(store, driver, scratch=True)
-    elsewhere.announce([driver / "fetch"])
-    task = Partition(driver / "fetch", URLS)
     for _ in range(2):  # done again, it finds everything done
-        with open_downloader(recipe.fetch, local_images(recipe, driver), "cpu", store=elsewhere) as work:
+        with worker_elsewhere(recipe, store, driver) as (work, task):
             work(task, lambda *_: None)
     assert requested(server) == ALL
     assert not (driver / "fetch").exists()
@@ -215,10 +223,7 @@ def test_a_trial_keeps_outcomes_and_no_shards_and_what_was_given_up_has_a_status
     recipe: Recipe, server: LoopbackServer, store: ObjectStore, tmp_path: Path
 ) -> None:
     driver = resolved(tmp_path, *URLS)
-    elsewhere = FetchStore(store, driver, scratch=True)
-    elsewhere.announce([driver / "fetch"])
-    task = Partition(driver / "fetch", URLS)
-    with open_downloader(recipe.fetch, local_images(recipe, driver), "cpu", store=elsewhere) as work:
+    with worker_elsewhere(recipe, store, driver) as (work, task):
         work(task.only(range(3)), lambda *_: None)
         assert len(requested(server)) == 3
         assert json.loads(objects(store)["fetch/files.json"])["files"] == {}

@@ -1,4 +1,4 @@
-"""What searches the vectors of a release, for the commands that read all of them."""
+"""The engine of a command: its arguments, and what searches the vectors of a release on it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder.engines import ENGINES
 from builder.engines import find as find_engine
 from builder.engines.mapping import map_on
 from sqid_lib.errors import UsageError
-from sqid_lib.evaluation.retrieval import Map
+
+if TYPE_CHECKING:
+    from sqid_lib.evaluation.retrieval import Map
 
 
 def add_engine(parser: argparse.ArgumentParser, note: str = "") -> None:
