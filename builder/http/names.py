@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import socket
 import time
-from functools import partial
 
 _AGE = 300.0  # seconds that an answer is used
 
@@ -32,8 +31,8 @@ class Names:
         fresh_until, lookup = self._lookups.get((host, port), (0.0, None))
         failed = lookup is not None and lookup.done() and (lookup.cancelled() or lookup.exception())
         if lookup is None or now >= fresh_until or failed:
-            lookup = asyncio.create_task(_addresses(host, port))
-            lookup.add_done_callback(partial(self._looked_up, host, port))
+            lookup = asyncio.create_task(self._remembering(host, port))
+            lookup.add_done_callback(_retrieve)
             self._lookups[host, port] = now + _AGE, lookup
         if not lookup.done():
             await asyncio.wait((lookup,), timeout=max(0.0, until - now))
@@ -41,10 +40,12 @@ class Names:
             raise TimeoutError
         return lookup.result()
 
-    def _looked_up(self, host: str, port: int, lookup: asyncio.Task[str | None]) -> None:
-        """Remember a name that was found, and retrieve the exception: asyncio would print one nobody waits for."""
-        if not lookup.cancelled() and lookup.exception() is None and lookup.result() is not None:
+    async def _remembering(self, host: str, port: int) -> str | None:
+        """The addresses; a name that was found is remembered before its lookup counts as done."""
+        found = await _addresses(host, port)
+        if found is not None:
             self._found = host, port
+        return found
 
     async def answers(self, until: float) -> bool:
         """Whether the name service knows any name: one found before, else one that is being looked up now.
@@ -69,6 +70,12 @@ class Names:
         for _, lookup in self._lookups.values():
             lookup.cancel()
         self._lookups.clear()
+
+
+def _retrieve(lookup: asyncio.Task[str | None]) -> None:
+    """Take the exception: asyncio would print one that nobody waits for."""
+    if not lookup.cancelled():
+        lookup.exception()
 
 
 async def _addresses(host: str, port: int) -> str | None:

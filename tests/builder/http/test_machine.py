@@ -6,12 +6,13 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from typing import Any
 
 import pycurl
 import pytest
 
-from builder.http import machine
+from builder.http import machine, names
 from builder.http.client import Client
 from builder.http.transfer import Transfer
 from builder.recipe import FetchSettings
@@ -136,6 +137,31 @@ def test_names_that_are_looked_up_at_the_same_time_are_waited_for(monkeypatch: p
             return [answer.status for answer in await asyncio.gather(*map(client.get, urls))]
 
     assert asyncio.run(run()) == ["connection", "refused"]
+
+
+@pytest.mark.parametrize("later", range(5))
+def test_a_name_that_is_found_just_after_another_failed_counts(monkeypatch: pytest.MonkeyPatch, later: int) -> None:
+    """`later`: rounds of the event loop between the two answers."""
+
+    async def addresses(host: str, port: int) -> str | None:
+        if host == "bad.example":
+            raise socket.gaierror(socket.EAI_AGAIN, "no")
+        for _ in range(later):
+            await asyncio.sleep(0)
+        return f"+{host}:{port}:127.0.0.1"
+
+    monkeypatch.setattr(names, "_addresses", addresses)
+
+    async def run() -> bool:
+        asked, until = names.Names(), time.monotonic() + 5
+        found = asyncio.create_task(asked.look_up("good.example", 80, until))
+        with pytest.raises(OSError, match="no"):
+            await asked.look_up("bad.example", 80, until)
+        answers = await asked.answers(until)
+        await found
+        return answers
+
+    assert asyncio.run(run())
 
 
 def test_a_lookup_without_a_free_file_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
