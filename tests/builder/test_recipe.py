@@ -324,7 +324,7 @@ def keys() -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", recipe.packaged())
 def test_packaged_recipes_fit_the_schema(name: str) -> None:
-    text = (Path(recipe.__file__).parent / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    text = (Path(recipe.__file__).parents[1] / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     assert list(problems(tomllib.loads(text), SCHEMA)) == []
 
 

@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from sqid_lib.errors import RecipeError, did_you_mean
@@ -35,6 +35,14 @@ _TYPES = {
     "dict_type": "a section",
     "model_type": "a section",
 }
+
+
+class Section(BaseModel):
+    """A table of the recipe: no unknown keys, no conversion between types, no change afterwards."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -85,7 +93,7 @@ Words = Word | DistinctItems[Word]
 TextTemplate = Annotated[str, AfterValidator(_valid_template)]
 
 
-def words(pattern: str) -> str:
+def describe_pattern(pattern: str) -> str:
     """What a pattern of this module asks for, in words; the pattern itself where it is not known."""
     return _PATTERNS.get(pattern, pattern)
 
