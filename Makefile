@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
 BARE := .venv-bare
-PIP := -m pip install --quiet --disable-pip-version-check
+# only what is imported is compiled: compiling all of torch and transformers takes as long as installing them
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 PINNED := $(PIP) -c constraints.txt
 
 .PHONY: demo test test-slow test-compat check torture torture-short bare dry-run-extras dist bench clean

@@ -151,7 +151,7 @@ def test_without_tasks_no_worker_starts(tmp_path: Path, engine: Engine) -> None:
     ("task", "error", "message", "times"),
     [
         ("fails", EncoderError, r"^fails: it failed; got cpu\. Try again\.$", 1),
-        ("breaks", StageError, "^a worker failed: RuntimeError: unexpected$", 1),
+        pytest.param("breaks", StageError, "^a worker failed: RuntimeError: unexpected$", 1, marks=pytest.mark.slow),
         pytest.param(
             *("kills", StageError, "^kills: 3 workers ended while they did this task.*kept", 3), marks=pytest.mark.slow
         ),

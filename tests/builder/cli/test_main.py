@@ -247,11 +247,11 @@ def release(tmp_path: Path, esci: Path, artifacts: Path) -> Path:
     ("arguments", "status", "message"),
     [
         (["--help"], 0, ""),
-        (["--version"], 0, ""),
-        (["validate", "RELEASE"], 0, ""),
+        pytest.param(["--version"], 0, "", marks=pytest.mark.slow),
+        pytest.param(["validate", "RELEASE"], 0, "", marks=pytest.mark.slow),
         (["evaluate", "RELEASE", "--cache-dir", "CACHE", "--methods", "random"], 0, ""),
-        (["push", "RELEASE", "--repo", "no-slash"], 2, "no-slash"),
-        (["recipe", "--schema"], 1, 'pip install "sqid[build]"'),
+        pytest.param(["push", "RELEASE", "--repo", "no-slash"], 2, "no-slash", marks=pytest.mark.slow),
+        pytest.param(["recipe", "--schema"], 1, 'pip install "sqid[build]"', marks=pytest.mark.slow),
         (["build", "demo", "--work", "CACHE"], 1, 'pip install "sqid[build]"'),
     ],
 )

@@ -19,6 +19,7 @@ from sqid_lib import schemas
 C_LOCALE = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 TERMINALS = [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, C_LOCALE]
 NAMES = ["cp1252", "ascii", "C"]
+SOME = [TERMINALS[0], pytest.param(TERMINALS[1], marks=pytest.mark.slow), TERMINALS[2]]
 SOURCE = "größe → 日本"
 
 
@@ -46,7 +47,7 @@ def run(release: Path, changes: dict[str, str], *arguments: str | bytes) -> subp
     )
 
 
-@pytest.mark.parametrize("terminal", TERMINALS, ids=NAMES)
+@pytest.mark.parametrize("terminal", SOME, ids=NAMES)
 def test_the_table_is_readable_on_any_terminal(release: Path, terminal: dict[str, str]) -> None:
     done = run(
         release, terminal, "evaluate", str(release), "--methods", "clip_text", "fusion:0.5", "--slices", "source"
@@ -60,7 +61,7 @@ def test_the_table_is_readable_on_any_terminal(release: Path, terminal: dict[str
     assert rf"source: {shown} -> \u65e5\u672c (20 queries)" in lines
 
 
-@pytest.mark.parametrize("terminal", TERMINALS, ids=NAMES)
+@pytest.mark.parametrize("terminal", SOME, ids=NAMES)
 def test_help_is_readable_on_any_terminal(release: Path, terminal: dict[str, str]) -> None:
     build, evaluate = (run(release, terminal, command, "--help") for command in ("build", "evaluate"))
     assert (build.returncode, evaluate.returncode) == (0, 0), build.stderr + evaluate.stderr
@@ -69,7 +70,7 @@ def test_help_is_readable_on_any_terminal(release: Path, terminal: dict[str, str
     assert b"a" + dot + b"A + (1-a)" + dot + b"B of any two methods" in evaluate.stdout
 
 
-@pytest.mark.parametrize("terminal", TERMINALS, ids=NAMES)
+@pytest.mark.parametrize("terminal", SOME, ids=NAMES)
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_redirected_data_are_utf_8_whatever_the_terminal(release: Path, terminal: dict[str, str], form: str) -> None:
     command = ["evaluate", str(release), "--methods", "clip_text", "--slices", "source", form]
@@ -93,7 +94,7 @@ def test_data_on_a_terminal_are_in_its_encoding(release: Path) -> None:
     assert rb"gr\xf6\xdfe -> \u65e5\u672c" in shown
 
 
-@pytest.mark.parametrize("terminal", [*TERMINALS, {"PYTHONUTF8": "1"}], ids=[*NAMES, "utf-8"])
+@pytest.mark.parametrize("terminal", [*SOME, {"PYTHONUTF8": "1"}], ids=[*NAMES, "utf-8"])
 def test_a_path_that_is_not_utf_8_keeps_its_bytes(release: Path, tmp_path: Path, terminal: dict[str, str]) -> None:
     path = os.fsencode(tmp_path) + b"/gr\xf6.run"
     Path(os.fsdecode(path)).write_text("10 Q0 X 1 1 x\n")
@@ -103,7 +104,7 @@ def test_a_path_that_is_not_utf_8_keeps_its_bytes(release: Path, tmp_path: Path,
     assert path + b":1: unknown query" in done.stderr
 
 
-@pytest.mark.parametrize("terminal", TERMINALS, ids=NAMES)
+@pytest.mark.parametrize("terminal", SOME, ids=NAMES)
 def test_a_store_can_be_printed(release: Path, terminal: dict[str, str]) -> None:
     code = f"from sqid_lib import EmbeddingStore; print(EmbeddingStore.open({str(release)!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(release, terminal))
@@ -135,7 +136,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("module", ["numpy", "pyarrow", "sqid_lib.evaluation.metrics", "bm25s", "torch"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "numpy",
+        "pyarrow",
+        "torch",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sqid_lib.evaluation.metrics", "bm25s")),
+    ],
+)
 def test_ctrl_c_ends_with_one_line_also_during_imports(release: Path, module: str) -> None:
     code = INTERRUPT.format(module=module)
     command = ["evaluate", str(release), "--retrieve", "--methods", "bm25", "clip_text"]

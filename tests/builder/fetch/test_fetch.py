@@ -420,8 +420,8 @@ def test_a_flip_anywhere_in_a_shard_is_repaired_or_harmless(server: LoopbackServ
         shards(tmp_path)[0],
     )
     data = shard.read_bytes()
-    edges = [*range(0, 40, 7), *range(len(data) - 900, len(data), 37)]  # pages' headers and the footer
-    for at in [*edges, *range(41, len(data) - 900, len(data) // 12)]:
+    edges = [*range(0, 40, 13), *range(len(data) - 900, len(data), 73)]  # pages' headers and the footer
+    for at in [*edges, *range(41, len(data) - 900, len(data) // 7)]:
         shard.write_bytes(data[:at] + bytes([data[at] ^ 8]) + data[at + 1 :])
         fetch(recipe(server), tmp_path)
         assert images(tmp_path) == stored, at

@@ -98,7 +98,9 @@ def mapped(store: MemoryStore, folder: Path) -> MemoryStore:
     return store
 
 
-@pytest.mark.parametrize("size", [1, 9, 50, 99, 1_000])
+@pytest.mark.parametrize(
+    "size", [pytest.param(1, marks=pytest.mark.slow), 9, pytest.param(50, marks=pytest.mark.slow), 99, 1_000]
+)
 @pytest.mark.parametrize("missing", ["zero", "drop"])
 def test_shards_do_not_change_what_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, missing: str

@@ -361,14 +361,19 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "kind"), [("tree", 503), *(("revision", kind) for kind in (500, 502, 503, 504, 429, "cut"))]
+    ("endpoint", "kind"),
+    [
+        ("tree", 503),
+        *(("revision", kind) for kind in (429, "cut")),
+        *(pytest.param("revision", kind, marks=pytest.mark.slow) for kind in (500, 502, 503, 504)),
+    ],
 )
 def test_a_hub_that_fails_once_is_asked_again(hub: LoopbackHub, tmp_path: Path, endpoint: str, kind: int | str) -> None:
     hub.fail(endpoint, kind)
     assert hub.run(HUB_CALLS, "ORG/d", str(tmp_path / "cache")).splitlines() == SOURCES_ONLY
 
 
-@pytest.mark.parametrize("kind", [500, 503, 429])
+@pytest.mark.parametrize("kind", [503, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (500, 429))])
 def test_a_hub_in_trouble_is_reported_as_that(hub: LoopbackHub, tmp_path: Path, kind: int) -> None:
     hub.fail("revision", kind, times=10_000)
     lines = hub.run(HUB_CALLS, "ORG/d", str(tmp_path / "cache")).splitlines()
@@ -595,7 +600,7 @@ def test_trouble_of_the_hub_at_every_door(hub: LoopbackHub, tmp_path: Path, esci
     assert lines == ["5", "84", "84"]
 
 
-@pytest.mark.parametrize("endpoint", ["revision", "tree", "resolve"])
+@pytest.mark.parametrize("endpoint", ["revision", pytest.param("tree", marks=pytest.mark.slow), "resolve"])
 def test_a_hub_that_echoes_the_token_does_not_bring_it_into_tracebacks(
     hub: LoopbackHub, tmp_path: Path, esci: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:

@@ -89,7 +89,7 @@ def runs(path: Path, workers: int, epoch: int = 0, **options: Any) -> list[Any]:
     return streams
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     layout=st.sampled_from(list(LAYOUTS)),
     batch_size=st.integers(1, 40),
@@ -132,7 +132,7 @@ def test_ranks_have_equal_numbers_of_batches_and_each_pair_once(
         assert sorted(seen) == pairs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     data=st.data(),
     layout=st.sampled_from(list(LAYOUTS)),
@@ -445,7 +445,7 @@ def test_a_fork_while_a_thread_reads(release: Path, store: EmbeddingStore) -> No
     assert sorted(flat(loader)) == every_pair(store)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_process_that_leaves_iterators_behind_ends(release: Path, workers: int) -> None:
     code = (
         "import sys\nfrom sqid_lib import stream_pairs\nfrom torch.utils.data import DataLoader\n"

@@ -165,8 +165,8 @@ def assert_same(one: Any, other: Any) -> None:
             np.testing.assert_array_equal(np.asarray(value), np.asarray(getattr(other, name)), err_msg=name)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
-@pytest.mark.parametrize("stop", [0, 1, 4, 17])
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("stop", [0, 4, 17])
 def test_stateful_dataloader_resumes_at_the_exact_batch(store: EmbeddingStore, workers: int, stop: int) -> None:
     def loader() -> Any:
         return load(store.pairs(batch_size=5, shuffle=True, seed=1), workers, StatefulDataLoader)
