@@ -82,10 +82,13 @@ def opened(folder: Path) -> Any:
     return EmbeddingStore.open(release, cache_dir=folder / "cache", progress=False)
 
 
-def search(folder: Path) -> None:
-    store = opened(folder)
-    for weight in (0.5, 0.3):
-        store.search(np.ones(store.width, np.float32), weight=weight)
+def searching(*weights: float) -> Callable[[Path], object]:
+    def run(folder: Path) -> None:
+        store = opened(folder)
+        for weight in weights:
+            store.search(np.ones(store.width, np.float32), weight=weight)
+
+    return run
 
 
 def pairs(folder: Path) -> None:
@@ -105,7 +108,9 @@ STAGES: dict[str, Callable[[Path], object]] = {
     "sqid validate": command("validate", "{release}"),
     "sqid.load of product_features, from the release": load,
     "conversion to a store": opened,
-    "search, three results of one store": search,
+    "search": searching(0.5),
+    "search by text vectors alone": searching(0.5, 1.0),
+    "search by another weight than 0.5": searching(0.5, 0.3),
     "sqid evaluate": command("evaluate", "{release}", "--cache-dir", "{cache}"),
     "sqid evaluate --retrieve": command("evaluate", "{release}", "--cache-dir", "{cache}", "--retrieve"),
     "store.pairs, an epoch": pairs,
