@@ -37,6 +37,7 @@ from sqid_lib.tables.vector_pages import UnusualPages, fill_vectors
 
 T = TypeVar("T")
 PIECE = 256  # rows decoded at once; 1.5 MB at width 768
+_SMALL_PIECES = 16  # pieces without vectors at once
 _AT_ONCE = 8  # requests for keys
 _GROUPS = 8  # row groups whose keys one connection asks for
 _FEATURES = schemas.config_schema(schemas.FEATURES)
@@ -124,7 +125,7 @@ class FeatureFile:
         return lambda: self._reporting(read, f"{self.file}, row groups {groups[0]} to {groups[-1]}")
 
     def read(self, group: int, stop: int, use: Callable[[Iterator[pa.Table]], T], columns: list[str]) -> T:
-        """What `use` makes of the rows of a row group before `stop`, at least; they come in pieces of PIECE rows.
+        """What `use` makes of the rows of a row group before `stop`, at least; they come in pieces.
 
         Decoding whole row groups takes 50 MB more. `use` is called again from the start if the network fails;
         DownloadError if it keeps failing.
@@ -159,8 +160,9 @@ class FeatureFile:
             file = self._idle.pop()
         except IndexError:
             file = self._new()
-        threads = schemas.VECTOR_COLUMNS[0] in columns  # without vectors there is too little to decode
-        batches = file.iter_batches(PIECE, row_groups=[group], columns=columns, use_threads=threads)
+        vectors = schemas.VECTOR_COLUMNS[0] in columns
+        rows = PIECE if vectors else _SMALL_PIECES * PIECE
+        batches = file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=vectors)
         result = use(self._until(stop, (pa.Table.from_batches([batch]) for batch in batches)))
         self._idle.append(file)  # not after an error: a broken connection is not asked again
         return result
