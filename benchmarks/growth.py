@@ -139,14 +139,15 @@ def draw(found: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for axis, value, title in zip(axes, ("cpu", "megabytes"), ("CPU seconds", "peak memory, MB"), strict=True):
         for stage in DRAWN:
             axis.plot(list(found), [stages[stage][value] for stages in found.values()], marker="o", label=stage)
         axis.set(xlabel="products", title=title, xlim=0, ylim=0)
-        axis.ticklabel_format(style="plain")
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(visible=True, alpha=0.3)
     axes[0].legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})
@@ -155,7 +156,11 @@ def draw(found: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--products", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="at least two sizes"
+        "--products",
+        type=int,
+        nargs="+",
+        default=[10_000, 100_000, 300_000, 1_000_000],
+        help="at least two sizes",
     )
     parser.add_argument("--png", type=Path, help="draw there")
     parser.add_argument("--scratch", type=Path, help="directory for work; a million products need 5 GB")
