@@ -5,7 +5,7 @@ DIR, once, and reads it in every way that is installed here: this package, a bar
 packages litdata, pylance, webdataset and mosaicml-streaming, those that can be imported. Rounds are interleaved; a
 figure is the median, and slow ways are stopped after --slow-rows. Only this package, numpy and datasets' map-style way
 join queries to products (3 vectors a row); the others read rows that already hold a product's 2 vectors. DIR takes
-8 GB: remove it after. --quick: an eighth of the rows, three rounds of numpy and this package alone, under a minute.
+8 GB: remove it after. --quick: an eighth of the rows, 15 rounds of numpy and this package alone, under a minute.
 
 Beside the rows per second stand the CPU microseconds that this process and its threads took for a row: they say more
 where other work loads the machine.
@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from goals import state
 from torch.utils.data import DataLoader, Dataset
 
 from sqid_lib import EmbeddingStore, schemas, stream_pairs
@@ -281,6 +282,7 @@ def flat(column: pa.ChunkedArray) -> Any:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, WIDTH)
 
 
+LOADER, WORKERS = "store.pairs, DataLoader", "store.pairs, DataLoader, 2 workers"
 STREAMING = "datasets streaming=True, DataLoader"  # its threads outlive a stream that is left early
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -314,8 +316,8 @@ def ways(release: Path, store: EmbeddingStore, data: Path, only: list[str] | Non
     makers: dict[str, tuple[Callable[[], Way], bool, str]] = {
         "numpy gather, bare": (lambda: bare(store), False, "numpy"),
         "store.pairs": (lambda: plain(shuffled), False, "torch"),
-        "store.pairs, DataLoader": (lambda: loaded(shuffled), False, "torch"),
-        "store.pairs, DataLoader, 2 workers": (
+        LOADER: (lambda: loaded(shuffled), False, "torch"),
+        WORKERS: (
             lambda: loaded(store.pairs(batch_size=BATCH, shuffle=True), num_workers=2, persistent_workers=True),
             False,
             "torch",
@@ -377,6 +379,14 @@ def first_batch(release: Path) -> str:
     ).stdout.strip()
 
 
+def state_goals(rates: dict[str, list[float]]) -> None:
+    """Rates of `stream_pairs`, and of workers against none in the same round."""
+    if "stream_pairs" in rates:
+        state("stream", rates["stream_pairs"])
+    if {LOADER, WORKERS} <= rates.keys():
+        state("workers", [two / none for two, none in zip(rates[WORKERS], rates[LOADER], strict=True)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a directory on a local disk")
@@ -394,7 +404,7 @@ def main() -> None:
         print(json.dumps(rate(datasets_streaming(options.data), options.slow_rows)), flush=True)
         return
     if options.quick:
-        options.only, options.rounds = options.only or ["numpy", "store.pairs", "stream_pairs"], 3
+        options.only, options.rounds = options.only or ["numpy", "store.pairs", "stream_pairs"], 15
     release = make_release(options.data / ("quick" if options.quick else "release"), 8 if options.quick else 1)
     began = time.perf_counter()
     store = EmbeddingStore.open(release, cache_dir=options.data / "cache")
@@ -421,6 +431,7 @@ def main() -> None:
             f"{name:42} {statistics.median(rates):8.1f} thousand rows/s {spread:18} {share:6.3f} of the first, "
             f"{cpu:6.1f} CPU µs a row"
         )
+    state_goals({name: [rows for rows, _ in found] for name, found in rounds.items()})
     if not options.only:
         opened = []
         for _ in range(5):

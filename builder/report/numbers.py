@@ -13,6 +13,7 @@ from builder.report.release import Release
 from sqid_lib import schemas
 from sqid_lib.evaluation.arrays import Bools, Float32s, Floats, Ints
 from sqid_lib.evaluation.cosine import cosine
+from sqid_lib.evaluation.mapped import drop_pages
 
 NO_VECTOR = "no vector"  # a product whose image is there and whose vector is not
 OTHER = "all others"
@@ -164,6 +165,7 @@ def _norms(matrix: Float32s) -> Floats:
         np.linalg.norm(matrix[start : start + _NORM_BLOCK].astype(np.float64), axis=1)
         for start in range(0, len(matrix), _NORM_BLOCK)
     ]
+    drop_pages(matrix)
     return np.concatenate(parts) if parts else np.zeros(0)
 
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.evaluation.arrays import Bools, Float32s, Ints
+from sqid_lib.evaluation.mapped import drop_pages
 from sqid_lib.files import File
 from sqid_lib.sources import Address, snapshot
 from sqid_lib.streams.release_files import shards
@@ -192,6 +193,7 @@ def _present(matrix: Float32s) -> Bools:
     if not matrix.shape[1]:
         return np.zeros(len(matrix), np.bool_)
     parts = [matrix[start : start + 8_192].any(axis=1) for start in range(0, len(matrix), 8_192)]
+    drop_pages(matrix)
     return np.concatenate(parts) if parts else np.zeros(0, np.bool_)
 
 

@@ -15,6 +15,7 @@ from sqid_lib import schemas
 from sqid_lib.evaluation.arrays import Float32s, Floats, Ints
 from sqid_lib.evaluation.cosine import cosine, unit
 from sqid_lib.evaluation.judged import JudgedLists
+from sqid_lib.evaluation.mapped import drop_pages
 
 NEAR = 0.98  # cosine of two image vectors from which they count as near-duplicates
 COMPARED = 8_000  # distinct image vectors that are compared pair by pair
@@ -109,6 +110,7 @@ def duplicates(release: Release, sha256s: Sequence[str | None] | None) -> list[D
     by_file = _groups((sha256s[row], row) for row in rows if sha256s[row]) if sha256s else []
     in_files = {frozenset(group) for group in by_file}
     by_vector = _groups((xxhash.xxh3_128_digest(release.image_features[row].tobytes()), int(row)) for row in rows)
+    drop_pages(release.image_features)
     groups = [(group, True) for group in by_file]
     groups += [(group, False) for group in by_vector if frozenset(group) not in in_files]
     found = [Duplicates(group, same_file, _titles(release, group)) for group, same_file in groups]

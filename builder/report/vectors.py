@@ -29,6 +29,7 @@ from builder.report.numbers import Histogram
 from builder.report.release import Release
 from builder.report.work import Work
 from sqid_lib.evaluation.arrays import Ints
+from sqid_lib.evaluation.mapped import drop_pages
 
 _LINES = (
     "Where the lines of two labels lie on each other, the vectors cannot tell these labels apart. Cosines of a text "
@@ -111,7 +112,9 @@ def map_section(release: Release, work: Work | None, method: str) -> tuple[str, 
     ):
         kept = np.flatnonzero(there[rows])
         if len(kept):
-            plot, words = _plot(kind, matrix[rows[kept]], kept, groupings, method)
+            vectors = matrix[rows[kept]]
+            drop_pages(matrix)
+            plot, words = _plot(kind, vectors, kept, groupings, method)
             plots.append((kind, plot, kept))
             captions.append(words)
     sampled = f"{count(len(rows))} of {things(len(release.products), 'product')}, a sample drawn with a fixed seed"

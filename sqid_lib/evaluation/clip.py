@@ -11,7 +11,7 @@ from sqid_lib.evaluation.arrays import Bools, Float32s, Floats, Ints, Matrix
 from sqid_lib.evaluation.cosine import judged_cosine, unit
 from sqid_lib.evaluation.fusion import parse_weight
 from sqid_lib.evaluation.judged import Store
-from sqid_lib.evaluation.mapped import MappedFile, mapped_file
+from sqid_lib.evaluation.mapped import MappedFile, drop_pages, mapped_file
 from sqid_lib.evaluation.scorer import Scorer
 from sqid_lib.evaluation.search import Search
 
@@ -98,6 +98,7 @@ class StoreVectors:
         if self.weight == 0:
             return self._images(rows)
         mixed = unit(self.text[rows])
+        drop_pages(self.text)
         mixed *= np.float32(self.weight)
         if self.weight < 1:
             mixed += np.float32(1 - self.weight) * self._images(rows)
@@ -105,6 +106,7 @@ class StoreVectors:
 
     def _images(self, rows: Ints) -> Float32s:
         images = unit(self.image[rows])
+        drop_pages(self.image)
         images[~np.asarray(self.has_image)[rows]] = 0
         return images
 

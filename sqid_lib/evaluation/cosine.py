@@ -6,8 +6,10 @@ import numpy as np
 
 from sqid_lib.evaluation.arrays import Float32s, Floats, Ints, Matrix
 from sqid_lib.evaluation.judged import JudgedLists
+from sqid_lib.evaluation.mapped import drop_pages
 
 _BLOCK = 8_192  # pairs at once
+_MAPPED = 4 * _BLOCK  # pairs whose vectors stay in memory, where they are mapped from files
 _ROWS = 256  # vectors at once: they fit into the cache of a core
 
 
@@ -48,4 +50,6 @@ def cosine(queries: Matrix, products: Matrix, query_rows: Ints, product_rows: In
         norms = np.sqrt(np.einsum("ij,ij->i", q, q) * np.einsum("ij,ij->i", p, p))
         dots = np.einsum("ij,ij->i", q, p)
         out[block] = np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0)
+        if start + _BLOCK >= len(out) or (start + _BLOCK) % _MAPPED == 0:
+            drop_pages(queries, products)
     return out

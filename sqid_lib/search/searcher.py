@@ -41,7 +41,8 @@ class Store(judged.Store, Protocol):
 class Searcher:
     """The products of a store, ready for searching: the vectors stay where they are, their norms are kept here.
 
-    Half the sum of both sides is kept too, up to 1 GB: the default weight, 0.5, then reads as much as one side.
+    From the first search by the default weight, 0.5, on, half the sum of both sides is kept too, up to 1 GB: that
+    weight then reads few rows of the store, and another weight one side instead of two.
     """
 
     def __init__(self, store: Store) -> None:
@@ -129,16 +130,21 @@ class Searcher:
         found: Ints = candidates[index[0]]
         return found
 
+    def _parts(self, sides: list[tuple[float, Side]]) -> list[tuple[float, Side | Halves]]:
+        """What to multiply with a query: half the sum of both sides, where it is there, in place of one of them."""
+        least = min(share for share, _ in sides)
+        halves = self._halves if least == 0.5 else self.__dict__.get("_halves")  # not made for other weights
+        if len(sides) < 2 or halves is None:
+            return [*sides]
+        return [(2 * least, halves), *((share - least, side) for share, side in sides if share > least)]
+
     def _candidates(self, query: Float32s, sides: list[tuple[float, Side]], kept: Ints, top: int) -> Ints:
         """The products of `kept` that may be among the best `top`, whatever the rounding of float32."""
         if top >= len(kept):
             return kept
-        if all(share == 0.5 for share, _ in sides) and self._halves:
-            scores = self._halves.approximate(query).copy()
-        else:
-            scores = np.zeros(self._store.products.num_rows, np.float32)
-            for share, side in sides:
-                scores += np.float32(share) * side.approximate(query)
+        scores = np.zeros(self._store.products.num_rows, np.float32)
+        for share, part in self._parts(sides):
+            scores += np.float32(share) * part.approximate(query)
         unsafe = np.unique(np.concatenate([side.unsafe for _, side in sides]))
         scores[unsafe] = np.inf  # always candidates
         scores = scores[kept]

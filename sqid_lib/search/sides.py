@@ -10,6 +10,7 @@ import numpy as np
 
 from sqid_lib.evaluation.arrays import Bools, Float32s, Floats, Ints, Matrix
 from sqid_lib.evaluation.cosine import unit
+from sqid_lib.evaluation.mapped import drop_pages
 
 _BLOCK = 8_192  # rows of which a copy is in memory
 _RECENT = 4  # queries whose dot products are kept, 4 bytes a product each
@@ -36,6 +37,7 @@ class Side:
             for start in range(0, len(norms), _BLOCK):
                 block = np.asarray(self._vectors[start : start + _BLOCK], np.float32)
                 norms[start : start + _BLOCK] = np.sqrt(np.einsum("ij,ij->i", block, block))
+        drop_pages(self._vectors)
         return norms
 
     @cached_property
@@ -61,6 +63,7 @@ class Side:
         """float32 [n, D]: these vectors at unit length, zeros where there is none; anything for `unsafe` rows."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             found: Float32s = np.asarray(self._vectors[rows], np.float32) * self._inverse[rows, None]
+        drop_pages(self._vectors)  # all are read one after the other, and seldom again
         return found
 
     @property

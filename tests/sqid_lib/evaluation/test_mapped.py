@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sqid_lib.evaluation.clip import StoreVectors
-from sqid_lib.evaluation.mapped import mapped_file
+from sqid_lib.evaluation.mapped import drop_pages, mapped_file
 
 
 @pytest.fixture
@@ -51,3 +51,27 @@ def test_vectors_pickle_as_the_names_of_their_files(tmp_path: Path) -> None:
     assert len(pickle.dumps(vectors)) < 25_000  # has_image is not mapped here: a byte a product
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(vectors))(rows), vectors(rows))
     assert not StoreVectors(text.copy(), image, has_image, 0.3).is_mapped
+
+
+def resident_of_files() -> int:
+    """Bytes of mapped files that this process holds."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssFile"))
+
+
+def test_dropped_pages_leave_memory_and_are_read_again(tmp_path: Path) -> None:
+    np.arange(1 << 22, dtype=np.float32).tofile(tmp_path / "m.bin")
+    matrix = np.asarray(np.memmap(tmp_path / "m.bin", np.float32, "r")).reshape(-1, 64)
+    total = matrix.sum(dtype=np.float64)
+    before = resident_of_files()
+    drop_pages(matrix[100:])
+    assert before - resident_of_files() > 15 << 20
+    assert matrix.sum(dtype=np.float64) == total
+
+
+def test_a_changed_private_mapping_keeps_its_changes(tmp_path: Path) -> None:
+    np.zeros(5_000).tofile(tmp_path / "m.bin")
+    matrix = np.asarray(np.memmap(tmp_path / "m.bin", np.float64, "c"))
+    matrix[7] = 3.0
+    drop_pages(matrix, matrix.copy())
+    assert matrix[7] == 3.0

@@ -56,7 +56,8 @@ def test_every_score_is_the_documented_one(store: EmbeddingStore, weight: float)
 @settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    weight=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    weight=st.sampled_from([0.0, 0.25, 0.5, 0.8, 1.0]),
+    earlier=st.sampled_from([None, 0.5]),
     top=st.integers(1, 90),
     kinds=st.integers(1, 6),
     with_images=st.booleans(),
@@ -68,6 +69,7 @@ def test_the_order_is_that_of_brute_force(
     store: EmbeddingStore,
     seed: int,
     weight: float,
+    earlier: float | None,
     top: int,
     kinds: int,
     with_images: bool,
@@ -75,7 +77,7 @@ def test_the_order_is_that_of_brute_force(
     half: bool,
     halves_bytes: int,
 ) -> None:
-    """Few different vectors, so that most products tie, and some without an image."""
+    """Few different vectors, so that most products tie, and some without an image; also after another search."""
     rng = np.random.default_rng(seed)
     products, dtype = store.products.num_rows, np.float16 if half else np.float32
     text = rng.normal(size=(kinds, store.width)).astype(dtype)[rng.integers(0, kinds, products)]
@@ -85,6 +87,8 @@ def test_the_order_is_that_of_brute_force(
     made = changed(store, text_features=text, image_features=image, has_image=has_image)
     vectors = rng.normal(size=(2 if both else 1, store.width)).astype(np.float32)
     with mock.patch.object(sides, "_HALVES_BYTES", halves_bytes):
+        if earlier is not None:
+            made.search(vectors[0], weight=earlier)
         found = made.search(vectors[0], image=vectors[1] if both else None, top=top, weight=weight)
     expected = brute_force(made, list(vectors), weight)[:top]
     assert [(hit.product_id, hit.product_locale) for hit in found] == [(p, locale) for _, p, locale in expected]
