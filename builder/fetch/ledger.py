@@ -94,6 +94,20 @@ class Ledger:
         self._end += length
         return offset
 
+    def write(self, data: bytes) -> int:
+        """Write an image to the spool; its offset there. Until it is recorded, its bytes are of no use.
+
+        Raises:
+            DiskError: no space left.
+        """
+        start = offset = self.reserve(len(data))
+        left = memoryview(data)
+        with reporting_disk_errors(self.spool_path):
+            while left:  # a disk that is nearly full takes only a part
+                written = os.pwrite(self.spool, left, offset)
+                left, offset = left[written:], offset + written
+        return start
+
     def record(self, results: Sequence[tuple[Outcome, int | None]]) -> None:
         """Commit outcomes, each with the offset of its image if it has one; an image already recorded stays as it is.
 

@@ -149,15 +149,13 @@ async def store(
     found = images.read(references, limits.max_bytes)
 
     async def work(recorder: Recorder) -> None:
-        while True:
-            async with recorder.checking:
-                url, image = next(found, (None, None))
-                if url is None or image is None:
-                    return
-                outcome, offset = Outcome(url, image.status, detail=image.detail), None
-                if image.data is not None:
-                    outcome, offset = await recorder.check(outcome, image.data)
-            rules = rules_of(url, outcome.status, limits, image.version)
+        for url, image in found:
+            outcome, offset, version = Outcome(url, image.status, detail=image.detail), None, image.version
+            checking = image.data is not None and recorder.check(outcome, image.data)
+            del image  # its bytes are in the spool
+            if checking:
+                outcome, offset = await checking
+            rules = rules_of(url, outcome.status, limits, version)
             await recorder.record(outcome._replace(rules=rules), offset)
 
     try:
@@ -170,7 +168,7 @@ async def store(
                     for _ in range(min(_WAITING, len(references))):
                         tasks.create_task(work(recorder))
             finally:
-                await recorder.finish()
+                recorder.finish()
     except BaseExceptionGroup as group:  # of the task group: the first failure ended the others
         raise group.exceptions[0] from None
 

@@ -482,22 +482,14 @@ def test_a_fault_of_the_machine_ends_the_stage_and_records_nothing_for_its_image
     assert statuses(work) == ["ok", "ok"]
 
 
-FULL = """
-import errno, os
-
-def pwrite(*_):
-    raise OSError(errno.ENOSPC, "no space")
-
-os.pwrite = pwrite
-"""
-
-
 def test_a_full_disk_ends_the_stage(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, built = references(tmp_path / "work", "file:1.jpg"), catalogue(shop, shop / "photos")
 
-    (tmp_path / "sitecustomize.py").write_text(FULL)  # the decoder processes write the spool
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
     with monkeypatch.context() as limited:
-        limited.syspath_prepend(tmp_path)
+        limited.setattr(os, "pwrite", full)
         with pytest.raises(DiskError, match="no space left"):
             fetch(built, work)
     fetch(built, work)
