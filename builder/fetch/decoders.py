@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,8 @@ from sqid_lib import schemas
 from sqid_lib.errors import DiskError, StageError
 from sqid_lib.images import ImageError, check_format
 
-_IMAGES, _BYTES = 32, 1 << 20  # that a process takes at once, and after which it takes no further image
+_IMAGES, _BYTES = 32, 1 << 20  # most images of a request, and bytes after which it takes no further one
+_REQUESTS = 2  # that a process has at once, so that it does not wait for the next one
 _REPLY = 1 << 20  # most bytes of one
 _LIBRARY_PATHS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 
@@ -55,9 +57,6 @@ class _Image:
 class Decoders:
     """A pool of decoder processes, for one event loop. An async context manager.
 
-    Images wait in one row; each process takes several small ones at once, which a request each would cost more than
-    to decode.
-
     Args:
         ledger: its spool takes the images; the processes share the spool's lock.
         max_pixels, keep_truncated: as for `sqid_lib.images.decode`.
@@ -70,6 +69,7 @@ class Decoders:
         self.processes = processes or cpus()
         self._ledger, self._max_pixels, self._keep_truncated = ledger, max_pixels, keep_truncated
         self._waiting: deque[_Image] = deque()
+        self._suspects: deque[_Image] = deque()
         self._more = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
         self.running: set[asyncio.subprocess.Process] = set()
@@ -106,47 +106,56 @@ class Decoders:
         return checked
 
     async def _work(self) -> None:
-        """Give what waits to a process, and to the next one when that has ended."""
-        process = None
+        """Give what waits to a process, and to another one when that has ended."""
+        process, asked = None, deque[list[_Image]]()
         while True:
-            await self._more.wait()
-            images = self._take()
+            if not asked:
+                await self._more.wait()
             try:
+                images = self._next(asked)
                 if images:
+                    asked.append(images)
                     process = process or await self._started()
-                    process = await self._check(process, images)
+                    _ask(process, images)
+                elif asked:
+                    assert process is not None
+                    process = await self._receive(process, asked)
             except Exception as error:
                 process = None
-                for image in images:
+                for image in chain.from_iterable(asked):
                     if not image.checked.done():  # else cancelled
                         image.checked.set_exception(error)
+                asked.clear()
             except asyncio.CancelledError:
-                if process and images:
+                if process and asked:
                     process.kill()  # cancelled before its reply; it is waited for when the pool ends
                 raise
 
-    def _take(self) -> list[_Image]:
-        """The next images for one process: its share of what waits, of small ones several."""
+    def _next(self, asked: Sequence[list[_Image]]) -> list[_Image]:
+        """The images of the next request to a process that has not answered those in `asked`: its share of what waits.
+
+        Of small images these are several, as a request each would cost more than to decode them.
+        """
         images, size = list[_Image](), 0
-        share = min(_IMAGES, -(-len(self._waiting) // self.processes))
-        while self._waiting and len(images) < share and size < _BYTES:
-            if images and self._waiting[0].suspect:
-                break
-            images.append(self._waiting.popleft())
-            size += images[-1].length
-            if images[-1].suspect:
-                break
-        if not self._waiting:
+        if self._suspects and not asked:
+            images.append(self._suspects.popleft())
+        elif not self._suspects and len(asked) < _REQUESTS and not (asked and asked[0][0].suspect):
+            share = min(_IMAGES, -(-len(self._waiting) // self.processes))
+            while len(images) < share and size < _BYTES:
+                images.append(self._waiting.popleft())
+                size += images[-1].length
+        if not self._waiting and not self._suspects:
             self._more.clear()
         return [image for image in images if not image.checked.done()]  # the others are cancelled
 
-    async def _check(
-        self, process: asyncio.subprocess.Process, images: Sequence[_Image]
+    async def _receive(
+        self, process: asyncio.subprocess.Process, asked: deque[list[_Image]]
     ) -> asyncio.subprocess.Process | None:
-        """Returns the process if it still runs."""
+        """Take the next reply; returns the process if it still runs."""
+        assert process.stdout is not None
         try:
-            async with asyncio.timeout(decoder.SECONDS * len(images) + 5):  # it ends itself before, unless stopped
-                replies = await self._ask(process, images)
+            async with asyncio.timeout(decoder.SECONDS * len(asked[0]) + 5):  # it ends itself before, unless stopped
+                replies = json.loads(await process.stdout.readuntil(b"\n"))
         except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError, TimeoutError) as error:
             code = await self._end(process)
             if code == 0 and not isinstance(
@@ -155,9 +164,10 @@ class Decoders:
                 raise StageError(
                     "a decoder process lost its pipe", got=str(error), fix="Run the build again; finished work is kept."
                 ) from error
-            self._ended(images, _reason(code, error))
+            self._ended(list(chain.from_iterable(asked)), _reason(code, error))
+            asked.clear()
             return None
-        for image, reply in zip(images, replies, strict=True):
+        for image, reply in zip(asked.popleft(), replies, strict=True):
             if not image.checked.done():  # else cancelled
                 self._settle(image, reply)
         return process
@@ -175,7 +185,7 @@ class Decoders:
 
     def _ended(self, images: Sequence[_Image], reason: str) -> None:
         """A process ended on one of the images, or was killed from outside: each is tried once more, on its own."""
-        for image in reversed(images):
+        for image in images:
             if image.checked.done():  # cancelled
                 continue
             if image.suspect:
@@ -183,16 +193,8 @@ class Decoders:
                 image.checked.set_result(Checked("corrupt", detail=detail))
             else:
                 image.suspect = True
-                self._waiting.appendleft(image)
+                self._suspects.append(image)
                 self._more.set()
-
-    async def _ask(self, process: asyncio.subprocess.Process, images: Sequence[_Image]) -> list[dict[str, Any]]:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        places = b"".join(decoder.IMAGE.pack(image.offset, image.length) for image in images)
-        process.stdin.write(decoder.COUNT.pack(len(images)) + places)  # a few hundred bytes: no need to wait
-        replies: list[dict[str, Any]] = json.loads(await process.stdout.readuntil(b"\n"))
-        return replies
 
     async def _started(self) -> asyncio.subprocess.Process:
         start = asyncio.create_task(self._start())
@@ -241,6 +243,12 @@ class Decoders:
         except TimeoutError:
             process.kill()
             return await process.wait()
+
+
+def _ask(process: asyncio.subprocess.Process, images: Sequence[_Image]) -> None:
+    assert process.stdin is not None
+    places = b"".join(decoder.IMAGE.pack(image.offset, image.length) for image in images)
+    process.stdin.write(decoder.COUNT.pack(len(images)) + places)  # a few hundred bytes: no need to wait
 
 
 def environment() -> dict[str, str]:

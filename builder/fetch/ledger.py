@@ -139,10 +139,10 @@ class Ledger:
             self._db.executemany("DELETE FROM outcomes WHERE sha256 = ?", rows)
             self._db.executemany("DELETE FROM images WHERE sha256 = ?", rows)
 
-    def read(self, sha256: str) -> bytes | None:
-        """The bytes of an image in the spool, unchecked; None if it is not there."""
-        rows = self._query("SELECT length, offset FROM images WHERE sha256 = ? AND offset IS NOT NULL", sha256)
-        return os.pread(self.spool, *rows[0]) if rows else None
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Of the images in the spool: sha256 → length and offset. Their bytes are unchecked."""
+        rows = self._query("SELECT sha256, length, offset FROM images WHERE offset IS NOT NULL")
+        return {sha256: (length, offset) for sha256, length, offset in rows}
 
     @property
     def spooled(self) -> int:

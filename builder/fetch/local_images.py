@@ -25,7 +25,7 @@ from sqid_lib.errors import IntegrityError, RecipeError
 from sqid_lib.sources import parse_address
 from sqid_lib.tables.reader import reporting
 
-_WAITING = 64  # outcomes that wait for one commit
+_WAITING = 256  # outcomes that wait for one commit
 _AGAIN = "Run the stages sample and resolve again."
 _NO_FOLDER = LocalImage("no folder", None, "refused", "no folder of images: the products are not on this machine")
 _NO_ROW = LocalImage("no row", None, schemas.BAD_URL, "not a row of the products")

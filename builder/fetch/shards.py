@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +16,7 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builder.fetch.decoders import cpus
 from builder.fetch.ledger import Ledger
 from sqid_lib import schemas
 from sqid_lib.files import is_part, numbered_name, parse_numbered_name, replacing, sync
@@ -21,6 +25,7 @@ KIND = "images"  # in the names of the shards
 _NEW = ".new"
 _GROUP_BYTES = 8 << 20  # of images in one row group
 _GROUP_ROWS = 128
+_THREADS = 4  # that write shards; each has some row groups in memory
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
 _log = logging.getLogger(__name__)
 
@@ -60,11 +65,14 @@ def assemble(folder: Path, ledger: Ledger, sha256s: Sequence[str], shard_rows: i
     contents = {number: _sha256s(path) for number, path in old.items()}
     if contents == plan and not ledger.spooled:
         return
-    with _StoredBytes(ledger, old) as stored:
-        for number, rows in plan.items():
-            if contents.get(number) != rows:
-                with replacing(_new(folder, number)) as path:
-                    _write(path, rows, stored)
+    with _StoredBytes(ledger, old) as stored, ThreadPoolExecutor(min(_THREADS, cpus())) as threads:
+
+        def write(number: int) -> None:
+            with replacing(_new(folder, number)) as path:
+                _write(path, plan[number], stored)
+
+        for _ in threads.map(write, [number for number, rows in plan.items() if contents.get(number) != rows]):
+            pass  # raises what a thread raised, and ends the others
     if stored.damaged:
         raise DamagedError(stored.damaged)  # recover() removes what was written
     ledger.begin_swap(len(plan))
@@ -182,11 +190,14 @@ def _write_group(writer: pq.ParquetWriter, group: list[tuple[str, bytes]]) -> No
 
 
 class _StoredBytes:
-    """Images read back from the spool and from shards, each checked. `damaged` lists those that fail."""
+    """Images read back from the spool and from shards, each checked; for several threads.
+
+    `damaged` lists those that fail.
+    """
 
     def __init__(self, ledger: Ledger, shards: dict[int, Path]) -> None:
         self.damaged: list[str] = []
-        self._ledger = ledger
+        self._spool, self._spooled = ledger.spool, ledger.places()
         self._files = {number: pq.ParquetFile(path) for number, path in shards.items() if _sha256s(path)}
         self._places = {
             sha256: (number, group, row)
@@ -194,7 +205,7 @@ class _StoredBytes:
             for group in range(file.num_row_groups)
             for row, sha256 in enumerate(file.read_row_group(group, ["sha256"])["sha256"].to_pylist())
         }
-        self._loaded: tuple[tuple[int, int], pa.ChunkedArray] | None = None
+        self._lock, self._thread = threading.Lock(), threading.local()
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +218,7 @@ class _StoredBytes:
 
     def read(self, sha256: str) -> bytes | None:
         try:
-            image = self._ledger.read(sha256) or self._from_shard(sha256)
+            image = self._from_spool(sha256) or self._from_shard(sha256)
         except _UNREADABLE as error:
             _raise_if_not_damage(error)
             image = None
@@ -216,11 +227,18 @@ class _StoredBytes:
             return None
         return image
 
+    def _from_spool(self, sha256: str) -> bytes | None:
+        place = self._spooled.get(sha256)
+        return os.pread(self._spool, *place) if place else None
+
     def _from_shard(self, sha256: str) -> bytes | None:
         if sha256 not in self._places:
             return None
         number, group, row = self._places[sha256]
-        if self._loaded is None or self._loaded[0] != (number, group):
-            self._loaded = (number, group), self._files[number].read_row_group(group, ["image"])["image"]
-        image: bytes = self._loaded[1][row].as_py()
+        where, images = getattr(self._thread, "loaded", (None, None))
+        if where != (number, group):
+            with self._lock:
+                images = self._files[number].read_row_group(group, ["image"])["image"]
+            self._thread.loaded = (number, group), images
+        image: bytes = images[row].as_py()
         return image
