@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from builder.database import reporting_disk_errors
 from builder.engines import import_path
@@ -29,8 +29,7 @@ _REPLY = 1 << 20  # most bytes of one
 _LIBRARY_PATHS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(NamedTuple):
     """An image that was decoded: hash, offset in the spool, size in pixels; or status and detail of its refusal.
 
     Only a truncated image that was kept has all of them.

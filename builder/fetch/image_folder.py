@@ -84,7 +84,11 @@ class ImageFolder:
                 version = _version(state)
                 if not stat.S_ISREG(state.st_mode):  # it was replaced just now
                     return _irregular(state)
-                data = file.read(max_bytes + 1) if state.st_size <= max_bytes else None
+                data = None
+                if state.st_size <= max_bytes:
+                    data = file.read(state.st_size + 1)  # room for `max_bytes` each time would cost more than to read
+                    if len(data) > state.st_size:  # it grows
+                        data += file.read(max_bytes + 1 - len(data))
         except OSError as error:
             return _failure(error, place)
         if data is None or len(data) > max_bytes:
@@ -105,11 +109,11 @@ class ImageFolder:
     def _look(self, path: str) -> tuple[str, LocalImage]:
         place = path
         try:
-            place = self._place(path)
+            place, state = self._place(path)
             if not f"{place}/".startswith(self._inside):
                 detail = "outside the folder of the images"
                 return place, LocalImage(f"outside {self._root}", None, "refused", detail)
-            state = os.lstat(place)
+            state = state or os.lstat(place)
             if not stat.S_ISREG(state.st_mode):
                 return place, _irregular(state)
             if not os.access(place, os.R_OK):
@@ -120,15 +124,19 @@ class ImageFolder:
         except OSError as error:
             return place, _failure(error, place)
 
-    def _place(self, path: str) -> str:
-        """The real path; of a link that leads nowhere, or in a circle, the path as far as it is known."""
+    def _place(self, path: str) -> tuple[str, os.stat_result | None]:
+        """The real path, and its state if that is known; of a link that leads nowhere, or in a circle, what is known."""
         folder, name = os.path.split(path)
         if folder not in self._real:
             self._real[folder] = os.path.realpath(os.path.join(self._root, folder))  # noqa: PTH118
         place = os.path.join(self._real[folder], name)  # noqa: PTH118
-        if name in ("", ".", "..") or os.path.islink(place):  # noqa: PTH114
-            return os.path.realpath(place)
-        return place
+        if name in ("", ".", ".."):
+            return os.path.realpath(place), None
+        try:
+            state = os.lstat(place)
+        except (OSError, ValueError):
+            return place, None
+        return (os.path.realpath(place), None) if stat.S_ISLNK(state.st_mode) else (place, state)
 
 
 def _spellings(path: str) -> Iterator[str]:

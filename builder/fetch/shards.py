@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +27,7 @@ KIND = "images"  # in the names of the shards
 _NEW = ".new"
 _GROUP_BYTES = 8 << 20  # of images in one row group
 _GROUP_ROWS = 128
-_THREADS = 4  # that write shards; each has some row groups in memory
+_THREADS = 2  # that write shards: more wait for each other, and each has some row groups in memory
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
 _log = logging.getLogger(__name__)
 
@@ -118,9 +120,12 @@ def _repair(path: Path) -> list[str]:
     if damaged:
         _log.warning("%s holds damaged images: they are downloaded again", path)
         with replacing(path) as part, _open_writer(part) as writer:
-            for group, _ in _checked_groups(path):
-                if group:
-                    _write_group(writer, group)
+            for sound, _ in _checked_groups(path):
+                group = _Group()
+                for sha256, image in sound:
+                    group.add(sha256, image)
+                if sound:
+                    group.write(writer)
     return sha256s
 
 
@@ -163,18 +168,41 @@ def _raise_if_not_damage(error: Exception) -> None:
 
 def _write(path: Path, sha256s: Sequence[str], stored: _StoredBytes) -> None:
     with _open_writer(path) as writer:
-        group: list[tuple[str, bytes]] = []
-        size = 0
+        group = _Group()
         for sha256 in sha256s:
             image = stored.read(sha256)
             if image is not None:
-                group.append((sha256, image))
-                size += len(image)
-            if size >= _GROUP_BYTES or len(group) >= _GROUP_ROWS:
-                _write_group(writer, group)
-                group, size = [], 0
-        if group:
-            _write_group(writer, group)
+                group.add(sha256, image)
+            if group.size >= _GROUP_BYTES or len(group.sha256s) >= _GROUP_ROWS:
+                group.write(writer)
+        if group.sha256s:
+            group.write(writer)
+
+
+class _Group:
+    """The images of one row group after another, in memory that is used again: new memory costs as much as to write."""
+
+    def __init__(self) -> None:
+        self.sha256s: list[str] = []
+        self._ends = [0]  # of the images in the data
+        self._data = io.BytesIO()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the images."""
+        return self._ends[-1]
+
+    def add(self, sha256: str, image: bytes) -> None:
+        self.sha256s.append(sha256)
+        self._ends.append(self.size + self._data.write(image))
+
+    def write(self, writer: pq.ParquetWriter) -> None:
+        """Write the row group, and begin the next one."""
+        buffers = [None, pa.py_buffer(np.array(self._ends, np.int32)), pa.py_buffer(self._data.getbuffer())]
+        images = pa.Array.from_buffers(pa.binary(), len(self.sha256s), buffers)
+        writer.write_table(pa.table([pa.array(self.sha256s), images], schema=schemas.IMAGES_SCHEMA))
+        self.sha256s, self._ends = [], [0]
+        self._data.seek(0)
 
 
 def _open_writer(path: Path) -> pq.ParquetWriter:
@@ -182,11 +210,6 @@ def _open_writer(path: Path) -> pq.ParquetWriter:
     return pq.ParquetWriter(
         path, schemas.IMAGES_SCHEMA, compression="none", use_dictionary=False, write_statistics=["sha256"]
     )
-
-
-def _write_group(writer: pq.ParquetWriter, group: list[tuple[str, bytes]]) -> None:
-    sha256s, images = zip(*group, strict=True)
-    writer.write_table(pa.table([pa.array(sha256s), pa.array(images)], schema=schemas.IMAGES_SCHEMA))
 
 
 class _StoredBytes:
