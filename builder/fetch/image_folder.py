@@ -125,7 +125,7 @@ class ImageFolder:
             return place, _failure(error, place)
 
     def _place(self, path: str) -> tuple[str, os.stat_result | None]:
-        """The real path, and its state if that is known; of a link that leads nowhere, or in a circle, what is known."""
+        """The real path, of a link that leads nowhere or in a circle as far as it is known; and its state, if known."""
         folder, name = os.path.split(path)
         if folder not in self._real:
             self._real[folder] = os.path.realpath(os.path.join(self._root, folder))  # noqa: PTH118

@@ -131,7 +131,8 @@ def test_each_image_that_ends_its_decoder_is_named_and_no_other(ledger: Ledger) 
     found = checked(ledger, *datas, processes=2)
     statuses = ["ok", "corrupt", "ok", "not_image", "corrupt", "ok", "corrupt"] + ["ok"] * 70
     assert [each.status for each in found] == statuses
-    assert [str(found[number].detail).split("(")[1] for number in (1, 4, 6)] == ["SIGABRT)", "exit status 3)", "SIGABRT)"]
+    reasons = [str(found[number].detail).split("(")[1] for number in (1, 4, 6)]
+    assert reasons == ["SIGABRT)", "exit status 3)", "SIGABRT)"]
     assert all(is_stored(ledger, data, each) for data, each in zip(datas, found, strict=True) if each.status == "ok")
 
 
