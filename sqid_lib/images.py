@@ -57,7 +57,7 @@ def sniff(data: bytes) -> str | None:
 
 
 def check_format(data: bytes) -> str:
-    """As `sniff`, in no time whatever the bytes are.
+    """As `sniff`: what can be said of the bytes without decoding them.
 
     Raises:
         ImageError: empty or not_image.

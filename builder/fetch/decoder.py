@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from sqid_lib.images import ImageError, check
 
-SECONDS = 20  # for one image; the slowest valid ones take under one
+SECONDS = 20  # for the images of a request; the slowest valid ones take under one
 COUNT = struct.Struct("<Q")  # of the images of a request, which follow
 IMAGE = struct.Struct("<QQ")  # offset in the spool, bytes
 READY = b"+"
@@ -35,7 +35,9 @@ def serve(requests: BinaryIO, replies: BinaryIO, spool: int, max_pixels: int, *,
         places = requests.read(length)
         if len(places) < length:
             return  # the parent died while it sent them
+        signal.alarm(SECONDS)  # its default action ends the process, even inside a decoder written in C
         found = [_answer(spool, *place, max_pixels, keep_truncated) for place in IMAGE.iter_unpack(places)]
+        signal.alarm(0)
         replies.write(json.dumps(found).encode() + b"\n")
         replies.flush()
 
@@ -45,13 +47,10 @@ def _answer(spool: int, offset: int, length: int, max_pixels: int, keep_truncate
         data = os.pread(spool, length, offset)
     except OSError as error:
         return {"errno": error.errno}
-    signal.alarm(SECONDS)  # its default action ends the process, even inside a decoder written in C
     try:
         (width, height), detail = _check(data, max_pixels, keep_truncated)
     except ImageError as error:
         return {"status": error.status, "detail": error.detail}
-    finally:
-        signal.alarm(0)
     sha256 = hashlib.sha256(data).hexdigest()
     return {"status": "ok", "sha256": sha256, "width": width, "height": height, "detail": detail}
 

@@ -153,7 +153,7 @@ class Decoders:
         """Take the next reply; returns the process if it still runs."""
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(decoder.SECONDS * len(asked[0]) + 5):  # it ends itself before, unless stopped
+            async with asyncio.timeout(decoder.SECONDS + 5):  # it ends itself before, unless it was stopped
                 replies = json.loads(await process.stdout.readuntil(b"\n"))
         except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError, TimeoutError) as error:
             code = await self._end(process)

@@ -615,7 +615,7 @@ def dying(owner, name, when, nth=1):
     setattr(owner, name, wrapped)
 
 points = {
-    "while writing a shard": (shards, "_write_group", "after", 2),
+    "while writing a shard": (shards._Group, "write", "after", 2),
     "before the swap": (ledger.Ledger, "begin_swap", "before"),
     "as the swap begins": (ledger.Ledger, "begin_swap", "after"),
     "between two renames": (shards.Path, "replace", "after", 4),
