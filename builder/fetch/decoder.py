@@ -36,7 +36,8 @@ def serve(requests: BinaryIO, replies: BinaryIO, spool: int, max_pixels: int, *,
         if len(places) < length:
             return  # the parent died while it sent them
         signal.alarm(SECONDS)  # its default action ends the process, even inside a decoder written in C
-        found = [_answer(spool, *place, max_pixels, keep_truncated) for place in IMAGE.iter_unpack(places)]
+        images = IMAGE.iter_unpack(places)
+        found = [_answer(spool, offset, size, max_pixels, keep_truncated) for offset, size in images]
         signal.alarm(0)
         replies.write(json.dumps(found).encode() + b"\n")
         replies.flush()

@@ -114,16 +114,16 @@ def damaged_images(folder: Path) -> dict[Path, str]:
 def _repair(path: Path) -> list[str]:
     """The images in a shard, after those that do not match their sha256 were removed from it."""
     sha256s, damaged = [], 0
-    for group, harmed in _checked_groups(path):
-        sha256s += [sha256 for sha256, _ in group]
+    for sound, harmed in _checked_groups(path):
+        sha256s += [sha256 for sha256, _ in sound]
         damaged += harmed
     if damaged:
         _log.warning("%s holds damaged images: they are downloaded again", path)
         with replacing(path) as part, _open_writer(part) as writer:
+            group = _Group()
             for sound, _ in _checked_groups(path):
-                group = _Group()
-                for sha256, image in sound:
-                    group.add(sha256, image)
+                for row in sound:
+                    group.add(*row)
                 if sound:
                     group.write(writer)
     return sha256s
@@ -228,7 +228,7 @@ class _StoredBytes:
             for group in range(file.num_row_groups)
             for row, sha256 in enumerate(file.read_row_group(group, ["sha256"])["sha256"].to_pylist())
         }
-        self._lock, self._thread = threading.Lock(), threading.local()
+        self._lock, self._loaded = threading.Lock(), threading.local()  # each thread has a row group loaded
 
     def __enter__(self) -> Self:
         return self
@@ -258,10 +258,9 @@ class _StoredBytes:
         if sha256 not in self._places:
             return None
         number, group, row = self._places[sha256]
-        where, images = getattr(self._thread, "loaded", (None, None))
-        if where != (number, group):
+        if getattr(self._loaded, "group", None) != (number, group):
             with self._lock:
-                images = self._files[number].read_row_group(group, ["image"])["image"]
-            self._thread.loaded = (number, group), images
-        image: bytes = images[row].as_py()
+                self._loaded.images = self._files[number].read_row_group(group, ["image"])["image"]
+            self._loaded.group = number, group
+        image: bytes = self._loaded.images[row].as_py()
         return image
