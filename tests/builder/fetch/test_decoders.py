@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,31 @@ def test_what_is_no_image_takes_no_room_in_the_spool(ledger: Ledger) -> None:
     (page,) = checked(ledger, b"<html>" * 1_000)
     assert (page.status, page.detail) == ("not_image", "no JPEG, PNG, GIF or WEBP; starts with b'<html><html>'")
     assert ledger.reserve(1) == 0
+
+
+@pytest.mark.usefixtures("patched")
+def test_the_pool_ends_at_once_while_a_process_is_busy(ledger: Ledger) -> None:
+    async def run() -> list[int | None]:
+        async with Decoders(ledger, max_pixels=10_000, processes=1) as decoders:
+            await decoders.check(GOOD)
+            processes = list(decoders.running)
+            asked = decoders.check(BEGIN + b"stall")
+            await asyncio.sleep(0.05)
+            asked.cancel()
+        return [process.returncode for process in processes]
+
+    assert asyncio.run(run()) == [-signal.SIGKILL]
+
+
+def test_images_that_are_cancelled_before_their_turn_are_not_checked(ledger: Ledger) -> None:
+    async def run() -> list[Checked]:
+        async with Decoders(ledger, max_pixels=10_000, processes=2) as decoders:
+            checks = [decoders.check(data) for data in (GOOD, OTHER) * 60]
+            for check in checks[::3]:
+                check.cancel()
+            return [await check for check in checks if not check.cancelled()]
+
+    assert [each.status for each in asyncio.run(run())] == ["ok"] * 80
 
 
 @pytest.mark.usefixtures("patched")
