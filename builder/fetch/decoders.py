@@ -15,12 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from builder.database import reporting_disk_errors
 from builder.engines import import_path
 from builder.fetch import decoder
 from builder.fetch.ledger import Ledger
 from sqid_lib import schemas
-from sqid_lib.errors import DiskError, StageError
+from sqid_lib.errors import StageError, write_error
 from sqid_lib.images import ImageError, check_format
 
 _IMAGES, _BYTES = 32, 1 << 20  # most images of a request, and bytes after which it takes no further one
@@ -176,11 +175,8 @@ class Decoders:
             offset = image.offset if reply["status"] == schemas.OK else None
             image.checked.set_result(Checked(**reply, offset=offset))
             return
-        try:
-            with reporting_disk_errors(self._ledger.spool_path):
-                raise OSError(reply["errno"], os.strerror(reply["errno"]))
-        except DiskError as error:
-            image.checked.set_exception(error)
+        error = OSError(reply["errno"], os.strerror(reply["errno"]))
+        image.checked.set_exception(write_error(error, self._ledger.spool_path, doing="read"))
 
     def _ended(self, images: Sequence[_Image], reason: str) -> None:
         """A process ended on one of the images, or was killed from outside: each is tried once more, on its own."""

@@ -79,18 +79,17 @@ class ImageFolder:
         if found.status != schemas.OK:
             return found
         try:
-            with os.fdopen(os.open(place, _FLAGS), "rb") as file:
-                state = os.fstat(file.fileno())
-                version = _version(state)
+            file = os.open(place, _FLAGS)
+            try:
+                state = os.fstat(file)
                 if not stat.S_ISREG(state.st_mode):  # it was replaced just now
                     return _irregular(state)
-                data = None
-                if state.st_size <= max_bytes:
-                    data = file.read(state.st_size + 1)  # room for `max_bytes` each time would cost more than to read
-                    if len(data) > state.st_size:  # it grows
-                        data += file.read(max_bytes + 1 - len(data))
+                data = _read(file, state.st_size, max_bytes) if state.st_size <= max_bytes else None
+            finally:
+                os.close(file)
         except OSError as error:
             return _failure(error, place)
+        version = _version(state)
         if data is None or len(data) > max_bytes:
             return LocalImage(version, None, "too_large", f"more than {max_bytes} bytes")
         return LocalImage(version, data)
@@ -126,10 +125,12 @@ class ImageFolder:
 
     def _place(self, path: str) -> tuple[str, os.stat_result | None]:
         """The real path, of a link that leads nowhere or in a circle as far as it is known; and its state, if known."""
-        folder, name = os.path.split(path)
+        start = path.rfind("/") + 1  # of the name
+        folder, name = path[:start], path[start:]
         if folder not in self._real:
-            self._real[folder] = os.path.realpath(os.path.join(self._root, folder))  # noqa: PTH118
-        place = os.path.join(self._real[folder], name)  # noqa: PTH118
+            real = os.path.realpath(os.path.join(self._root, folder))  # noqa: PTH118
+            self._real[folder] = real.rstrip("/") + "/"
+        place = self._real[folder] + name
         if name in ("", ".", ".."):
             return os.path.realpath(place), None
         try:
@@ -146,6 +147,15 @@ def _spellings(path: str) -> Iterator[str]:
     if "\\" in path:
         others.append(path.replace("\\", "/"))
     yield from (other for other in others if other != path)
+
+
+def _read(file: int, size: int, most: int) -> bytes:
+    """A file of about that size; of one that grows, a byte more than `most`."""
+    pieces, left = [], most + 1
+    while left and (piece := os.read(file, min(size + 1, left))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def _version(state: os.stat_result) -> str:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from builder.database import open_database, reporting_disk_errors, transaction
+from sqid_lib.errors import write_error
 
 _VALUES = "?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9"  # of an Outcome
 _RECORD = f"INSERT OR REPLACE INTO outcomes VALUES ({_VALUES}, row_checksum({_VALUES}))"
@@ -102,10 +103,12 @@ class Ledger:
         """
         start = offset = self.reserve(len(data))
         left = memoryview(data)
-        with reporting_disk_errors(self.spool_path):
+        try:
             while left:  # a disk that is nearly full takes only a part
                 written = os.pwrite(self.spool, left, offset)
                 left, offset = left[written:], offset + written
+        except OSError as error:
+            raise write_error(error, self.spool_path) from error
         return start
 
     def record(self, results: Sequence[tuple[Outcome, int | None]]) -> None:

@@ -38,15 +38,9 @@ class Recorder:
         self, outcome: Outcome, length: int, checking: asyncio.Future[Checked]
     ) -> tuple[Outcome, int | None]:
         found = await checking
-        outcome = outcome._replace(
-            status=found.status,
-            bytes=length,
-            sha256=found.sha256,
-            width=found.width,
-            height=found.height,
-            detail=found.detail,
-        )
-        return outcome, found.offset
+        url, _, http_status, *_ = outcome
+        size = found.width, found.height
+        return Outcome(url, found.status, http_status, length, found.sha256, *size, found.detail), found.offset
 
     async def record(self, outcome: Outcome, offset: int | None) -> None:
         """Commit an outcome; it is in the ledger when this returns.
