@@ -86,8 +86,9 @@ class Ledger:
 
     def look_up(self, urls: Sequence[str]) -> dict[str, Outcome]:
         """The outcomes of those URLs that have one; a few thousand URLs at most."""
-        rows = self._query(f"SELECT * FROM outcomes WHERE url IN ({', '.join('?' * len(urls))})", *urls)
-        return {row[0]: Outcome(*row[:-1]) for row in rows}
+        columns, places = ", ".join(Outcome._fields), ", ".join("?" * len(urls))
+        rows = self._query(f"SELECT {columns} FROM outcomes WHERE url IN ({places})", *urls)
+        return {row[0]: Outcome._make(row) for row in rows}
 
     def reserve(self, length: int) -> int:
         """An offset of the spool where so many bytes may be written; no other caller gets any of them."""
