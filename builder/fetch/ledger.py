@@ -58,7 +58,7 @@ class Ledger:
         recorded: called with the ledger and what `record` has just committed.
 
     Attributes:
-        spool: the spool's descriptor, for those who write to it.
+        spool: the spool's descriptor, for those who read it.
         spool_path: its path, for messages.
     """
 
@@ -68,7 +68,7 @@ class Ledger:
         self.spool_path = folder / "spool.bin"
         self._db = open_database(folder / NAME, TABLES, check=check)
         self.spool = os.open(self.spool_path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self.spool, fcntl.LOCK_EX)  # waits for writers that a killed build left behind
+        fcntl.flock(self.spool, fcntl.LOCK_EX)  # waits for processes that a killed build left behind
         self._end = self._query("SELECT coalesce(max(offset + length), 0) FROM images")[0][0]
         if os.fstat(self.spool).st_size != self._end:  # else ext4 would write the file out when it is closed
             os.ftruncate(self.spool, self._end)
