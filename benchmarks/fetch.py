@@ -3,8 +3,9 @@
     python benchmarks/fetch.py [--images 5000] [--rounds 3] [--quick]
 
 Serves JPEGs of about 70 KB from loopback (nginx where it is installed, else aiohttp in a process of its own) and prints
-images per second and peak memory, each measurement in a fresh process, rounds interleaved. Bare decoding is Pillow's in
-a process for each core, which are started before the clock. Then the same for images of 224 × 224 pixels in a folder.
+images per second, CPU seconds by process and peak memory, each measurement in a fresh process, rounds interleaved. Bare
+decoding is Pillow's in a process for each core, which are started before the clock; the stage's decoder processes are
+started after it. The server has the same cores. Then the same for images of 224 × 224 pixels in a folder.
 """
 
 from __future__ import annotations
@@ -50,18 +51,21 @@ def make_images(folder: Path, count: int, side: int = 640) -> None:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, int]]:
-    """Name of the server and the loopback port it answers on."""
+def serving(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Name of the server, the loopback port it answers on, and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     nginx = shutil.which("nginx")
     if nginx:
         conf = folder / "nginx.conf"
+        temporary = " ".join(
+            f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
         conf.write_text(
-            f"worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log stderr crit;\n"
+            f"master_process off; daemon off; pid {folder}/nginx.pid; error_log stderr crit;\n"
             f"events {{ worker_connections 512; }}\n"
-            f"http {{ access_log off; sendfile on; keepalive_requests 100000; client_body_temp_path {folder}/b;\n"
+            f"http {{ access_log off; sendfile on; keepalive_requests 100000; {temporary}\n"
             f"server {{ listen 127.0.0.1:{port} backlog=512; root {folder}; }} }}\n"
         )
         folder.chmod(0o755)
@@ -74,7 +78,7 @@ def serving(folder: Path) -> Iterator[tuple[str, int]]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.1)
-        yield ("nginx" if nginx else "aiohttp", port)
+        yield ("nginx" if nginx else "aiohttp", port, server.pid)
     finally:
         server.terminate()
         server.wait()
@@ -104,11 +108,14 @@ async def bare(urls: list[str]) -> None:
         await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
 
 
-def decode(path: str) -> None:
+def decode(path: str) -> float:
+    """CPU seconds of it."""
     from PIL import Image
 
+    start = time.process_time()
     with Image.open(path) as image:
         image.load()
+    return time.process_time() - start
 
 
 def decode_all(folder: Path, count: int) -> dict[str, float]:
@@ -117,8 +124,8 @@ def decode_all(folder: Path, count: int) -> dict[str, float]:
     with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
         pool.map(decode, paths[:40], chunksize=1)  # all have imported Pillow
         start = time.perf_counter()
-        pool.map(decode, paths, chunksize=32)
-        return {"rate": count / (time.perf_counter() - start), "own": 0}
+        used = sum(pool.map(decode, paths, chunksize=32))
+        return {"rate": count / (time.perf_counter() - start), "own": 0, "main": 0, "children": 1000 * used / count}
 
 
 def fetch_folder(folder: Path, count: int) -> dict[str, float]:
@@ -137,14 +144,34 @@ def fetch_folder(folder: Path, count: int) -> dict[str, float]:
         recipe, work = Recipe(name="bench", version="1", catalogue=catalogue), Path(name, "work")
         for stage in ("sample", "resolve"):
             pipeline.build(recipe, work, only=stage)
-        start = time.perf_counter()
-        pipeline.build(recipe, work, only="fetch")
-        seconds = time.perf_counter() - start
-    return {"rate": count / seconds, "own": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        with measuring(count) as found:
+            pipeline.build(recipe, work, only="fetch")
+    return found
+
+
+@contextlib.contextmanager
+def measuring(count: int) -> Iterator[dict[str, float]]:
+    """Images per second, CPU milliseconds an image of this process and of its children, peak MiB of this process."""
+    found: dict[str, float] = {}
+    start, before = time.perf_counter(), os.times()
+    yield found
+    found["rate"] = count / (time.perf_counter() - start)
+    main, system, children, of_children, _ = (b - a for a, b in zip(before, os.times(), strict=True))
+    found["main"], found["children"] = 1000 * (main + system) / count, 1000 * (children + of_children) / count
+    found["own"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cpu_seconds(process: int) -> float:
+    """What a process of Linux has used so far; 0 elsewhere."""
+    stat = Path(f"/proc/{process}/stat")
+    if not process or not stat.exists():
+        return 0.0
+    fields = stat.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(kind: str, port: int, count: int, folder: Path) -> dict[str, float]:
-    """Images per second, and peak MiB of this process; each decoder process needs another 27."""
+    """As `measuring`; each decoder process needs another 27 MiB."""
     if kind == DECODING:
         return decode_all(folder, count)
     if kind == LOCAL[1]:
@@ -170,17 +197,16 @@ def measure(kind: str, port: int, count: int, folder: Path) -> dict[str, float]:
         ]
         rows = [{**key, "image_url": url} for key, url in zip(keys, urls, strict=True)]
         pq.write_table(pa.Table.from_pylist(rows, schemas.RESOLVED_SCHEMA), work / "resolve" / "urls.parquet")
-        start = time.perf_counter()
-        if kind == BARE:
-            asyncio.run(bare(urls))
-        elif kind == WHOLE:
-            fetch(Recipe(name="bench", version="1", esci=EsciSettings(path="."), fetch=limits), work)
-        else:
-            with Ledger(work / "fetch") as ledger, progress("fetch", count) as bar:
-                asyncio.run(download(urls, limits, ledger, bar.update))
-                assert ledger.spooled == count
-        seconds = time.perf_counter() - start
-    return {"rate": count / seconds, "own": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        with measuring(count) as found:
+            if kind == BARE:
+                asyncio.run(bare(urls))
+            elif kind == WHOLE:
+                fetch(Recipe(name="bench", version="1", esci=EsciSettings(path="."), fetch=limits), work)
+            else:
+                with Ledger(work / "fetch") as ledger, progress("fetch", count) as bar:
+                    asyncio.run(download(urls, limits, ledger, bar.update))
+                    assert kind == ENDLESS or ledger.spooled == count
+    return found
 
 
 async def _endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -237,9 +263,9 @@ def compare(count: int, rounds: int) -> None:
         folder = Path(name)
         make_images(folder, count)
         size = sum(path.stat().st_size for path in folder.glob("*.jpg")) / count / 1000
-        with serving(folder) as (server, port):
+        with serving(folder) as (server, port, process):
             print(f"{count} JPEGs of {size:.0f} KB, {server}, {CONNECTIONS} connections, {os.cpu_count()} CPUs")
-            shares = run_all(KINDS, rounds, port, count, folder)
+            shares = run_all(KINDS, rounds, port, count, folder, process)
     state("fetch", shares[WHOLE])
     with tempfile.TemporaryDirectory() as name:
         count *= 4
@@ -248,22 +274,39 @@ def compare(count: int, rounds: int) -> None:
         state("local images", run_all(LOCAL, rounds, 0, count, Path(name))[LOCAL[1]])
 
 
-def run_all(kinds: Sequence[str], rounds: int, port: int, count: int, folder: Path) -> dict[str, list[float]]:
-    """Print the rates of each kind; returns the share of bare decoding in the same round."""
+def run_all(
+    kinds: Sequence[str], rounds: int, port: int, count: int, folder: Path, server: int = 0
+) -> dict[str, list[float]]:
+    """Print the rates of each kind; returns the share of bare decoding in the same round.
+
+    Args:
+        server: its process.
+    """
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind in kinds:
             command = [sys.executable, __file__, "--measure", kind, str(port), str(count), str(folder)]
+            before = cpu_seconds(server)
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            results[kind].append(json.loads(done.stdout.splitlines()[-1]))
+            used = 1000 * (cpu_seconds(server) - before) / count
+            results[kind].append(json.loads(done.stdout.splitlines()[-1]) | {"server": used})
     found = {}
     for kind, runs in results.items():
         rates = " ".join(f"{r['rate']:.0f}" for r in runs)
         shares = [r["rate"] / bare["rate"] for r, bare in zip(runs, results[DECODING], strict=True)]
         share = f"×{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) of bare decoding"
         print(f"{kind:32} {share}, rates {rates}, RSS {max(r['own'] for r in runs):.0f} MiB")
+        print(f"{'':32} {by_cpu(runs, results[DECODING])}")
         found[kind] = shares
     return found
+
+
+def by_cpu(runs: Sequence[dict[str, float]], bare: Sequence[dict[str, float]]) -> str:
+    """The CPU milliseconds an image, and bare decoding's share of them, the server's left out."""
+    median = {name: statistics.median(run[name] for run in runs) for name in ("main", "children", "server")}
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in median.items())
+    shares = [b["children"] / (run["main"] + run["children"]) for run, b in zip(runs, bare, strict=True)]
+    return f"CPU ms an image: {parts}; ×{statistics.median(shares):.2f} of bare decoding without the server"
 
 
 if __name__ == "__main__":

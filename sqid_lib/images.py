@@ -56,6 +56,20 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
+def check_format(data: bytes) -> str:
+    """As `sniff`: what can be said of the bytes without decoding them.
+
+    Raises:
+        ImageError: empty or not_image.
+    """
+    if not data:
+        raise ImageError("empty", "no bytes")
+    image_format = sniff(data)
+    if image_format is None:
+        raise ImageError("not_image", f"no JPEG, PNG, GIF or WEBP; starts with {data[:12]!r}")
+    return image_format
+
+
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, *, keep_truncated: bool = False) -> Image.Image:
     """Decode an image wholly to the RGB that transformers' CLIPProcessor makes of it.
 
@@ -181,11 +195,7 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     except ImportError:
         raise missing_extra("pillow", "build", "to decode images") from None
 
-    if not data:
-        raise ImageError("empty", "no bytes")
-    image_format = sniff(data)
-    if image_format is None:
-        raise ImageError("not_image", f"no JPEG, PNG, GIF or WEBP; starts with {data[:12]!r}")
+    image_format = check_format(data)
     try:
         image = Image.open(io.BytesIO(data), formats=[image_format])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -1,4 +1,4 @@
-"""The program of a decoder process: checks untrusted bytes, and hashes and stores those that are an image.
+"""The program of a decoder process: checks untrusted bytes, and hashes those that are an image.
 
 `decoders` starts it by its path, so that it imports nothing of the build but what looks at images.
 """
@@ -17,48 +17,43 @@ from typing import Any, BinaryIO
 
 from sqid_lib.images import ImageError, check
 
-SECONDS = 20  # for one image; the slowest valid ones take under one
-REQUEST = struct.Struct("<QQQ")  # bytes that follow, pixels allowed, offset in the spool
+SECONDS = 20  # for the images of a request; the slowest valid ones take under one
+COUNT = struct.Struct("<Q")  # of the images of a request, which follow
+IMAGE = struct.Struct("<QQ")  # offset in the spool, bytes
 READY = b"+"
 KEPT = "truncated, kept: "  # begins the detail of such an image
 
 
-def serve(requests: BinaryIO, replies: BinaryIO, spool: int, *, keep_truncated: bool = False) -> None:
-    """Answer requests until their end; a request is a REQUEST and the bytes, a reply a line of JSON.
+def serve(requests: BinaryIO, replies: BinaryIO, spool: int, max_pixels: int, *, keep_truncated: bool = False) -> None:
+    """Answer requests until their end; a request is a COUNT and as many of IMAGE, a reply a line of JSON.
 
-    The reply is what `decoders.Checked` has, and comes when the bytes are in the file of the descriptor `spool`; where
-    they cannot be written, it is `{"errno": …}`.
+    The reply is a list with what `decoders.Checked` has, without the offset, for each image of the request, or
+    `{"errno": …}` where the descriptor `spool` cannot be read.
     """
-    while len(header := requests.read(REQUEST.size)) == REQUEST.size:
-        length, max_pixels, offset = REQUEST.unpack(header)
-        data = requests.read(length)
-        if len(data) < length:
+    while len(header := requests.read(COUNT.size)) == COUNT.size:
+        length = COUNT.unpack(header)[0] * IMAGE.size
+        places = requests.read(length)
+        if len(places) < length:
             return  # the parent died while it sent them
-        replies.write(json.dumps(_answer(data, max_pixels, spool, offset, keep_truncated)).encode() + b"\n")
+        signal.alarm(SECONDS)  # its default action ends the process, even inside a decoder written in C
+        images = IMAGE.iter_unpack(places)
+        found = [_answer(spool, offset, size, max_pixels, keep_truncated) for offset, size in images]
+        signal.alarm(0)
+        replies.write(json.dumps(found).encode() + b"\n")
         replies.flush()
 
 
-def _answer(data: bytes, max_pixels: int, spool: int, offset: int, keep_truncated: bool) -> dict[str, Any]:
-    signal.alarm(SECONDS)  # its default action ends the process, even inside a decoder written in C
+def _answer(spool: int, offset: int, length: int, max_pixels: int, keep_truncated: bool) -> dict[str, Any]:
+    try:
+        data = os.pread(spool, length, offset)
+    except OSError as error:
+        return {"errno": error.errno}
     try:
         (width, height), detail = _check(data, max_pixels, keep_truncated)
     except ImageError as error:
         return {"status": error.status, "detail": error.detail}
-    finally:
-        signal.alarm(0)
-    try:
-        _write(spool, data, offset)
-    except OSError as error:
-        return {"errno": error.errno}
     sha256 = hashlib.sha256(data).hexdigest()
-    return {
-        "status": "ok",
-        "sha256": sha256,
-        "offset": offset,
-        "width": width,
-        "height": height,
-        "detail": detail,
-    }
+    return {"status": "ok", "sha256": sha256, "width": width, "height": height, "detail": detail}
 
 
 def _check(data: bytes, max_pixels: int, keep_truncated: bool) -> tuple[tuple[int, int], str | None]:
@@ -71,14 +66,7 @@ def _check(data: bytes, max_pixels: int, keep_truncated: bool) -> tuple[tuple[in
         return check(data, max_pixels, keep_truncated=True), f"{KEPT}{error.detail}"
 
 
-def _write(descriptor: int, data: bytes, offset: int) -> None:
-    left = memoryview(data)
-    while left:  # a disk that is nearly full takes only a part
-        written = os.pwrite(descriptor, left, offset)
-        left, offset = left[written:], offset + written
-
-
-def _main(spool: int, keep_truncated: bool) -> None:
+def _main(spool: int, max_pixels: int, keep_truncated: bool) -> None:
     import PIL.Image  # noqa: F401 - a missing package must fail here and not be reported as a damaged image
 
     warnings.simplefilter("ignore")  # Pillow warns about unusual metadata
@@ -89,10 +77,10 @@ def _main(spool: int, keep_truncated: bool) -> None:
     replies.write(READY)
     replies.flush()
     try:
-        serve(sys.stdin.buffer, replies, spool, keep_truncated=keep_truncated)
+        serve(sys.stdin.buffer, replies, spool, max_pixels, keep_truncated=keep_truncated)
     except BrokenPipeError:
         os._exit(1)  # the parent ended: nobody reads replies
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2] == "keep")
+    _main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "keep")

@@ -97,7 +97,7 @@ class _Downloads:
                         await workers.acquire()
                         tasks.create_task(work(host, left))
         finally:
-            await self.recorder.finish()
+            self.recorder.finish()
 
     async def _one(self, host: _Host, url: str) -> None:
         request_url = mirrored(url, self.limits.mirrors)
@@ -130,10 +130,9 @@ class _Downloads:
         """Check and store the image, if one came, and commit the outcome."""
         outcome, offset = Outcome(url, answer.status, answer.http_status, detail=answer.detail), None
         if answer.body is not None:
-            async with self.recorder.checking:
-                with answer.body as body:
-                    data = body.read()
-                outcome, offset = await self.recorder.check(outcome, data)
+            with answer.body as body:
+                checking = self.recorder.check(outcome, body.read())
+            outcome, offset = await checking
         await self.recorder.record(outcome._replace(rules=rules_of(url, outcome.status, self.limits)), offset)
         if answer is not host.closed and outcome.status not in _OWN:
             self._count_failures(host, outcome)

@@ -197,7 +197,7 @@ def losses(outcomes: Iterable[Outcome | None], limits: FetchSettings) -> Losses:
             continue
         urls += 1
         name = authority(mirrored(outcome.url, limits.mirrors))
-        host = hosts.setdefault(name, Host(name))
+        host = hosts.get(name) or hosts.setdefault(name, Host(name))
         host.urls += 1
         if may_pass(outcome):
             host.lost += 1

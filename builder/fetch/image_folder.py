@@ -79,14 +79,17 @@ class ImageFolder:
         if found.status != schemas.OK:
             return found
         try:
-            with os.fdopen(os.open(place, _FLAGS), "rb") as file:
-                state = os.fstat(file.fileno())
-                version = _version(state)
+            file = os.open(place, _FLAGS)
+            try:
+                state = os.fstat(file)
                 if not stat.S_ISREG(state.st_mode):  # it was replaced just now
                     return _irregular(state)
-                data = file.read(max_bytes + 1) if state.st_size <= max_bytes else None
+                data = _read(file, state.st_size, max_bytes) if state.st_size <= max_bytes else None
+            finally:
+                os.close(file)
         except OSError as error:
             return _failure(error, place)
+        version = _version(state)
         if data is None or len(data) > max_bytes:
             return LocalImage(version, None, "too_large", f"more than {max_bytes} bytes")
         return LocalImage(version, data)
@@ -105,11 +108,11 @@ class ImageFolder:
     def _look(self, path: str) -> tuple[str, LocalImage]:
         place = path
         try:
-            place = self._place(path)
+            place, state = self._place(path)
             if not f"{place}/".startswith(self._inside):
                 detail = "outside the folder of the images"
                 return place, LocalImage(f"outside {self._root}", None, "refused", detail)
-            state = os.lstat(place)
+            state = state or os.lstat(place)
             if not stat.S_ISREG(state.st_mode):
                 return place, _irregular(state)
             if not os.access(place, os.R_OK):
@@ -120,15 +123,21 @@ class ImageFolder:
         except OSError as error:
             return place, _failure(error, place)
 
-    def _place(self, path: str) -> str:
-        """The real path; of a link that leads nowhere, or in a circle, the path as far as it is known."""
-        folder, name = os.path.split(path)
+    def _place(self, path: str) -> tuple[str, os.stat_result | None]:
+        """The real path, of a link that leads nowhere or in a circle as far as it is known; and its state, if known."""
+        start = path.rfind("/") + 1  # of the name
+        folder, name = path[:start], path[start:]
         if folder not in self._real:
-            self._real[folder] = os.path.realpath(os.path.join(self._root, folder))  # noqa: PTH118
-        place = os.path.join(self._real[folder], name)  # noqa: PTH118
-        if name in ("", ".", "..") or os.path.islink(place):  # noqa: PTH114
-            return os.path.realpath(place)
-        return place
+            real = os.path.realpath(os.path.join(self._root, folder))  # noqa: PTH118
+            self._real[folder] = real.rstrip("/") + "/"
+        place = self._real[folder] + name
+        if name in ("", ".", ".."):
+            return os.path.realpath(place), None
+        try:
+            state = os.lstat(place)
+        except (OSError, ValueError):
+            return place, None
+        return (os.path.realpath(place), None) if stat.S_ISLNK(state.st_mode) else (place, state)
 
 
 def _spellings(path: str) -> Iterator[str]:
@@ -138,6 +147,15 @@ def _spellings(path: str) -> Iterator[str]:
     if "\\" in path:
         others.append(path.replace("\\", "/"))
     yield from (other for other in others if other != path)
+
+
+def _read(file: int, size: int, most: int) -> bytes:
+    """A file of about that size; of one that grows, a byte more than `most`."""
+    pieces, left = [], most + 1
+    while left and (piece := os.read(file, min(size + 1, left))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def _version(state: os.stat_result) -> str:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from builder.database import open_database, reporting_disk_errors, transaction
+from sqid_lib.errors import write_error
 
 _VALUES = "?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9"  # of an Outcome
 _RECORD = f"INSERT OR REPLACE INTO outcomes VALUES ({_VALUES}, row_checksum({_VALUES}))"
@@ -57,7 +58,7 @@ class Ledger:
         recorded: called with the ledger and what `record` has just committed.
 
     Attributes:
-        spool: the spool's descriptor, for those who write to it.
+        spool: the spool's descriptor, for those who read it.
         spool_path: its path, for messages.
     """
 
@@ -67,7 +68,7 @@ class Ledger:
         self.spool_path = folder / "spool.bin"
         self._db = open_database(folder / NAME, TABLES, check=check)
         self.spool = os.open(self.spool_path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self.spool, fcntl.LOCK_EX)  # waits for writers that a killed build left behind
+        fcntl.flock(self.spool, fcntl.LOCK_EX)  # waits for processes that a killed build left behind
         self._end = self._query("SELECT coalesce(max(offset + length), 0) FROM images")[0][0]
         if os.fstat(self.spool).st_size != self._end:  # else ext4 would write the file out when it is closed
             os.ftruncate(self.spool, self._end)
@@ -85,14 +86,31 @@ class Ledger:
 
     def look_up(self, urls: Sequence[str]) -> dict[str, Outcome]:
         """The outcomes of those URLs that have one; a few thousand URLs at most."""
-        rows = self._query(f"SELECT * FROM outcomes WHERE url IN ({', '.join('?' * len(urls))})", *urls)
-        return {row[0]: Outcome(*row[:-1]) for row in rows}
+        columns, places = ", ".join(Outcome._fields), ", ".join("?" * len(urls))
+        rows = self._query(f"SELECT {columns} FROM outcomes WHERE url IN ({places})", *urls)
+        return {row[0]: Outcome._make(row) for row in rows}
 
     def reserve(self, length: int) -> int:
         """An offset of the spool where so many bytes may be written; no other caller gets any of them."""
         offset: int = self._end
         self._end += length
         return offset
+
+    def write(self, data: bytes) -> int:
+        """Write an image to the spool; its offset there. Until it is recorded, its bytes are of no use.
+
+        Raises:
+            DiskError: no space left.
+        """
+        start = offset = self.reserve(len(data))
+        left = memoryview(data)
+        try:
+            while left:  # a disk that is nearly full takes only a part
+                written = os.pwrite(self.spool, left, offset)
+                left, offset = left[written:], offset + written
+        except OSError as error:
+            raise write_error(error, self.spool_path) from error
+        return start
 
     def record(self, results: Sequence[tuple[Outcome, int | None]]) -> None:
         """Commit outcomes, each with the offset of its image if it has one; an image already recorded stays as it is.
@@ -125,10 +143,10 @@ class Ledger:
             self._db.executemany("DELETE FROM outcomes WHERE sha256 = ?", rows)
             self._db.executemany("DELETE FROM images WHERE sha256 = ?", rows)
 
-    def read(self, sha256: str) -> bytes | None:
-        """The bytes of an image in the spool, unchecked; None if it is not there."""
-        rows = self._query("SELECT length, offset FROM images WHERE sha256 = ? AND offset IS NOT NULL", sha256)
-        return os.pread(self.spool, *rows[0]) if rows else None
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Of the images in the spool: sha256 → length and offset. Their bytes are unchecked."""
+        rows = self._query("SELECT sha256, length, offset FROM images WHERE offset IS NOT NULL")
+        return {sha256: (length, offset) for sha256, length, offset in rows}
 
     @property
     def spooled(self) -> int:

@@ -25,7 +25,7 @@ from sqid_lib.errors import IntegrityError, RecipeError
 from sqid_lib.sources import parse_address
 from sqid_lib.tables.reader import reporting
 
-_WAITING = 64  # outcomes that wait for one commit
+_WAITING = 256  # outcomes that wait for one commit
 _AGAIN = "Run the stages sample and resolve again."
 _NO_FOLDER = LocalImage("no folder", None, "refused", "no folder of images: the products are not on this machine")
 _NO_ROW = LocalImage("no row", None, schemas.BAD_URL, "not a row of the products")
@@ -149,15 +149,13 @@ async def store(
     found = images.read(references, limits.max_bytes)
 
     async def work(recorder: Recorder) -> None:
-        while True:
-            async with recorder.checking:
-                url, image = next(found, (None, None))
-                if url is None or image is None:
-                    return
-                outcome, offset = Outcome(url, image.status, detail=image.detail), None
-                if image.data is not None:
-                    outcome, offset = await recorder.check(outcome, image.data)
-            rules = rules_of(url, outcome.status, limits, image.version)
+        for url, image in found:
+            outcome, offset, version = Outcome(url, image.status, detail=image.detail), None, image.version
+            checking = image.data is not None and recorder.check(outcome, image.data)
+            del image  # its bytes are in the spool
+            if checking:
+                outcome, offset = await checking
+            rules = rules_of(url, outcome.status, limits, version)
             await recorder.record(outcome._replace(rules=rules), offset)
 
     try:
@@ -170,7 +168,7 @@ async def store(
                     for _ in range(min(_WAITING, len(references))):
                         tasks.create_task(work(recorder))
             finally:
-                await recorder.finish()
+                recorder.finish()
     except BaseExceptionGroup as group:  # of the task group: the first failure ended the others
         raise group.exceptions[0] from None
 

@@ -202,11 +202,7 @@ class FetchStore:
             for log in self._logs(name, state, None):
                 results: list[tuple[Outcome, int | None]] = []
                 for outcome, image in zip(_outcomes(log), log["image"].to_pylist(), strict=True):
-                    at = None
-                    if image:
-                        at = ledger.reserve(len(image))
-                        os.pwrite(ledger.spool, image, at)
-                    results.append((outcome, at))
+                    results.append((outcome, ledger.write(image) if image else None))
                 ledger.record(results)
         write_text(folder / STATE, state.text())
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from builder.engines import Tick
-from builder.fetch.decoders import Decoders
+from builder.fetch.decoders import Checked, Decoders
 from builder.fetch.ledger import Ledger, Outcome
 from sqid_lib import schemas
 
@@ -17,25 +19,28 @@ class Recorder:
 
     Args:
         tick: called with 1 for each outcome, and whether it is a failure.
-
-    Attributes:
-        checking: to be held while the bytes of an image are in memory, so that few are.
     """
 
     def __init__(self, ledger: Ledger, decoders: Decoders, tick: Tick) -> None:
-        self.checking = asyncio.Semaphore(2 * decoders.processes)
         self._ledger, self._decoders, self._tick = ledger, decoders, tick
-        self._results: list[tuple[Outcome, int | None]] = []  # not yet committed
-        self._commit: asyncio.Task[None] | None = None  # of the results
+        self._results: list[tuple[Outcome, int | None, asyncio.Future[None]]] = []  # not yet committed
 
-    async def check(self, outcome: Outcome, data: bytes) -> tuple[Outcome, int | None]:
+    def check(self, outcome: Outcome, data: bytes) -> Coroutine[Any, Any, tuple[Outcome, int | None]]:
         """The outcome once the bytes are decoded, and the offset of the image in the spool if they are one.
+
+        The bytes are in the spool when this returns, so that few images are in memory; await it to wait for the rest.
 
         Raises: as `Decoders.check`.
         """
-        found = await self._decoders.check(data)
-        outcome = outcome._replace(status=found.status, bytes=len(data), sha256=found.sha256, detail=found.detail)
-        return outcome._replace(width=found.width, height=found.height), found.offset
+        return self._outcome(outcome, len(data), self._decoders.check(data))
+
+    async def _outcome(
+        self, outcome: Outcome, length: int, checking: asyncio.Future[Checked]
+    ) -> tuple[Outcome, int | None]:
+        found = await checking
+        url, _, http_status, *_ = outcome
+        size = found.width, found.height
+        return Outcome(url, found.status, http_status, length, found.sha256, *size, found.detail), found.offset
 
     async def record(self, outcome: Outcome, offset: int | None) -> None:
         """Commit an outcome; it is in the ledger when this returns.
@@ -43,18 +48,32 @@ class Recorder:
         Raises:
             DiskError: no space left.
         """
-        self._results.append((outcome, offset))
-        if self._commit is None:
-            self._commit = asyncio.create_task(self._commit_soon())
-        await asyncio.shield(self._commit)
+        loop = asyncio.get_running_loop()
+        committed = loop.create_future()
+        if not self._results:
+            loop.call_later(_TOGETHER, self._commit)
+        self._results.append((outcome, offset, committed))
+        await committed
         self._tick(1, outcome.status != schemas.OK)
 
-    async def finish(self) -> None:
-        """Commit what is left, such as results of tasks that were cancelled since."""
-        if self._commit:
-            await self._commit
+    def finish(self) -> None:
+        """Commit what is left: results of tasks that were cancelled since.
 
-    async def _commit_soon(self) -> None:
-        await asyncio.sleep(_TOGETHER)
-        results, self._results, self._commit = self._results, [], None
-        self._ledger.record(results)
+        Raises: as `record`.
+        """
+        results, self._results = self._results, []
+        if results:
+            self._ledger.record([(outcome, offset) for outcome, offset, _ in results])
+
+    def _commit(self) -> None:
+        waiting = [committed for _, _, committed in self._results]
+        try:
+            self.finish()
+        except Exception as error:
+            for committed in waiting:
+                if not committed.done():  # else cancelled
+                    committed.set_exception(error)
+        else:
+            for committed in waiting:
+                if not committed.done():
+                    committed.set_result(None)

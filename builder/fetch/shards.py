@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builder.fetch.decoders import cpus
 from builder.fetch.ledger import Ledger
 from sqid_lib import schemas
 from sqid_lib.files import is_part, numbered_name, parse_numbered_name, replacing, sync
@@ -21,6 +27,7 @@ KIND = "images"  # in the names of the shards
 _NEW = ".new"
 _GROUP_BYTES = 8 << 20  # of images in one row group
 _GROUP_ROWS = 128
+_THREADS = 2  # that write shards: more wait for each other, and each has some row groups in memory
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
 _log = logging.getLogger(__name__)
 
@@ -60,11 +67,14 @@ def assemble(folder: Path, ledger: Ledger, sha256s: Sequence[str], shard_rows: i
     contents = {number: _sha256s(path) for number, path in old.items()}
     if contents == plan and not ledger.spooled:
         return
-    with _StoredBytes(ledger, old) as stored:
-        for number, rows in plan.items():
-            if contents.get(number) != rows:
-                with replacing(_new(folder, number)) as path:
-                    _write(path, rows, stored)
+    with _StoredBytes(ledger, old) as stored, ThreadPoolExecutor(min(_THREADS, cpus())) as threads:
+
+        def write(number: int) -> None:
+            with replacing(_new(folder, number)) as path:
+                _write(path, plan[number], stored)
+
+        for _ in threads.map(write, [number for number, rows in plan.items() if contents.get(number) != rows]):
+            pass  # raises what a thread raised, and ends the others
     if stored.damaged:
         raise DamagedError(stored.damaged)  # recover() removes what was written
     ledger.begin_swap(len(plan))
@@ -104,15 +114,18 @@ def damaged_images(folder: Path) -> dict[Path, str]:
 def _repair(path: Path) -> list[str]:
     """The images in a shard, after those that do not match their sha256 were removed from it."""
     sha256s, damaged = [], 0
-    for group, harmed in _checked_groups(path):
-        sha256s += [sha256 for sha256, _ in group]
+    for sound, harmed in _checked_groups(path):
+        sha256s += [sha256 for sha256, _ in sound]
         damaged += harmed
     if damaged:
         _log.warning("%s holds damaged images: they are downloaded again", path)
         with replacing(path) as part, _open_writer(part) as writer:
-            for group, _ in _checked_groups(path):
-                if group:
-                    _write_group(writer, group)
+            group = _Group()
+            for sound, _ in _checked_groups(path):
+                for row in sound:
+                    group.add(*row)
+                if sound:
+                    group.write(writer)
     return sha256s
 
 
@@ -155,18 +168,41 @@ def _raise_if_not_damage(error: Exception) -> None:
 
 def _write(path: Path, sha256s: Sequence[str], stored: _StoredBytes) -> None:
     with _open_writer(path) as writer:
-        group: list[tuple[str, bytes]] = []
-        size = 0
+        group = _Group()
         for sha256 in sha256s:
             image = stored.read(sha256)
             if image is not None:
-                group.append((sha256, image))
-                size += len(image)
-            if size >= _GROUP_BYTES or len(group) >= _GROUP_ROWS:
-                _write_group(writer, group)
-                group, size = [], 0
-        if group:
-            _write_group(writer, group)
+                group.add(sha256, image)
+            if group.size >= _GROUP_BYTES or len(group.sha256s) >= _GROUP_ROWS:
+                group.write(writer)
+        if group.sha256s:
+            group.write(writer)
+
+
+class _Group:
+    """The images of one row group after another, in memory that is used again: new memory costs as much as to write."""
+
+    def __init__(self) -> None:
+        self.sha256s: list[str] = []
+        self._ends = [0]  # of the images in the data
+        self._data = io.BytesIO()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the images."""
+        return self._ends[-1]
+
+    def add(self, sha256: str, image: bytes) -> None:
+        self.sha256s.append(sha256)
+        self._ends.append(self.size + self._data.write(image))
+
+    def write(self, writer: pq.ParquetWriter) -> None:
+        """Write the row group, and begin the next one."""
+        buffers = [None, pa.py_buffer(np.array(self._ends, np.int32)), pa.py_buffer(self._data.getbuffer())]
+        images = pa.Array.from_buffers(pa.binary(), len(self.sha256s), buffers)
+        writer.write_table(pa.table([pa.array(self.sha256s), images], schema=schemas.IMAGES_SCHEMA))
+        self.sha256s, self._ends = [], [0]
+        self._data.seek(0)
 
 
 def _open_writer(path: Path) -> pq.ParquetWriter:
@@ -176,17 +212,15 @@ def _open_writer(path: Path) -> pq.ParquetWriter:
     )
 
 
-def _write_group(writer: pq.ParquetWriter, group: list[tuple[str, bytes]]) -> None:
-    sha256s, images = zip(*group, strict=True)
-    writer.write_table(pa.table([pa.array(sha256s), pa.array(images)], schema=schemas.IMAGES_SCHEMA))
-
-
 class _StoredBytes:
-    """Images read back from the spool and from shards, each checked. `damaged` lists those that fail."""
+    """Images read back from the spool and from shards, each checked; for several threads.
+
+    `damaged` lists those that fail.
+    """
 
     def __init__(self, ledger: Ledger, shards: dict[int, Path]) -> None:
         self.damaged: list[str] = []
-        self._ledger = ledger
+        self._spool, self._spooled = ledger.spool, ledger.places()
         self._files = {number: pq.ParquetFile(path) for number, path in shards.items() if _sha256s(path)}
         self._places = {
             sha256: (number, group, row)
@@ -194,7 +228,7 @@ class _StoredBytes:
             for group in range(file.num_row_groups)
             for row, sha256 in enumerate(file.read_row_group(group, ["sha256"])["sha256"].to_pylist())
         }
-        self._loaded: tuple[tuple[int, int], pa.ChunkedArray] | None = None
+        self._lock, self._loaded = threading.Lock(), threading.local()  # each thread has a row group loaded
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +241,7 @@ class _StoredBytes:
 
     def read(self, sha256: str) -> bytes | None:
         try:
-            image = self._ledger.read(sha256) or self._from_shard(sha256)
+            image = self._from_spool(sha256) or self._from_shard(sha256)
         except _UNREADABLE as error:
             _raise_if_not_damage(error)
             image = None
@@ -216,11 +250,17 @@ class _StoredBytes:
             return None
         return image
 
+    def _from_spool(self, sha256: str) -> bytes | None:
+        place = self._spooled.get(sha256)
+        return os.pread(self._spool, *place) if place else None
+
     def _from_shard(self, sha256: str) -> bytes | None:
         if sha256 not in self._places:
             return None
         number, group, row = self._places[sha256]
-        if self._loaded is None or self._loaded[0] != (number, group):
-            self._loaded = (number, group), self._files[number].read_row_group(group, ["image"])["image"]
-        image: bytes = self._loaded[1][row].as_py()
+        if getattr(self._loaded, "group", None) != (number, group):
+            with self._lock:
+                self._loaded.images = self._files[number].read_row_group(group, ["image"])["image"]
+            self._loaded.group = number, group
+        image: bytes = self._loaded.images[row].as_py()
         return image

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -226,12 +225,13 @@ def _write_outcomes(path: Path, products: Iterable[pa.RecordBatch], ledgers: Seq
 
 def _with_outcomes(products: pa.RecordBatch, ledgers: Sequence[Ledger]) -> pa.RecordBatch:
     found = dict(outcomes(ledgers, list(set(_wanted(products)))))
-    columns: dict[str, list[Any]] = {name: [] for name in schemas.OUTCOMES_SCHEMA.names[3:]}
+    ended, statuses = list[Outcome](), list[str]()
     for url, resolved in zip(*(products[c].to_pylist() for c in ("image_url", "image_status")), strict=True):
         outcome = found[url] if resolved in schemas.EMBEDDED_STATUSES else _NOT_FETCHED
         assert outcome is not None, "every partition is complete"
-        columns["image_status"].append(resolved if outcome.status == schemas.OK else outcome.status)
-        for name in schemas.OUTCOMES_SCHEMA.names[4:]:
-            columns[name].append(getattr(outcome, name))
+        ended.append(outcome)
+        statuses.append(resolved if outcome.status == schemas.OK else outcome.status)
+    columns = {name: [getattr(outcome, name) for outcome in ended] for name in schemas.OUTCOMES_SCHEMA.names[4:]}
+    columns["image_status"] = statuses
     keys = {name: products[name] for name in schemas.OUTCOMES_SCHEMA.names[:3]}
     return pa.record_batch({**keys, **columns}, schema=schemas.OUTCOMES_SCHEMA)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ def encoded(image: Image.Image, image_format: str) -> bytes:
 
 GOOD = encoded(Image.new("RGB", (8, 6)), "JPEG")
 OTHER = encoded(Image.new("RGB", (9, 7), "red"), "PNG")
+BEGIN = b"\xff\xd8\xff"  # of a JPEG
 PATCHED = """
 import os, signal, time
 from sqid_lib import images
@@ -33,6 +36,7 @@ from sqid_lib import images
 real_check, real_alarm = images.check, signal.alarm
 
 def check(data, max_pixels, **options):
+    whole, data = data, data[3:]
     if data == b"abort":
         os.abort()
     if data == b"exit":
@@ -46,7 +50,7 @@ def check(data, max_pixels, **options):
         raise images.ImageError("corrupt", "as it says")
     if data == b"environment":
         raise images.ImageError("corrupt", " ".join(f"{name}={value}" for name, value in os.environ.items()))
-    return real_check(data, max_pixels, **options)
+    return real_check(whole, max_pixels, **options)
 
 images.check = check
 signal.alarm = lambda seconds: real_alarm(min(seconds, 1))
@@ -115,7 +119,7 @@ def test_images_are_stored_each_at_its_own_place(ledger: Ledger) -> None:
     ("data", "detail"), [(b"abort", "SIGABRT"), (b"exit", "exit status 3"), (b"stall", "not done after")]
 )
 def test_an_image_that_ends_its_decoder_costs_one_image(ledger: Ledger, data: bytes, detail: str) -> None:
-    before, bad, after = checked(ledger, GOOD, data, GOOD)
+    before, bad, after = checked(ledger, GOOD, BEGIN + data, GOOD)
     assert is_stored(ledger, GOOD, before)
     assert is_stored(ledger, GOOD, after)
     assert bad.status == "corrupt"
@@ -123,21 +127,63 @@ def test_an_image_that_ends_its_decoder_costs_one_image(ledger: Ledger, data: by
 
 
 @pytest.mark.usefixtures("patched")
+def test_each_image_that_ends_its_decoder_is_named_and_no_other(ledger: Ledger) -> None:
+    datas = [GOOD, BEGIN + b"abort", OTHER, b"<html>", BEGIN + b"exit", GOOD, BEGIN + b"abort"] + [GOOD] * 70
+    found = checked(ledger, *datas, processes=2)
+    statuses = ["ok", "corrupt", "ok", "not_image", "corrupt", "ok", "corrupt"] + ["ok"] * 70
+    assert [each.status for each in found] == statuses
+    reasons = [str(found[number].detail).split("(")[1] for number in (1, 4, 6)]
+    assert reasons == ["SIGABRT)", "exit status 3)", "SIGABRT)"]
+    assert all(is_stored(ledger, data, each) for data, each in zip(datas, found, strict=True) if each.status == "ok")
+
+
+def test_what_is_no_image_takes_no_room_in_the_spool(ledger: Ledger) -> None:
+    (page,) = checked(ledger, b"<html>" * 1_000)
+    assert (page.status, page.detail) == ("not_image", "no JPEG, PNG, GIF or WEBP; starts with b'<html><html>'")
+    assert ledger.reserve(1) == 0
+
+
+@pytest.mark.usefixtures("patched")
+def test_the_pool_ends_at_once_while_a_process_is_busy(ledger: Ledger) -> None:
+    async def run() -> list[int | None]:
+        async with Decoders(ledger, max_pixels=10_000, processes=1) as decoders:
+            await decoders.check(GOOD)
+            processes = list(decoders.running)
+            asked = decoders.check(BEGIN + b"stall")
+            await asyncio.sleep(0.05)
+            asked.cancel()
+        return [process.returncode for process in processes]
+
+    assert asyncio.run(run()) == [-signal.SIGKILL]
+
+
+def test_images_that_are_cancelled_before_their_turn_are_not_checked(ledger: Ledger) -> None:
+    async def run() -> list[Checked]:
+        async with Decoders(ledger, max_pixels=10_000, processes=2) as decoders:
+            checks = [decoders.check(data) for data in (GOOD, OTHER) * 60]
+            for check in checks[::3]:
+                check.cancel()
+            return [await check for check in checks if not check.cancelled()]
+
+    assert [each.status for each in asyncio.run(run())] == ["ok"] * 80
+
+
+@pytest.mark.usefixtures("patched")
 def test_a_lost_pipe_is_no_damaged_image(ledger: Ledger) -> None:
     with pytest.raises(StageError, match="a decoder process lost its pipe"):
-        checked(ledger, GOOD, b"leave", GOOD)
+        checked(ledger, GOOD, BEGIN + b"leave", GOOD)
 
 
 @pytest.mark.usefixtures("patched")
 def test_what_a_decoder_prints_is_not_a_reply(ledger: Ledger) -> None:
-    assert [c.status for c in checked(ledger, b"print", GOOD)] == ["corrupt", "ok"]
+    assert [c.status for c in checked(ledger, BEGIN + b"print", GOOD)] == ["corrupt", "ok"]
 
 
 @pytest.mark.usefixtures("patched")
 def test_decoders_do_not_see_secrets(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "REPLICATE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "https_proxy"):
         monkeypatch.setenv(name, "SECRET")
-    (found,) = checked(ledger, b"environment")
+    (found,) = checked(ledger, BEGIN + b"environment")
     assert "PYTHONPATH=" in str(found.detail)
     assert "SECRET" not in str(found.detail)
 
@@ -174,11 +220,10 @@ def test_a_disk_error_of_a_decoder_is_reported_with_the_file(ledger: Ledger, mon
     os.close(read_only)
 
 
-def test_a_request_that_a_dead_build_did_not_finish_is_not_stored(ledger: Ledger) -> None:
-    whole = decoder.REQUEST.pack(len(GOOD), 10_000, 0) + GOOD
+def test_a_request_that_a_dead_build_did_not_finish_is_not_answered(ledger: Ledger) -> None:
+    places = [(ledger.write(data), len(data)) for data in (GOOD, OTHER)]
+    one, two = (decoder.COUNT.pack(count) + decoder.IMAGE.pack(*places[0]) for count in (1, 2))
     replies = io.BytesIO()
-    decoder.serve(
-        io.BytesIO(whole + decoder.REQUEST.pack(len(OTHER), 10_000, len(GOOD)) + OTHER[:-1]), replies, ledger.spool
-    )
-    assert len(replies.getvalue().splitlines()) == 1
-    assert os.pread(ledger.spool, 10_000, 0) == GOOD
+    decoder.serve(io.BytesIO(one + two + decoder.IMAGE.pack(*places[1])[:-1]), replies, ledger.spool, 10_000)
+    (reply,) = replies.getvalue().splitlines()
+    assert json.loads(reply)[0]["sha256"] == hashlib.sha256(GOOD).hexdigest()

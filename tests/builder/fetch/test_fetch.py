@@ -565,7 +565,7 @@ def test_a_kill_beside_a_commit_repeats_only_what_was_in_flight(
 
 
 def test_a_new_build_waits_for_the_decoders_of_a_killed_one(tmp_path: Path) -> None:
-    """They may still write to the spool, at offsets that the new build would use again."""
+    """They hold the lock of the spool, as its writers do: the new build would use the same offsets again."""
     ended = threading.Event()
     with Ledger(tmp_path) as killed:
         left_behind = os.dup(killed.spool)  # as in a decoder process
@@ -615,7 +615,7 @@ def dying(owner, name, when, nth=1):
     setattr(owner, name, wrapped)
 
 points = {
-    "while writing a shard": (shards, "_write_group", "after", 2),
+    "while writing a shard": (shards._Group, "write", "after", 2),
     "before the swap": (ledger.Ledger, "begin_swap", "before"),
     "as the swap begins": (ledger.Ledger, "begin_swap", "after"),
     "between two renames": (shards.Path, "replace", "after", 4),

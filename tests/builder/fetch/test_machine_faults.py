@@ -107,7 +107,7 @@ def test_decoders_that_cannot_be_started_are_one_error(tmp_path: Path, monkeypat
 
     async def run(ledger: Ledger) -> None:
         async with Decoders(ledger, max_pixels=10_000, processes=1) as decoders:
-            await decoders.check(b"x")
+            await decoders.check(b"\xff\xd8\xffx")
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
     with (
