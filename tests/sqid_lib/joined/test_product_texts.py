@@ -116,10 +116,10 @@ def test_more_text_than_memory_should_hold_is_read_in_more_passes(
     passes: list[int] = []
     gather = product_texts._gather_texts
 
-    def counted(file: File, positions: np.ndarray, start: int, stop: int, *rest: Any) -> pa.Table:
-        table = gather(file, positions, start, stop, *rest)
+    def counted(file: File, positions: np.ndarray, start: int, stop: int, *rest: Any) -> tuple[pa.Table, pa.Array]:
+        table, order = gather(file, positions, start, stop, *rest)
         passes.append(table.num_rows)
-        return table
+        return table, order
 
     monkeypatch.setattr(product_texts, "_gather_texts", counted)
     monkeypatch.setattr(product_texts, "TEXT_BYTES_AT_ONCE", 5_000)  # a title has 1,100 bytes
