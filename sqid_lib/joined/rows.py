@@ -189,14 +189,18 @@ class _Urls:
                 self.keys = selection.catalogue_keys(plan.of("products")[0], plan.selection.locales)
             else:
                 self.keys = _product_keys(plan.of("examples")[0], plan.selection, part)
+            self.count = self.keys.num_rows
             found = image_urls.result()
-        self.count = self.keys.num_rows
+            self._located = pool.submit(self._locate)
+            self.image_urls = joins.urls_in_order(found, self.keys)
+            outside = joins.outside(found, self.keys)
         self._texts: ProductTexts | None = None
-        self.image_urls = joins.urls_in_order(found, self.keys)
-        outside = joins.outside(found, self.keys)
         matches = [Match("image URLs", urls, found.num_rows, outside, self.keys), *self._other_matches()]
         words = "supplementary products" if plan.config == schemas.SUPP else f"products of {_split_in_words(plan)}"
         warn_of_mismatches(matches, self._are_known, words)
+
+    def _locate(self) -> np.ndarray | None:
+        return _positions(self.plan.of("products")[0], _Same(self.keys)) if self.count else None
 
     def _other_matches(self) -> list[Match]:
         """How vectors match, where the config has any."""
@@ -208,8 +212,7 @@ class _Urls:
     def texts(self, start: int, stop: int, rows: int) -> Iterator[pa.Table]:
         """The texts of a range of rows, at most `rows` a table."""
         if self._texts is None:
-            products = self.plan.of("products")[0]
-            positions = _positions(products, _Same(self.keys))
+            products, positions = self.plan.of("products")[0], self._located.result()
             self._texts = ProductTexts(products, self.keys, self.columns, positions=positions)
         return self._texts.between(start, stop, rows)
 
