@@ -156,7 +156,7 @@ def _write_part(
     writing: list[Future[None]] = []
     with ExitStack() as stack:
         files = {name: stack.enter_context(_MatrixFile(directory / f"{name}.bin")) for name in columns}
-        writer = stack.enter_context(ThreadPoolExecutor(1))
+        writer = stack.enter_context(ThreadPoolExecutor(len(files)))
         for table, where in _new_rows(source, config):
             made = {}
             shown = np.ones(len(table), dtype=np.bool_)

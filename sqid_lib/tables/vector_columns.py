@@ -7,34 +7,79 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
 from sqid_lib.files import File
 from sqid_lib.tables.columns import is_list, plain, plain_type
 from sqid_lib.tables.reader import Source, open_parquet, reporting
+from sqid_lib.tables.vector_pages import UnusualPages, vector_pieces
 
 MAX_WIDTH = 1 << 16
+_AT_ONCE = 2  # columns of vectors read at the same time
+_AHEAD_BYTES = 100_000_000  # a larger row group is not read before it is asked for
 _HEAD_ROWS = 64  # whose most frequent length is the width
 
 
 def row_groups(files: Iterable[Source], columns: Iterable[str]) -> Iterator[tuple[pa.Table, str]]:
-    """(table, name in messages) of each row group, with those of `columns` that the file has."""
+    """(table, name in messages) of each row group, with those of `columns` that the file has.
+
+    While a row group is used, the vectors of the next one are read, if they are in pages that `vector_pages` reads.
+    """
     columns = tuple(columns)
     for file in files:
-        with open_parquet(file) as parquet:
+        with open_parquet(file) as parquet, ThreadPoolExecutor(_AT_ONCE) as pool:
             wanted = [name for name in columns if name in parquet.schema_arrow.names]
+            pages = partial(_submit_pages, pool, file, parquet, wanted)
+            ahead = pages(0) if parquet.num_row_groups else {}
             for group in range(parquet.num_row_groups):
+                vectors = {name: lists for name, task in ahead.items() if (lists := task.result()) is not None}
+                ahead = pages(group + 1) if group + 1 < parquet.num_row_groups else {}
                 where = f"{file}, row group {group}"
                 with reporting(where):
-                    table = parquet.read_row_group(group, columns=wanted)
-                yield table, where
+                    table = parquet.read_row_group(group, columns=[name for name in wanted if name not in vectors])
+                for name, lists in vectors.items():
+                    table = table.append_column(name, lists)
+                yield table.select(wanted), where
+
+
+def _submit_pages(
+    pool: ThreadPoolExecutor, file: Source, parquet: pq.ParquetFile, wanted: Iterable[str], group: int
+) -> dict[str, Future[pa.Array | None]]:
+    """Begin to read the columns of a row group that may be vectors in such pages; the result is None if they are not."""
+    path = file.path if isinstance(file, File) else str(file)
+    size = parquet.metadata.row_group(group).total_byte_size
+    if "://" in path or size > _AHEAD_BYTES:
+        return {}
+    types = {name: parquet.schema_arrow.field(name).type for name in wanted}
+    fixed = {name: dtype.list_size for name, dtype in types.items() if _is_fixed(dtype)}
+    return {
+        name: pool.submit(_read_pages, Path(path), parquet.metadata, group, name, width)
+        for name, width in fixed.items()
+    }
+
+
+def _is_fixed(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(dtype) and dtype.value_type == pa.float32())
+
+
+def _read_pages(path: Path, metadata: pq.FileMetaData, group: int, name: str, width: int) -> pa.Array | None:
+    """A column of a row group as fixed lists; None where pyarrow has to read it, or has to report what is wrong."""
+    try:
+        (matrix,) = vector_pieces(path, metadata, group, name, width, metadata.row_group(group).num_rows)
+    except (UnusualPages, ValueError):  # ValueError: no rows
+        return None
+    return fixed_lists(matrix)
 
 
 def vector_width(files: Sequence[File], columns: Sequence[str] = schemas.VECTOR_COLUMNS[:1]) -> int:
