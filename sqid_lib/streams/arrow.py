@@ -16,12 +16,6 @@ def int_array(numbers: npt.NDArray[np.int64]) -> pa.Array:
     )
 
 
-def float_lists(matrix: npt.NDArray[np.float32]) -> pa.Array:
-    """A matrix [n, width] as n fixed-size lists, without a copy."""
-    floats = pa.Array.from_buffers(pa.float32(), matrix.size, [None, pa.py_buffer(matrix)])
-    return pa.FixedSizeListArray.from_arrays(floats, matrix.shape[1])
-
-
 def select_rows(column: Any, rows: npt.NDArray[np.int64]) -> pa.Array:
     """Some rows of an array, a chunked array or a table."""
     return column.take(int_array(rows))

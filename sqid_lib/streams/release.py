@@ -15,11 +15,11 @@ from sqid_lib.errors import CorruptFileError
 from sqid_lib.streams.arrow import select_rows
 from sqid_lib.streams.batches import Arrays, PairBatch, Rows, pair_layout
 from sqid_lib.streams.buffers import Memory, Recycler, carve, size_of
-from sqid_lib.streams.checks import checked_images, checked_texts
+from sqid_lib.streams.checks import checked_has_image, checked_images, checked_texts
 from sqid_lib.streams.gather import take, take_products
 from sqid_lib.streams.order import Order
 from sqid_lib.streams.release_pairs import Pairs
-from sqid_lib.streams.release_reader import VECTORS, Release
+from sqid_lib.streams.release_reader import Release
 from sqid_lib.streams.stream import Stream, ahead
 from sqid_lib.streams.texts import QUERY_TEXTS, long_texts, strings
 
@@ -81,7 +81,7 @@ class ReleaseStream(Stream[PairBatch]):
         ends = starts[0] + np.cumsum([sum(part.stop - part.start for part in block) for block in blocks])
         first = int(np.searchsorted(ends, starts[start], side="right"))
         offset = starts[start] - (int(ends[first - 1]) if first else starts[0])  # pairs of that block to pass over
-        memory, block_memory = self._kept_memory(), Recycler()
+        memory, block_memory = self._kept_memory()
         for file in self.release.features:
             file.enter_process()
         worker, workers, _ = self._worker()
@@ -172,6 +172,9 @@ class ReleaseStream(Stream[PairBatch]):
         file, number = self.groups[group]
         names = [name for name in self.texts if name not in QUERY_TEXTS]
         rows = wanted - self._first_rows[group]
+        vectors = (out["text_features"], out["image_features"])
+        filled = file.fill(number, rows, dict(zip(schemas.VECTOR_COLUMNS, vectors, strict=True)))
+        columns = ["has_image", *names] if filled else ["has_image", *schemas.VECTOR_COLUMNS, *names]
 
         def use(pieces: Iterator[pa.Table]) -> dict[str, pa.Array]:
             texts: dict[str, list[pa.Array]] = {name: [pa.nulls(0, pa.large_string())] for name in names}
@@ -181,20 +184,24 @@ class ReleaseStream(Stream[PairBatch]):
                 if low < high:
                     where, some = f"{file.file}, row group {number}, rows from {first}", rows[low:high] - first
                     here = {name: field[low:high] for name, field in out.items()}
-                    self._take(table, where, some, here)
+                    self._take(table, where, some, here, filled)
                     for name, found in texts.items():
                         found.append(select_rows(long_texts(table[name]), some).combine_chunks())
                 first += len(table)
             return {name: pa.concat_arrays(found) for name, found in texts.items()}
 
-        return file.read(number, int(rows[-1]) + 1, use, [*VECTORS, *names])
+        return file.read(number, int(rows[-1]) + 1, use, columns)
 
-    def _take(self, table: pa.Table, where: str, rows: Rows, out: Arrays) -> None:
+    def _take(self, table: pa.Table, where: str, rows: Rows, out: Arrays, filled: bool) -> None:
+        """Write some rows of a piece into `out`, which may have the vectors already."""
         text, image = schemas.VECTOR_COLUMNS
         width = self.release.width
-        take(checked_texts(table, text, width, self.dtype, where), rows, out["text_features"])
-        images, shown = checked_images(table, image, width, self.dtype, where)
-        take(images, rows, out["image_features"])
+        if filled:
+            shown = checked_has_image(table, where)
+        else:
+            take(checked_texts(table, text, width, self.dtype, where), rows, out["text_features"])
+            images, shown = checked_images(table, image, width, self.dtype, where)
+            take(images, rows, out["image_features"])
         np.take(shown, rows, out=out["has_image"], mode="clip")
 
     def _batch(self, parts: list[tuple[_Block, Rows]], memory: Memory) -> PairBatch:

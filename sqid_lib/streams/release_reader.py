@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +21,7 @@ from sqid_lib.files import File
 from sqid_lib.sources import Address, open_ranges
 from sqid_lib.sources.local import version
 from sqid_lib.sources.retry import downloading
-from sqid_lib.streams.arrow import float_lists
-from sqid_lib.streams.batches import Rows
+from sqid_lib.streams.batches import Arrays, Rows
 from sqid_lib.streams.release_files import (
     check_digest,
     check_listed,
@@ -35,7 +33,7 @@ from sqid_lib.streams.release_files import (
 from sqid_lib.streams.texts import check_texts
 from sqid_lib.tables.reader import check_columns, reporting
 from sqid_lib.tables.vector_columns import check_width
-from sqid_lib.tables.vector_pages import UnusualPages, vector_pieces
+from sqid_lib.tables.vector_pages import UnusualPages, fill_vectors
 
 T = TypeVar("T")
 PIECE = 256  # rows decoded at once; 1.5 MB at width 768
@@ -43,7 +41,6 @@ _AT_ONCE = 8  # requests for keys
 _GROUPS = 8  # row groups whose keys one connection asks for
 _FEATURES = schemas.config_schema(schemas.FEATURES)
 _CHECKED = {"page_checksum_verification": True}  # where a file has checksums of its pages
-VECTORS = ["has_image", *schemas.VECTOR_COLUMNS]
 
 
 class FeatureFile:
@@ -135,6 +132,18 @@ class FeatureFile:
         result: T = self._reporting(lambda: self._read(group, stop, use, columns), f"{self.file}, row group {group}")
         return result
 
+    def fill(self, group: int, rows: Rows, out: Arrays) -> bool:
+        """Write the vectors in some rows of a row group into `out`, by column; False where `read` has to read them."""
+        if not self.file.local:
+            return False
+        self._check_unchanged()
+        try:
+            for column, vectors in out.items():
+                fill_vectors(Path(self.file.path), self.metadata, group, column, rows, vectors)
+        except UnusualPages:
+            return False
+        return True
+
     def _reporting(self, call: Callable[[], Any], where: str) -> Any:
         if not self.file.local:
             return downloading(call, where)
@@ -150,13 +159,9 @@ class FeatureFile:
             file = self._idle.pop()
         except IndexError:
             file = self._new()
-        result = None
-        if self.file.local:
-            with contextlib.suppress(UnusualPages):
-                result = use(self._until(stop, self._page_pieces(file, group, columns)))
-        if result is None:
-            batches = file.iter_batches(PIECE, row_groups=[group], columns=columns)
-            result = use(self._until(stop, (pa.Table.from_batches([batch]) for batch in batches)))
+        threads = schemas.VECTOR_COLUMNS[0] in columns  # without vectors there is too little to decode
+        batches = file.iter_batches(PIECE, row_groups=[group], columns=columns, use_threads=threads)
+        result = use(self._until(stop, (pa.Table.from_batches([batch]) for batch in batches)))
         self._idle.append(file)  # not after an error: a broken connection is not asked again
         return result
 
@@ -168,19 +173,6 @@ class FeatureFile:
             if rows >= stop:
                 return
         raise CorruptFileError("the row group is cut", where=self.file, expected=f"{stop} rows", got=rows)
-
-    def _page_pieces(self, file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.Table]:
-        """Pieces whose vectors are read page by page; those of a piece are overwritten by the next one."""
-        self._check_unchanged()
-        names = [name for name in columns if name in schemas.VECTOR_COLUMNS]
-        width = int(file.schema_arrow.field(names[0]).type.list_size)
-        path = Path(self.file.path)
-        vectors = [vector_pieces(path, self.metadata, group, name, width, PIECE) for name in names]
-        others = [name for name in columns if name not in names]
-        batches = file.iter_batches(PIECE, row_groups=[group], columns=others, use_threads=False)
-        for batch, *matrices in zip(batches, *vectors, strict=True):
-            lists = [float_lists(matrix) for matrix in matrices]
-            yield pa.table([*batch.columns, *lists], names=[*batch.schema.names, *names])
 
     def _new(self) -> pq.ParquetFile:
         if not self.file.local:

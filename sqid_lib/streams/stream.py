@@ -29,7 +29,7 @@ class Stream(Generic[B]):
         self._epoch = 0
         self._resume = 0  # the number of the batch where the next iteration starts
         self._at = (0, 0)  # epoch and number of the next batch of the latest iteration
-        self._kept: tuple[int, Memory] | None = None  # a process and its memory
+        self._kept: tuple[int, Memory, Recycler] | None = None  # a process and its memory
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch, over all its workers; every rank has as many."""
@@ -130,11 +130,14 @@ class Stream(Generic[B]):
     def _memory(self) -> Memory:
         return Recycler()
 
-    def _kept_memory(self) -> Memory:
-        """This process's memory, the same from epoch to epoch: fresh pages cost more than the gather."""
+    def _kept_memory(self) -> tuple[Memory, Recycler]:
+        """This process's memory for batches, and for what they are gathered from, the same from epoch to epoch.
+
+        Fresh pages cost more than the gather.
+        """
         if self._kept is None or self._kept[0] != os.getpid():
-            self._kept = os.getpid(), self._memory()
-        return self._kept[1]
+            self._kept = os.getpid(), self._memory(), Recycler()
+        return self._kept[1:]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
@@ -166,7 +169,7 @@ class StoreStream(Stream[B]):
         worker, workers, in_worker = self._worker()
         # batch k belongs to worker k % workers: DataLoader asks them in turn, which gives the order of one process
         mine = (k for k in range(start, len(self)) if k % workers == worker)
-        memory = self._kept_memory()
+        memory, _ = self._kept_memory()
 
         def make(k: int) -> B:
             chosen = units[starts[k] : starts[k + 1]]

@@ -25,6 +25,7 @@ _HEADER = 1 << 12  # bytes; a header with statistics of floats has about 100
 # numbers of fields in a page header, and in the header of a data page (version 1) within it
 _KIND, _SIZE, _STORED, _CRC, _DATA_PAGE = 1, 2, 3, 4, 5
 _VALUES, _ENCODING, _DEFINITION, _REPETITION = 1, 2, 3, 4
+_PLACES = np.array([1, 1 << 8, 1 << 16, 1 << 24], np.uint32)  # what a byte of a float counts, lowest first
 _INTEGERS, _BINARY, _STRUCT = (4, 5, 6), 8, 12  # types of fields in Thrift's compact protocol
 
 
@@ -32,53 +33,56 @@ class UnusualPages(Exception):
     """The column is not one of full vectors in pages of the kind that is read here."""
 
 
-def vector_pieces(
-    path: Path, metadata: pq.FileMetaData, group: int, column: str, width: int, rows: int
-) -> Iterator[npt.NDArray[np.float32]]:
-    """The vectors of a row group, float32 [`rows`, width] at a time, the last piece shorter.
-
-    A piece is overwritten by the next one.
+def fill_vectors(
+    path: Path, metadata: pq.FileMetaData, group: int, column: str, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]
+) -> None:
+    """Write some rows of a row group, in ascending order, into `out` [rows, width], float32 or float16.
 
     Raises:
-        UnusualPages: also where the file cannot be read or decompressed: pyarrow reports what is wrong.
+        UnusualPages: also where a vector of those pages is not finite in that dtype, or the file cannot be read or
+            decompressed: pyarrow reports what is wrong.
     """
     try:
-        yield from _pieces(path, metadata, group, column, width, rows)
+        _fill(path, metadata, group, column, rows, out)
     except (OSError, ValueError, TypeError, LookupError, RecursionError, pa.ArrowException) as error:
         raise UnusualPages from error
 
 
-def _pieces(
-    path: Path, metadata: pq.FileMetaData, group: int, column: str, width: int, rows: int
-) -> Iterator[npt.NDArray[np.float32]]:
+def _fill(
+    path: Path, metadata: pq.FileMetaData, group: int, column: str, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]
+) -> None:
     number = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] == column)
     declared, chunk = metadata.schema.column(number), metadata.row_group(group).column(number)
-    left = metadata.row_group(group).num_rows
+    width, there = out.shape[1], metadata.row_group(group).num_rows
     if (
         (declared.physical_type, declared.max_repetition_level, chunk.has_dictionary_page) != ("FLOAT", 1, False)
         or chunk.compression not in _CODECS
-        or chunk.num_values != left * width
+        or chunk.num_values != there * width
         or width % 8
         or width < 16  # shorter runs are stored in another way
     ):
         raise UnusualPages
-    piece, filled = np.empty((min(rows, left), width), "<f4"), 0
+    spare = np.empty((0, width), np.float32)
+    first = low = 0  # of the rows of the row group, and of `rows`
     with path.open("rb", buffering=0) as stream:
-        for encoding, values in _pages(stream, chunk, width, left, declared.max_definition_level):
-            first, count = 0, values.shape[1] // width  # rows of the page
-            left -= count
-            while first < count:
-                some = min(count - first, len(piece) - filled)
-                part = values[:, first * width : (first + some) * width]
-                _join_bytes(part, encoding, piece[filled : filled + some].reshape(-1))
-                first, filled = first + some, filled + some
-                if filled == len(piece):
-                    yield piece
-                    filled = 0
-    if left:
-        raise UnusualPages
-    if filled:
-        yield piece[:filled]
+        for encoding, values in _pages(stream, chunk, width, there, declared.max_definition_level):
+            count = values.shape[1] // width
+            high = int(np.searchsorted(rows, first + count))
+            whole = high - low == count and out.dtype == np.float32
+            if not whole and len(spare) < count:
+                spare = np.empty((count, width), np.float32)
+            page = out[low:high] if whole else spare[:count]
+            _join_bytes(values, encoding, page.reshape(-1))
+            with np.errstate(over="ignore"):  # reported by the caller
+                page = page.astype(out.dtype, copy=False)
+            if not np.isfinite(page).all():
+                raise UnusualPages
+            if not whole:
+                out[low:high] = page[rows[low:high] - first]
+            first, low = first + count, high
+            if low == len(rows):
+                return
+    raise UnusualPages
 
 
 def _pages(
@@ -140,11 +144,8 @@ def _join_bytes(split: npt.NDArray[np.uint8], encoding: int, out: npt.NDArray[np
     if encoding == _PLAIN:  # next to each other in memory
         out.view(np.uint8).reshape(-1, 4)[...] = split.T
         return
-    whole = out.view("<u4")
-    np.copyto(whole, split[3])
-    for part in split[2::-1]:
-        np.left_shift(whole, 8, out=whole)
-        np.bitwise_or(whole, part, out=whole)
+    # one call, so that threads wait for each other once a page
+    np.einsum("kn,k->n", split, _PLACES, out=out.view(np.uint32), dtype=np.uint32)
 
 
 def _varint(number: int) -> bytes:

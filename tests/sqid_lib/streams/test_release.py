@@ -27,12 +27,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, IntegrityError, MissingFileError, SchemaError, StoreError, UsageError
-from sqid_lib.files import File, shard_name
-from sqid_lib.sources.local import version
+from sqid_lib.files import shard_name
 from sqid_lib.store import EmbeddingStore
 from sqid_lib.streams import release_reader
 from sqid_lib.streams.open import stream_pairs
-from sqid_lib.tables.vector_pages import UnusualPages, vector_pieces
+from sqid_lib.tables.vector_pages import UnusualPages
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
@@ -272,40 +271,33 @@ def test_row_groups_in_many_pieces(release: Path, monkeypatch: pytest.MonkeyPatc
             assert torch.equal(field, getattr(other, name))
 
 
-@pytest.mark.parametrize("rows", [1, 100, 700])
+@pytest.mark.parametrize("options", [{}, {"dtype": "float16", "labels": ["E"], "has_image": True}])
 def test_vectors_read_page_by_page_are_those_of_pyarrow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    width, count = 64, 700
-    numbers = np.random.default_rng(0).standard_normal((2, count, width), np.float32)
-    lists = [pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), width) for matrix in numbers]
-    table = pa.table([pa.array([i % 3 > 0 for i in range(count)]), *lists], release_reader.VECTORS)
-    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, data_page_size=50_000)
-    paths: list[Path] = []
-    original = vector_pieces
+    filled: list[bool] = []
+    original = release_reader.FeatureFile.fill
 
-    def noted(path: Path, *arguments: Any) -> Any:
-        paths.append(path)
-        return original(path, *arguments)
+    def noted(*arguments: Any) -> bool:
+        filled.append(original(*arguments))
+        return filled[-1]
 
-    def read() -> list[dict[str, Any]]:
-        file = release_reader.FeatureFile(File(str(tmp_path / "a.parquet"), version(tmp_path / "a.parquet")), "test")
-        pieces = file.read(
-            0, rows, lambda pieces: [piece.to_pylist() for piece in pieces], list(release_reader.VECTORS)
-        )
-        return [row for piece in pieces for row in piece]
+    def unusual(*_arguments: Any) -> None:
+        raise UnusualPages
 
-    monkeypatch.setattr(release_reader, "vector_pieces", noted)
-    fast = read()
-    assert len(paths) == 2 and len(fast) >= rows
-    assert fast == table.slice(0, len(fast)).to_pylist()
-    monkeypatch.setattr(release_reader, "vector_pieces", unusual)
-    assert read() == fast
-
-
-def unusual(*_arguments: Any) -> Any:
-    raise UnusualPages
-    yield
+    release = write_release(tmp_path, width=64)
+    (release / "SHA256SUMS").unlink()
+    for path in (release / "data" / schemas.FEATURES).iterdir():
+        pq.write_table(pq.read_table(path), path, use_dictionary=False, row_group_size=20, compression="zstd")
+    stream = stream_pairs(release, batch_size=9, shuffle=True, **options)
+    monkeypatch.setattr(release_reader.FeatureFile, "fill", noted)
+    fast = list(stream)
+    assert filled and all(filled)
+    monkeypatch.setattr(release_reader, "fill_vectors", unusual)
+    for one, other in zip(fast, stream, strict=True):
+        for name, field in vars(one).items():
+            assert torch.equal(field, getattr(other, name))
+    assert not filled[-1]
 
 
 def test_pandas_is_not_imported(release: Path) -> None:

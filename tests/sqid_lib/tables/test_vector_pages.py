@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sqid_lib.tables.vector_pages import UnusualPages, vector_pieces
+from sqid_lib.tables.vector_pages import UnusualPages, fill_vectors
 
 NAME, ROWS = "clip_text_features", 300
 
@@ -26,12 +26,14 @@ def write(path: Path, width: int = 64, nullable: bool = True, **options: Any) ->
     return matrix
 
 
-def read(path: Path, width: int = 64, rows: int = 70) -> np.ndarray:
-    metadata = pq.ParquetFile(path).metadata
-    groups = range(metadata.num_row_groups)
-    pieces = [piece.copy() for g in groups for piece in vector_pieces(path, metadata, g, NAME, width, rows)]
-    assert {len(piece) for piece in pieces[:2]} == {min(rows, 200)}
-    return np.concatenate(pieces)
+def read(path: Path, width: int = 64, every: int = 1, dtype: str = "float32") -> np.ndarray:
+    """The vectors of every `every`-th row."""
+    metadata, parts = pq.ParquetFile(path).metadata, []
+    for group in range(metadata.num_row_groups):
+        rows = np.arange(0, metadata.row_group(group).num_rows, every)
+        parts.append(np.full((len(rows), width), 7, dtype))
+        fill_vectors(path, metadata, group, NAME, rows, parts[-1])
+    return np.concatenate(parts)
 
 
 @pytest.mark.parametrize("encoding", ["split", "plain"])
@@ -52,6 +54,27 @@ def test_the_same_bits(tmp_path: Path, options: dict[str, Any], encoding: str) -
     path, split = tmp_path / "a.parquet", f"{NAME}.list.element"
     matrix = write(path, **options, use_byte_stream_split=[split] if encoding == "split" else False)
     assert read(path, options.get("width", 64)).tobytes() == matrix.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("every", [1, 2, 150, 199])
+def test_some_rows(tmp_path: Path, every: int, dtype: str) -> None:
+    matrix = write(tmp_path / "a.parquet", data_page_size=5_000)
+    chosen = np.concatenate([matrix[:200:every], matrix[200::every]]).astype(dtype)
+    assert read(tmp_path / "a.parquet", 64, every, dtype).tobytes() == chosen.tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
+def test_a_value_that_is_not_finite_is_left_to_pyarrow(tmp_path: Path, value: float) -> None:
+    """Also in a row that is not asked for: a store finds it as well."""
+    matrix = np.ones((9, 64), np.float32)
+    matrix[3, 5] = value
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), 64)
+    pq.write_table(pa.table({NAME: lists}), tmp_path / "a.parquet", use_dictionary=False, compression="zstd")
+    with pytest.raises(UnusualPages):
+        read(tmp_path / "a.parquet", 64, 2, "float16")
+    if value == 1e5:
+        assert read(tmp_path / "a.parquet").tobytes() == matrix.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -111,4 +134,4 @@ def test_made_up_headers_are_left_to_pyarrow(tmp_path: Path, header: bytes) -> N
     data[start : start + len(header)] = header
     path.write_bytes(data)
     with pytest.raises(UnusualPages):
-        list(vector_pieces(path, metadata, 0, NAME, 64, 70))
+        fill_vectors(path, metadata, 0, NAME, np.arange(70), np.empty((70, 64), np.float32))
