@@ -5,10 +5,9 @@ A vector is missing where its list is null or empty, or holds nothing but NaN or
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,63 +22,47 @@ from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
 from sqid_lib.files import File
 from sqid_lib.tables.columns import is_list, plain, plain_type
 from sqid_lib.tables.reader import Source, open_parquet, reporting
-from sqid_lib.tables.vector_pages import UnusualPages, vector_pieces
+from sqid_lib.tables.vector_pages import UnusualPages, fill_vectors
 
 MAX_WIDTH = 1 << 16
-_AT_ONCE = 2  # columns of vectors read at the same time
-_AHEAD_BYTES = 100_000_000  # a larger row group is not read before it is asked for
 _HEAD_ROWS = 64  # whose most frequent length is the width
 
 
 def row_groups(files: Iterable[Source], columns: Iterable[str]) -> Iterator[tuple[pa.Table, str]]:
-    """(table, name in messages) of each row group, with those of `columns` that the file has.
-
-    While a row group is used, the vectors of the next one are read, if they are in pages that `vector_pages` reads.
-    """
+    """(table, name in messages) of each row group, with those of `columns` that the file has."""
     columns = tuple(columns)
     for file in files:
-        with open_parquet(file) as parquet, ThreadPoolExecutor(_AT_ONCE) as pool:
+        with open_parquet(file) as parquet:
             wanted = [name for name in columns if name in parquet.schema_arrow.names]
-            pages = partial(_submit_pages, pool, file, parquet, wanted)
-            ahead = pages(0) if parquet.num_row_groups else {}
             for group in range(parquet.num_row_groups):
-                vectors = {name: lists for name, task in ahead.items() if (lists := task.result()) is not None}
-                ahead = pages(group + 1) if group + 1 < parquet.num_row_groups else {}
                 where = f"{file}, row group {group}"
                 with reporting(where):
-                    table = parquet.read_row_group(group, columns=[name for name in wanted if name not in vectors])
-                for name, lists in vectors.items():
-                    table = table.append_column(name, lists)
-                yield table.select(wanted), where
+                    table = parquet.read_row_group(group, columns=wanted)
+                yield table, where
 
 
-def _submit_pages(
-    pool: ThreadPoolExecutor, file: Source, parquet: pq.ParquetFile, wanted: Iterable[str], group: int
-) -> dict[str, Future[pa.Array | None]]:
-    """Begin to read the columns of a row group that may be vectors in such pages; the result is None if they are not."""
-    path = file.path if isinstance(file, File) else str(file)
-    size = parquet.metadata.row_group(group).total_byte_size
-    if "://" in path or size > _AHEAD_BYTES:
-        return {}
-    types = {name: parquet.schema_arrow.field(name).type for name in wanted}
-    fixed = {name: dtype.list_size for name, dtype in types.items() if _is_fixed(dtype)}
-    return {
-        name: pool.submit(_read_pages, Path(path), parquet.metadata, group, name, width)
-        for name, width in fixed.items()
-    }
+def read_column(file: Source, metadata: pq.FileMetaData, group: int, column: str) -> pa.Array | pa.ChunkedArray:
+    """A column of one row group; fixed lists of float32 page by page, if their pages are those of `vector_pages`.
 
+    Threads may call it at the same time: each opens the file itself.
 
-def _is_fixed(dtype: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(dtype) and dtype.value_type == pa.float32())
+    Args:
+        metadata: that of the file.
 
-
-def _read_pages(path: Path, metadata: pq.FileMetaData, group: int, name: str, width: int) -> pa.Array | None:
-    """A column of a row group as fixed lists; None where pyarrow has to read it, or has to report what is wrong."""
-    try:
-        (matrix,) = vector_pieces(path, metadata, group, name, width, metadata.row_group(group).num_rows)
-    except (UnusualPages, ValueError):  # ValueError: no rows
-        return None
-    return fixed_lists(matrix)
+    Raises:
+        SourceError: as `open_parquet`.
+    """
+    path, dtype = (
+        file.path if isinstance(file, File) else str(file),
+        metadata.schema.to_arrow_schema().field(column).type,
+    )
+    if "://" not in path and pa.types.is_fixed_size_list(dtype) and dtype.value_type == pa.float32():
+        matrix = np.empty((metadata.row_group(group).num_rows, dtype.list_size), np.float32)
+        with contextlib.suppress(UnusualPages):  # pyarrow reads those, or reports what is wrong
+            fill_vectors(Path(path), metadata, group, column, np.arange(len(matrix)), matrix)
+            return fixed_lists(matrix)
+    with open_parquet(file) as parquet, reporting(f"{file}, row group {group}"):
+        return parquet.read_row_group(group, columns=[column]).column(0)
 
 
 def vector_width(files: Sequence[File], columns: Sequence[str] = schemas.VECTOR_COLUMNS[:1]) -> int:
