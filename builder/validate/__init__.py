@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,25 @@ def validate(release: Path) -> list[Problem]:
     """
     if not release.is_dir():
         return [Problem("no-release", str(release), "no such directory")]
-    problems: list[Problem] = []
-    _run(problems, str(release), lambda: check_kinds(release))
-    if problems:
+    if problems := _found(str(release), lambda: check_kinds(release)):
         return problems
     stated = _manifest(release)
-    _run(problems, str(release), lambda: check_files(release, stated))
+    scans = _scans(release, stated)
+    with ThreadPoolExecutor(3) as pool:  # files are hashed while the rows of two configs are checked
+        of_files = pool.submit(_found, str(release), lambda: check_files(release, stated))
+        of_rows = list(pool.map(lambda config: _found(f"data/{config}", scans[config].problems), scans))
+        problems = sum(of_rows, start=of_files.result())
+    problems += _found("data", lambda: check_relations(scans, unjudged=_unjudged(stated)))
+    problems += _found(schemas.MANIFEST, lambda: check_manifest(release, stated, scans))
+    problems += _found(schemas.CARD, lambda: check_card(release, stated, scans))
+    for name in schemas.CLASSIC_FILES:
+        problems += _found(name, partial(check_classic, release, name, stated, scans))
+    if not problems:  # datasets is given only what is known to be harmless
+        problems += _found("data", lambda: check_loading(release, scans))
+    return list(dict.fromkeys(problems))
+
+
+def _scans(release: Path, stated: manifest.Manifest | None) -> dict[str, Scan]:
     options: dict[str, Any] = {
         "made_here": stated is None or stated.made_here,
         "partial": stated is not None and stated.partial,
@@ -44,17 +58,7 @@ def validate(release: Path) -> list[Problem]:
         "kept": stated.kept_fields if stated else (),
         "sources": schemas.ESCI_QUERY_SOURCES if stated and stated.of_esci else None,
     }
-    scans = {config: Scan(release, config, **options) for config in schemas.CONFIGS}
-    for config, scan in scans.items():
-        _run(problems, f"data/{config}", scan.problems)
-    _run(problems, "data", lambda: check_relations(scans, unjudged=_unjudged(stated)))
-    _run(problems, schemas.MANIFEST, lambda: check_manifest(release, stated, scans))
-    _run(problems, schemas.CARD, lambda: check_card(release, stated, scans))
-    for name in schemas.CLASSIC_FILES:
-        _run(problems, name, partial(check_classic, release, name, stated, scans))
-    if not problems:  # datasets is given only what is known to be harmless
-        _run(problems, "data", lambda: check_loading(release, scans))
-    return list(dict.fromkeys(problems))
+    return {config: Scan(release, config, **options) for config in schemas.CONFIGS}
 
 
 def _manifest(release: Path) -> manifest.Manifest | None:
@@ -72,9 +76,11 @@ def _unjudged(stated: manifest.Manifest | None) -> list[tuple[str, ...]]:
     return [*products, schemas.DECLARED[schemas.QUERIES].key] if stated and stated.of_catalogue else products
 
 
-def _run(problems: list[Problem], where: str, check: Callable[[], Iterable[Problem]]) -> None:
+def _found(where: str, check: Callable[[], Iterable[Problem]]) -> list[Problem]:
+    problems: list[Problem] = []
     try:
         problems.extend(check())
     except Exception as error:  # a damaged file that the checks did not foresee: a problem of the file
         reason = f"{type(error).__name__}: {first_line(error)}"
         problems.append(Problem("unreadable", where, f"cannot be checked ({reason})"))
+    return problems

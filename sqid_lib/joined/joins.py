@@ -78,7 +78,7 @@ def _read_image_urls(files: Sequence[File], locale: str) -> pa.Table:
 
 
 def urls_in_order(image_urls: pa.Table, keys: pa.Table) -> pa.Table:
-    """image_url and image_status of each of `keys` (product_id, product_locale); null and `missing` where there is none.
+    """image_url and image_status of each of `keys` (product_id, product_locale), in order; null and `missing` for none.
 
     Args:
         image_urls: table of `IMAGE_URLS_SCHEMA`.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, UsageError
@@ -28,12 +29,13 @@ from sqid_lib.streams.release_files import (
     stated_digests,
 )
 from sqid_lib.tables.reader import open_parquet, reporting
-from sqid_lib.tables.vector_columns import read_column, vector_width
+from sqid_lib.tables.vector_columns import read_pages, vector_width
 
 _CLASSIC = {schemas.FEATURES: schemas.PRODUCT_FEATURES, schemas.QUERIES: schemas.QUERY_FEATURES}
 # what is downloaded: of a release its parts alone, although the classic files may lie beside them
 _RELEASE_PATTERNS = [schemas.MANIFEST, schemas.SHA256SUMS, *(f"data/{config}/*.parquet" for config in CONFIGS)]
 _CLASSIC_PATTERNS = [schemas.SHA256SUMS, *(f"{folder}{n}" for n in _CLASSIC.values() for folder in ("", "data/"))]
+_PAGES_BYTES = 1 << 31  # of vectors of a row group, read at once
 
 
 class Source(Protocol):
@@ -124,8 +126,16 @@ class Parquet:
                     where = f"{path}, row group {group}"
                     with reporting(where):
                         table = parquet.read_row_group(group, columns=[name for name in there if name not in vectors])
-                    reading = {name: partial(read_column, path, parquet.metadata, group, name) for name in vectors}
+                    reading = {name: partial(_read_column, path, parquet.metadata, group, name) for name in vectors}
                     yield Rows(split, table, where, reading)
+
+
+def _read_column(path: Path, metadata: pq.FileMetaData, group: int, column: str) -> pa.Array | pa.ChunkedArray:
+    lists = read_pages(path, metadata, group, column, _PAGES_BYTES)
+    if lists is not None:
+        return lists
+    with open_parquet(path) as parquet, reporting(f"{path}, row group {group}"):
+        return parquet.read_row_group(group, columns=[column]).column(0)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ A vector is missing where its list is null or empty, or holds nothing but NaN or
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,28 +40,24 @@ def row_groups(files: Iterable[Source], columns: Iterable[str]) -> Iterator[tupl
                 yield table, where
 
 
-def read_column(file: Source, metadata: pq.FileMetaData, group: int, column: str) -> pa.Array | pa.ChunkedArray:
-    """A column of one row group; fixed lists of float32 page by page, if their pages are those of `vector_pages`.
+def read_pages(path: Path, metadata: pq.FileMetaData, group: int, column: str, limit: int) -> pa.Array | None:
+    """A column of fixed lists of one row group of a local file; None where pyarrow has to read it, or to report on it.
 
     Threads may call it at the same time: each opens the file itself.
 
     Args:
         metadata: that of the file.
-
-    Raises:
-        SourceError: as `open_parquet`.
+        limit: bytes of vectors; more are not read.
     """
-    path, dtype = (
-        file.path if isinstance(file, File) else str(file),
-        metadata.schema.to_arrow_schema().field(column).type,
-    )
-    if "://" not in path and pa.types.is_fixed_size_list(dtype) and dtype.value_type == pa.float32():
-        matrix = np.empty((metadata.row_group(group).num_rows, dtype.list_size), np.float32)
-        with contextlib.suppress(UnusualPages):  # pyarrow reads those, or reports what is wrong
-            fill_vectors(Path(path), metadata, group, column, np.arange(len(matrix)), matrix)
-            return fixed_lists(matrix)
-    with open_parquet(file) as parquet, reporting(f"{file}, row group {group}"):
-        return parquet.read_row_group(group, columns=[column]).column(0)
+    dtype, rows = metadata.schema.to_arrow_schema().field(column).type, metadata.row_group(group).num_rows
+    if not pa.types.is_fixed_size_list(dtype) or dtype.value_type != pa.float32() or rows * dtype.list_size * 4 > limit:
+        return None
+    matrix = np.empty((rows, dtype.list_size), np.float32)
+    try:
+        fill_vectors(path, metadata, group, column, np.arange(rows), matrix)
+    except UnusualPages:
+        return None
+    return fixed_lists(matrix)
 
 
 def vector_width(files: Sequence[File], columns: Sequence[str] = schemas.VECTOR_COLUMNS[:1]) -> int:
