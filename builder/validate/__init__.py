@@ -23,6 +23,8 @@ from sqid_lib.joined.selection import ALL
 
 __all__ = ["Problem", "validate"]
 
+Check = tuple[str, Callable[[], Iterable[Problem]]]  # the file or config, and what finds its problems
+
 
 def validate(release: Path) -> list[Problem]:
     """All problems of a release, none if it may be published; reads every file once or twice, in little memory.
@@ -31,21 +33,22 @@ def validate(release: Path) -> list[Problem]:
     """
     if not release.is_dir():
         return [Problem("no-release", str(release), "no such directory")]
-    if problems := _found(str(release), lambda: check_kinds(release)):
+    if problems := _found((str(release), lambda: check_kinds(release))):
         return problems
     stated = _manifest(release)
     scans = _scans(release, stated)
+    across: list[Check] = [
+        ("data", lambda: check_relations(scans, unjudged=_unjudged(stated))),
+        (schemas.MANIFEST, lambda: check_manifest(release, stated, scans)),
+        (schemas.CARD, lambda: check_card(release, stated, scans)),
+        *((name, partial(check_classic, release, name, stated, scans)) for name in schemas.CLASSIC_FILES),
+    ]
     with ThreadPoolExecutor(3) as pool:  # files are hashed while the rows of two configs are checked
-        of_files = pool.submit(_found, str(release), lambda: check_files(release, stated))
-        of_rows = list(pool.map(lambda config: _found(f"data/{config}", scans[config].problems), scans))
-        problems = sum(of_rows, start=of_files.result())
-    problems += _found("data", lambda: check_relations(scans, unjudged=_unjudged(stated)))
-    problems += _found(schemas.MANIFEST, lambda: check_manifest(release, stated, scans))
-    problems += _found(schemas.CARD, lambda: check_card(release, stated, scans))
-    for name in schemas.CLASSIC_FILES:
-        problems += _found(name, partial(check_classic, release, name, stated, scans))
+        of_files = pool.submit(_found, (str(release), lambda: check_files(release, stated)))
+        of_rows = list(pool.map(_found, ((f"data/{config}", scan.problems) for config, scan in scans.items())))
+        problems = sum([*of_rows, *pool.map(_found, across)], start=of_files.result())
     if not problems:  # datasets is given only what is known to be harmless
-        problems += _found("data", lambda: check_loading(release, scans))
+        problems += _found(("data", lambda: check_loading(release, scans)))
     return list(dict.fromkeys(problems))
 
 
@@ -76,10 +79,11 @@ def _unjudged(stated: manifest.Manifest | None) -> list[tuple[str, ...]]:
     return [*products, schemas.DECLARED[schemas.QUERIES].key] if stated and stated.of_catalogue else products
 
 
-def _found(where: str, check: Callable[[], Iterable[Problem]]) -> list[Problem]:
+def _found(check: Check) -> list[Problem]:
+    where, run = check
     problems: list[Problem] = []
     try:
-        problems.extend(check())
+        problems.extend(run())
     except Exception as error:  # a damaged file that the checks did not foresee: a problem of the file
         reason = f"{type(error).__name__}: {first_line(error)}"
         problems.append(Problem("unreadable", where, f"cannot be checked ({reason})"))
