@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,13 @@ def validate(release: Path) -> list[Problem]:
         (schemas.CARD, lambda: check_card(release, stated, scans)),
         *((name, partial(check_classic, release, name, stated, scans)) for name in schemas.CLASSIC_FILES),
     ]
-    with ThreadPoolExecutor(3) as pool:  # files are hashed while the rows of two configs are checked
+    largest_first = sorted(scans, key=lambda config: config != schemas.FEATURES)
+    with ThreadPoolExecutor(2) as pool:  # files are hashed beside the checks that use one core
+        of_rows = {config: pool.submit(_found, (f"data/{config}", scans[config].problems)) for config in largest_first}
         of_files = pool.submit(_found, (str(release), lambda: check_files(release, stated)))
-        of_rows = list(pool.map(_found, ((f"data/{config}", scan.problems) for config, scan in scans.items())))
-        problems = sum([*of_rows, *pool.map(_found, across)], start=of_files.result())
+        wait(of_rows.values())
+        of_all = list(pool.map(_found, across))
+        problems = sum([*(of_rows[config].result() for config in scans), *of_all], start=of_files.result())
     if not problems:  # datasets is given only what is known to be harmless
         problems += _found(("data", lambda: check_loading(release, scans)))
     return list(dict.fromkeys(problems))
