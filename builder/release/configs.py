@@ -48,11 +48,12 @@ def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path)
     def write_products(config: str, split: str, name: str, keys: pa.Table, urls: pa.Table) -> None:
         carried = kept if config in schemas.CARRYING else ()
         texts = _texts(sample / f"{name}.parquet", keys, schemas.text_columns(config), carried)
+        urls = joins.urls_in_order(urls, keys)
         if config == schemas.FEATURES:
             vectors = artifacts.products.in_order(joins.find_rows(artifacts.products, keys))
             write(config, split, joins.product_features(texts, urls, vectors, kept=kept), keys.num_rows)
         else:
-            write(config, split, joins.urls(texts, urls, config, carried), keys.num_rows)
+            write(config, split, joins.urls(texts, urls, config, kept=carried), keys.num_rows)
 
     for split in recipe.selection.splits:
         judged = judgments.filter(pc.equal(judgments.column("split"), split)).drop_columns(["split"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from sqid_lib.joined.selection import ALL
 
 __all__ = ["Problem", "validate"]
 
+Check = tuple[str, Callable[[], Iterable[Problem]]]  # the file or config, and what finds its problems
+
 
 def validate(release: Path) -> list[Problem]:
     """All problems of a release, none if it may be published; reads every file once or twice, in little memory.
@@ -30,12 +33,29 @@ def validate(release: Path) -> list[Problem]:
     """
     if not release.is_dir():
         return [Problem("no-release", str(release), "no such directory")]
-    problems: list[Problem] = []
-    _run(problems, str(release), lambda: check_kinds(release))
-    if problems:
+    if problems := _found((str(release), lambda: check_kinds(release))):
         return problems
     stated = _manifest(release)
-    _run(problems, str(release), lambda: check_files(release, stated))
+    scans = _scans(release, stated)
+    across: list[Check] = [
+        ("data", lambda: check_relations(scans, unjudged=_unjudged(stated))),
+        (schemas.MANIFEST, lambda: check_manifest(release, stated, scans)),
+        (schemas.CARD, lambda: check_card(release, stated, scans)),
+        *((name, partial(check_classic, release, name, stated, scans)) for name in schemas.CLASSIC_FILES),
+    ]
+    largest_first = sorted(scans, key=lambda config: config != schemas.FEATURES)
+    with ThreadPoolExecutor(2) as pool:  # files are hashed beside the checks that use one core
+        of_rows = {config: pool.submit(_found, (f"data/{config}", scans[config].problems)) for config in largest_first}
+        of_files = pool.submit(_found, (str(release), lambda: check_files(release, stated)))
+        wait(of_rows.values())
+        of_all = list(pool.map(_found, across))
+        problems = sum([*(of_rows[config].result() for config in scans), *of_all], start=of_files.result())
+    if not problems:  # datasets is given only what is known to be harmless
+        problems += _found(("data", lambda: check_loading(release, scans)))
+    return list(dict.fromkeys(problems))
+
+
+def _scans(release: Path, stated: manifest.Manifest | None) -> dict[str, Scan]:
     options: dict[str, Any] = {
         "made_here": stated is None or stated.made_here,
         "partial": stated is not None and stated.partial,
@@ -44,17 +64,7 @@ def validate(release: Path) -> list[Problem]:
         "kept": stated.kept_fields if stated else (),
         "sources": schemas.ESCI_QUERY_SOURCES if stated and stated.of_esci else None,
     }
-    scans = {config: Scan(release, config, **options) for config in schemas.CONFIGS}
-    for config, scan in scans.items():
-        _run(problems, f"data/{config}", scan.problems)
-    _run(problems, "data", lambda: check_relations(scans, unjudged=_unjudged(stated)))
-    _run(problems, schemas.MANIFEST, lambda: check_manifest(release, stated, scans))
-    _run(problems, schemas.CARD, lambda: check_card(release, stated, scans))
-    for name in schemas.CLASSIC_FILES:
-        _run(problems, name, partial(check_classic, release, name, stated, scans))
-    if not problems:  # datasets is given only what is known to be harmless
-        _run(problems, "data", lambda: check_loading(release, scans))
-    return list(dict.fromkeys(problems))
+    return {config: Scan(release, config, **options) for config in schemas.CONFIGS}
 
 
 def _manifest(release: Path) -> manifest.Manifest | None:
@@ -72,9 +82,12 @@ def _unjudged(stated: manifest.Manifest | None) -> list[tuple[str, ...]]:
     return [*products, schemas.DECLARED[schemas.QUERIES].key] if stated and stated.of_catalogue else products
 
 
-def _run(problems: list[Problem], where: str, check: Callable[[], Iterable[Problem]]) -> None:
+def _found(check: Check) -> list[Problem]:
+    where, run = check
+    problems: list[Problem] = []
     try:
-        problems.extend(check())
+        problems.extend(run())
     except Exception as error:  # a damaged file that the checks did not foresee: a problem of the file
         reason = f"{type(error).__name__}: {first_line(error)}"
         problems.append(Problem("unreadable", where, f"cannot be checked ({reason})"))
+    return problems

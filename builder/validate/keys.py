@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.validate.problem import Problem
-from builder.validate.vectors import mask
+from builder.validate.vectors import Mask, mask
+
+
+def check_keys(keys: pa.Table, where: str) -> Iterator[Problem]:
+    """Whether each row of `keys` occurs once, and no row is smaller than the row before it."""
+    smaller, equal = _neighbours(keys)
+    nulls = any(column.null_count for column in keys.columns)
+    if not (nulls or smaller.any() or equal.any()):  # increasing, so that no row can occur twice
+        return
+    yield from check_unique(keys, where)
+    if smaller.any():
+        message = f"rows are not sorted by {', '.join(keys.column_names)}: first at row {int(smaller.argmax()) + 1}"
+        yield Problem("order", where, message)
 
 
 def check_unique(keys: pa.Table, where: str) -> Iterator[Problem]:
@@ -23,22 +34,11 @@ def check_unique(keys: pa.Table, where: str) -> Iterator[Problem]:
         yield Problem("duplicate-key", where, f"{again.num_rows:,} keys ({names}) occur more than once, first {first}")
 
 
-def check_sorted(keys: pa.Table, where: str) -> Iterator[Problem]:
-    """Whether no row of `keys` is smaller than the row before it."""
-    wrong = _descents(keys)
-    if len(wrong):
-        message = f"rows are not sorted by {', '.join(keys.column_names)}: first at row {int(wrong[0]) + 1}"
-        yield Problem("order", where, message)
-
-
-def _descents(keys: pa.Table) -> np.ndarray[Any, Any]:
-    """Rows that are followed by a smaller one."""
-    if keys.num_rows < 2:
-        return np.array([], int)
-    smaller = np.zeros(keys.num_rows - 1, bool)
-    equal = np.ones(keys.num_rows - 1, bool)
+def _neighbours(keys: pa.Table) -> tuple[Mask, Mask]:
+    """Which rows are followed by a smaller one, and which by an equal one; a null is neither."""
+    smaller, equal = (np.full(max(keys.num_rows - 1, 0), start) for start in (False, True))
     for column in keys.columns:
-        before, after = column.slice(0, keys.num_rows - 1).combine_chunks(), column.slice(1).combine_chunks()
+        before, after = column.slice(0, len(smaller)).combine_chunks(), column.slice(1).combine_chunks()
         smaller |= equal & mask(pc.less(after, before))
         equal &= mask(pc.equal(after, before))
-    return np.flatnonzero(smaller)
+    return smaller, equal

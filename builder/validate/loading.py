@@ -40,7 +40,6 @@ def check_loading(release: Path, scans: Mapping[str, Scan]) -> Iterator[Problem]
 
 def _wrong(release: Path, builder: Any, scan: Scan) -> str:
     """What differs between the loaded config and the data; "" if nothing does."""
-    from datasets import Dataset
     from datasets.table import table_cast
 
     features, files = builder.info.features, builder.config.data_files
@@ -56,6 +55,6 @@ def _wrong(release: Path, builder: Any, scan: Scan) -> str:
             return f"its files of {name} are {', '.join(found)}, not {', '.join(wanted)}"
         with pq.ParquetFile(paths[0]) as file:
             row = pa.Table.from_batches([next(file.iter_batches(1))])
-        if list(Dataset(table_cast(row, features.arrow_schema))[0]) != list(features):
+        if list(features.decode_example(table_cast(row, features.arrow_schema).to_pylist()[0])) != list(features):
             return f"the first row of {name} has not its columns"
     return ""

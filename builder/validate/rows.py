@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from builder.release.files import MAX_SHARD_BYTES
 from builder.release.statistics import Split, count_values, widen_gains
-from builder.validate.keys import check_sorted, check_unique
+from builder.validate.keys import check_keys, check_unique
 from builder.validate.problem import Problem, Tally
 from builder.validate.values import (
     check_images,
@@ -28,6 +29,7 @@ from builder.validate.vectors import check_distinct, hashes
 from sqid_lib import schemas
 from sqid_lib.errors import first_line
 from sqid_lib.files import parse_shard_name
+from sqid_lib.tables.vector_columns import read_pages
 
 _MAX_ROWS = 50_000_000  # ESCI has 2.6 million judgments
 _MAX_GROUP_BYTES = 100_000_000
@@ -129,9 +131,9 @@ class Scan:
         shard = parse_shard_name(path)
         split = shard.split if shard else ""
         memory = rows = 0
-        for batch in file.iter_batches(_BATCH_ROWS):
-            memory += batch.nbytes
-            columns = self._batch(pa.Table.from_batches([batch]).select(good), name, rows)
+        for batch, size in _batches(file, path):
+            memory += size
+            columns = self._batch(batch.select(good), name, rows)
             kept.append(columns.append_column("split", pa.array([split] * batch.num_rows, pa.string())))
             rows += batch.num_rows
         before = self.splits.get(split, Split())
@@ -180,14 +182,46 @@ class Scan:
             return
         for split in self.splits:
             rows = self.kept.select(key).filter(pc.equal(self.kept["split"], split))
-            yield from check_unique(rows, f"data/{self.config}/{split}-*")
-            yield from check_sorted(rows, f"data/{self.config}/{split}-*")
+            yield from check_keys(rows, f"data/{self.config}/{split}-*")
+
+
+def _batches(file: pq.ParquetFile, path: Path) -> Iterator[tuple[pa.Table, int]]:
+    """All rows of a file, and their bytes in memory; while a row group is checked, the next one's vectors are read."""
+    schema, metadata = file.schema_arrow, file.metadata
+    vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    if not vectors or len(set(schema.names)) < len(schema.names):
+        yield from ((pa.Table.from_batches([batch]), batch.nbytes) for batch in file.iter_batches(_BATCH_ROWS))
+        return
+    others = [name for name in schema.names if name not in vectors]
+    with ThreadPoolExecutor(len(vectors)) as pool:
+
+        def submit(group: int) -> list[Future[pa.Array | None]]:
+            there = vectors if group < metadata.num_row_groups else []
+            return [pool.submit(read_pages, path, metadata, group, name, _MAX_GROUP_BYTES) for name in there]
+
+        ahead = submit(0)
+        for group in range(metadata.num_row_groups):
+            lists = [column for task in ahead if (column := task.result()) is not None]
+            ahead = submit(group + 1)
+            if len(lists) < len(vectors):
+                batches = file.iter_batches(_BATCH_ROWS, row_groups=[group])
+                yield from ((pa.Table.from_batches([batch]), batch.nbytes) for batch in batches)
+                continue
+            table = file.read_row_group(group, columns=others, use_threads=False)
+            for name, column in zip(vectors, lists, strict=True):
+                table = table.append_column(name, column)
+            bitmaps = sum(column.nbytes // 32 for column in lists)  # a bit for each float, where pyarrow reads them
+            yield table.select(schema.names), table.nbytes + bitmaps
 
 
 def _compared(config: str, kept: schemas.Kept) -> tuple[str, ...]:
-    """Columns that checks between files compare: keys, what configs share, and what the classic files may state."""
+    """Columns that checks between files compare: keys, what configs share, and what the classic files may state.
+
+    urls and supp have no product in common, so their texts are not kept.
+    """
     declared = schemas.DECLARED[config]
-    pairs = [pair for other in schemas.CONFIGS for pair in ((config, other), (other, config))]
+    others = [other for other in schemas.CONFIGS if {config, other} != {schemas.URLS, schemas.SUPP}]
+    pairs = [pair for other in others for pair in ((config, other), (other, config))]
     shared = [name for pair in pairs for name in schemas.shared_columns(*pair, kept)]
     own = [column.name for column in declared.columns if not column.origin and column.type != schemas.VECTOR]
     return tuple(dict.fromkeys((*declared.key, *declared.unique, *shared, *own)))

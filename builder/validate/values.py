@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from builder.validate.vectors import Mask, mask, matrix, unusable
 from sqid_lib import schemas
 from sqid_lib.joined.image_status import is_http
+from sqid_lib.tables.vector_columns import present
 
 Report = Callable[[str, str, Any], None]  # code, message, mask of the rows that have the problem
 _WITH_URL = (*schemas.EMBEDDED_STATUSES, schemas.PLACEHOLDER)
@@ -23,7 +24,7 @@ _TEXT = "clip_text_features"
 def check_nulls(rows: pa.Table, config: str, report: Report) -> None:
     """Null only where the column is declared nullable."""
     for column in schemas.DECLARED[config].columns:
-        if not column.nullable and column.name in rows.column_names:
+        if not column.nullable and column.name in rows.column_names and rows[column.name].null_count:
             report("null", f"{column.name} is null", mask(pc.is_null(rows[column.name])))
 
 
@@ -85,7 +86,7 @@ def check_images(
     """
     has_image = mask(rows["has_image"]) if "has_image" in rows.column_names else None
     if has_image is not None and "clip_image_features" in image_vectors:
-        real = (image_vectors["clip_image_features"] != 0).any(axis=1)
+        real = present(image_vectors["clip_image_features"])
         report("has-image", "has_image is true and the image vector is zero", has_image & ~real)
         report("has-image", "has_image is false and the image vector is not zero", ~has_image & real)
     if "image_status" not in rows.column_names:

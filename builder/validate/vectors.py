@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from builder.validate.problem import Problem
+from sqid_lib.tables.vector_columns import present
 
 _MANY = 10  # inputs whose vectors cannot all be equal by chance
 _MADE_OF = {"clip_text_features": ("product_title", "query"), "clip_image_features": ("image_url",)}
@@ -23,7 +24,7 @@ def hashes(vectors: Matrix) -> pa.Array:
     """[N, D] float32 → [N] uint64, equal for equal bits and 0 for zeros; finds errors, not attacks."""
     rows = np.ascontiguousarray(vectors, np.float32)
     found = np.fromiter(map(xxhash.xxh3_64_intdigest, rows), np.uint64, len(rows))
-    found[~rows.view(np.uint32).any(axis=1)] = 0
+    found[~present(rows.view(np.uint32))] = 0
     return pa.array(found)
 
 
@@ -46,7 +47,7 @@ def unusable(vectors: Matrix) -> tuple[Mask, Mask, Mask, Mask]:
 
 def matrix(column: pa.ChunkedArray) -> tuple[Matrix, Mask]:
     """[N, D] float32, and [N] bool: which rows are null or hold a null; those are zeros."""
-    array = column.combine_chunks()
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one chunk
     array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     size = array.type.list_size
     values = array.values.slice(array.offset * size, len(array) * size)

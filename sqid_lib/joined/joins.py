@@ -5,7 +5,7 @@ ESCI decides which rows there are. A product without a SQID row stays: image_sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from sqid_lib.tables.vector_columns import fixed_lists, present
 
 _VECTOR_ROWS = 2_048  # 12 MB of 2 × 768 float32
 
-IMAGE_URLS_SCHEMA = pa.schema([(name, pa.string()) for name in (*schemas.PRODUCT_KEY, "image_url", "image_status")])
+_URL_COLUMNS = ["image_url", "image_status"]
+IMAGE_URLS_SCHEMA = pa.schema([(name, pa.string()) for name in (*schemas.PRODUCT_KEY, *_URL_COLUMNS)])
 
 
 def read_image_urls(
@@ -76,30 +77,47 @@ def _read_image_urls(files: Sequence[File], locale: str) -> pa.Table:
     return table.filter(pa.array(first)).combine_chunks()  # a product may be judged in several splits
 
 
+def urls_in_order(image_urls: pa.Table, keys: pa.Table) -> pa.Table:
+    """image_url and image_status of each of `keys` (product_id, product_locale), in order; null and `missing` for none.
+
+    Args:
+        image_urls: table of `IMAGE_URLS_SCHEMA`.
+    """
+    rows = pc.index_in(key_strings(keys), value_set=key_strings(image_urls))
+    found = image_urls.select(_URL_COLUMNS).take(rows)
+    return found.set_column(1, found.field(1), pc.fill_null(found.column(1), schemas.MISSING))
+
+
 def urls(
-    texts: Iterable[pa.Table], image_urls: pa.Table, config: str = schemas.URLS, kept: schemas.Kept = ()
+    texts: Iterable[pa.Table], ordered: pa.Table, config: str = schemas.URLS, at: int = 0, kept: schemas.Kept = ()
 ) -> Iterator[pa.Table]:
-    """The `urls` and `supp` configs: texts (product_id, product_locale, text columns, kept) with URL and status."""
-    schema, known = schemas.config_schema(config, kept=kept), _rows_by_key(image_urls)
+    """The `urls` and `supp` configs: texts (product_id, product_locale, text columns, kept) with URL and status.
+
+    Args:
+        ordered: the result of `urls_in_order` for all products.
+        at: the row of `ordered` for the first of `texts`.
+    """
+    schema = schemas.config_schema(config, kept=kept)
     for table in texts:
-        yield conform(_with_urls(table, image_urls, known), schema, config)
+        yield conform(_with_urls(table, ordered, at), schema, config)
+        at += table.num_rows
 
 
 def product_features(
-    texts: Iterable[pa.Table], image_urls: pa.Table, vectors: OrderedVectors, at: int = 0, kept: schemas.Kept = ()
+    texts: Iterable[pa.Table], ordered: pa.Table, vectors: OrderedVectors, at: int = 0, kept: schemas.Kept = ()
 ) -> Iterator[pa.Table]:
     """The `product_features` config, at most 2,048 rows a table.
 
     Args:
         texts: the product key, `schemas.text_columns` of the config and `kept`, in order.
-        image_urls: table of `IMAGE_URLS_SCHEMA`.
+        ordered: the result of `urls_in_order` for all products.
         vectors: text and image vectors (`schemas.VECTOR_COLUMNS`) of every product, in order.
-        at: the row of `vectors` for the first of `texts`.
+        at: the row of `ordered` and `vectors` for the first of `texts`.
         kept: further columns of a catalogue.
     """
-    schema, known = schemas.config_schema(schemas.FEATURES, vectors.width, kept), _rows_by_key(image_urls)
+    schema = schemas.config_schema(schemas.FEATURES, vectors.width, kept)
     for table in texts:
-        joined = _with_urls(table, image_urls, known)
+        joined = _with_urls(table, ordered, at)
         for begin in range(0, joined.num_rows, _VECTOR_ROWS):
             part = joined.slice(begin, _VECTOR_ROWS)
             text, image = vectors.take(at, at + part.num_rows)
@@ -162,14 +180,8 @@ def _with_locale(keys: pa.Table, locale: str) -> pa.Table:
     return keys.append_column("product_locale", pa.repeat(locale, keys.num_rows).cast(pa.string()))
 
 
-def _rows_by_key(image_urls: pa.Table) -> dict[str, int]:
-    # not index_in, which would hash all keys anew for every table of texts
-    return {key: row for row, key in enumerate(key_strings(image_urls).to_pylist())}
-
-
-def _with_urls(table: pa.Table, image_urls: pa.Table, known: Mapping[str, int]) -> pa.Table:
-    rows = pa.array([known.get(key) for key in key_strings(table).to_pylist()], pa.int64())
-    status = pc.fill_null(image_urls.column("image_status").take(rows), schemas.MISSING)
-    return table.append_column("image_url", image_urls.column("image_url").take(rows)).append_column(
-        "image_status", status
-    )
+def _with_urls(table: pa.Table, ordered: pa.Table, at: int) -> pa.Table:
+    part = ordered.slice(at, table.num_rows)
+    for name in _URL_COLUMNS:
+        table = table.append_column(name, part.column(name))
+    return table

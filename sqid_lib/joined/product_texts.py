@@ -49,43 +49,72 @@ def product_texts(
     keys: pa.Table,
     columns: Sequence[str],
     *,
-    positions: np.ndarray | None = None,
     kept: schemas.Kept = (),
 ) -> Iterator[pa.Table]:
-    """Rows of the products file for `keys`, in the order of `keys`, in slices.
+    """Rows of the products file for `keys`, in the order of `keys`, in slices of at most 16,384; see `ProductTexts`."""
+    yield from ProductTexts(file, keys, columns, kept=kept).between(0, keys.num_rows, _SLICE_ROWS)
 
-    The keys of the file are read first and the texts after, so memory holds at most 400,000 rows of text and 1 GiB of
-    a column.
+
+class ProductTexts:
+    """Texts of chosen products from the products file, in the order of `keys`.
+
+    The keys of the file are read first and the texts after, a block of rows at once, so memory holds at most 400,000
+    rows of text and 1 GiB of a column. The block that was read last is kept.
 
     Args:
         keys: product_id, product_locale; unique.
         columns: text columns wanted besides the two keys.
         positions: the result of `locate_products` for these keys, if it is known.
         kept: further columns of the file that are wanted, of any plain type.
-
-    Yields:
-        Tables (product_id, product_locale, *columns, *kept) of at most 16,384 rows, text null where ESCI has none.
-
-    Raises:
-        DuplicateKeyError, IntegrityError: as `locate_products`.
-        TextLengthError: a text has more than `schemas.MAX_TEXT_BYTES`.
     """
-    schema = pa.schema([*(schemas.PRODUCTS_SCHEMA.field(c) for c in columns), *kept])
-    if positions is None:
-        positions = locate_products(file, keys)
-    start, rows = 0, TEXT_ROWS_AT_ONCE
-    while start < keys.num_rows:
-        stop = min(start + rows, keys.num_rows)
-        try:
-            texts = _gather_texts(file, positions, start, stop, schema, keys)
-        except _TooManyBytes:
-            rows = -(-(stop - start) // 2)
-            continue
-        for begin in range(0, stop - start, _SLICE_ROWS):
-            part = texts.slice(begin, _SLICE_ROWS)
-            key = keys.slice(start + begin, part.num_rows)
-            yield pa.table([*key.columns, *part.columns], [*key.column_names, *schema.names])
-        start = stop
+
+    def __init__(
+        self,
+        file: File,
+        keys: pa.Table,
+        columns: Sequence[str],
+        *,
+        positions: np.ndarray | None = None,
+        kept: schemas.Kept = (),
+    ) -> None:
+        self._file, self._keys, self._positions = file, keys, positions
+        self._schema = pa.schema([*(schemas.PRODUCTS_SCHEMA.field(c) for c in columns), *kept])
+        self._rows = max(1, min(TEXT_ROWS_AT_ONCE, keys.num_rows))
+        self._block: tuple[int, pa.Table, pa.Array] | None = None
+
+    def between(self, start: int, stop: int, rows: int) -> Iterator[pa.Table]:
+        """The rows of keys[start:stop], at most `rows` a table.
+
+        Yields:
+            Tables (product_id, product_locale, *columns, *kept), text null where ESCI has none.
+
+        Raises:
+            DuplicateKeyError, IntegrityError: as `locate_products`.
+            TextLengthError: a text has more than `schemas.MAX_TEXT_BYTES`.
+        """
+        while start < stop:
+            first, texts, order = self._block_of(start)
+            chosen = order.slice(start - first, min(rows, stop - start))
+            part, key = texts.take(chosen), self._keys.slice(start, len(chosen))
+            yield pa.table([*key.columns, *part.columns], [*key.column_names, *self._schema.names])
+            start += len(chosen)
+
+    def _block_of(self, row: int) -> tuple[int, pa.Table, pa.Array]:
+        """The block of a row: the number of its first row, its texts as they are in the file, and their order."""
+        if self._block is not None and 0 <= row - self._block[0] < len(self._block[2]):
+            return self._block
+        self._block = None  # free the old block before the new one is read
+        if self._positions is None:
+            self._positions = locate_products(self._file, self._keys)
+        while self._block is None:
+            first = row // self._rows * self._rows
+            stop = min(first + self._rows, self._keys.num_rows)
+            try:
+                texts, order = _gather_texts(self._file, self._positions, first, stop, self._schema, self._keys)
+                self._block = (first, texts, order)
+            except _TooManyBytes:
+                self._rows = -(-(stop - first) // 2)
+        return self._block
 
 
 def are_known(file: File, keys: pa.Table) -> pa.Array:
@@ -139,18 +168,20 @@ class _TooManyBytes(Exception):
 
 def _gather_texts(
     file: File, positions: np.ndarray, start: int, stop: int, schema: pa.Schema, keys: pa.Table
-) -> pa.Table:
-    """Text rows whose position is in [start, stop), sorted by position, in one chunk; columns are read in parallel.
+) -> tuple[pa.Table, pa.Array]:
+    """Text rows whose position is in [start, stop), as they are in the file, and their order by position.
+
+    Columns are read in parallel, the largest first: it would else be the last, and alone.
 
     Raises:
         _TooManyBytes: a column has more than TEXT_BYTES_AT_ONCE.
     """
     chosen = (positions >= start) & (positions < stop)
-    order = np.argsort(positions[chosen], kind="stable")
     held, lock, many = dict.fromkeys(schema.names, 0), threading.Lock(), stop - start > 1
     with open_parquet(file, schema) as parquet:
         groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.metadata.num_row_groups)]
         spans = _spans(groups, chosen)
+        sizes = {name: sum(chunk.total_uncompressed_size for chunk in _chunks(parquet, name)) for name in schema.names}
 
     def read(name: str, groups: list[int], row: int, stop: int) -> list[pa.Array]:
         field = pa.schema([schema.field(name)])
@@ -173,22 +204,26 @@ def _gather_texts(
                     break
         return kept
 
-    def in_order(name: str) -> pa.Array:  # frees the unordered texts of a column before it handles the next column
-        chunks = [chunk for task in tasks.pop(name) for chunk in task.result()]
-        return pa.chunked_array(chunks, schema.field(name).type).combine_chunks().take(order)
-
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        tasks = {name: [pool.submit(read, name, *span) for span in spans] for name in schema.names}
-        return pa.table([in_order(name) for name in schema.names], schema=schema)
+        largest_first = sorted(schema.names, key=lambda name: -sizes[name])
+        tasks = {name: [pool.submit(read, name, *span) for span in spans] for name in largest_first}
+    chunks = {name: [chunk for task in tasks[name] for chunk in task.result()] for name in schema.names}
+    columns = [pa.chunked_array(chunks[field.name], field.type) for field in schema]
+    return pa.table(columns, schema=schema), pa.array(np.argsort(positions[chosen], kind="stable"))
+
+
+def _chunks(parquet: Any, name: str, groups: Sequence[int] | None = None) -> Iterator[Any]:
+    """The metadata of a column in the row groups, by default in all."""
+    for group in range(parquet.metadata.num_row_groups) if groups is None else groups:
+        found = parquet.metadata.row_group(group)
+        columns = map(found.column, range(found.num_columns))
+        yield from (column for column in columns if column.path_in_schema == name)
 
 
 def _batch_rows(parquet: Any, groups: Sequence[int], name: str) -> int:
     """How many rows of a text column to decode at once: fewer where texts are long."""
-    found = [parquet.metadata.row_group(group) for group in groups]
-    chunks = [group.column(leaf) for group in found for leaf in range(group.num_columns)]
-    sizes = [
-        chunk.total_uncompressed_size / max(chunk.num_values, 1) for chunk in chunks if chunk.path_in_schema == name
-    ]
+    chunks = _chunks(parquet, name, groups)
+    sizes = [chunk.total_uncompressed_size / max(chunk.num_values, 1) for chunk in chunks]
     longest = max(sizes, default=0)
     return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(longest, 1))))
 

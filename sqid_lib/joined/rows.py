@@ -18,6 +18,7 @@ from sqid_lib.files import File
 from sqid_lib.joined import joins, product_texts, selection
 from sqid_lib.joined.matches import Match, warn, warn_of_mismatches
 from sqid_lib.joined.plan import Plan, download, find_files, fingerprint, splits, width
+from sqid_lib.joined.product_texts import ProductTexts
 from sqid_lib.joined.selection import Selection
 from sqid_lib.joined.vector_lookup import VectorLookup
 from sqid_lib.tables.keys import check_unique
@@ -26,6 +27,8 @@ from sqid_lib.tables.reader import read_parquet
 __all__ = ["MEMORY", "SHARDS", "Plan", "download", "find_files", "fingerprint", "splits", "tables", "width"]
 
 SHARDS = 16  # DataLoader workers and nodes divide them among themselves
+_TEXT_ROWS = 16_000  # of a table with texts; datasets writes batches of 1,000
+_VECTOR_TEXT_ROWS = 16_384  # of texts beside vectors, which come 2,048 at a time
 MEMORY = 1_200_000_000  # the published vectors, 1.0 GB, fit; a stream uses none
 
 
@@ -172,7 +175,7 @@ class _Queries:
 
 
 class _Urls:
-    """urls and supp; the texts of a block of rows are read at once and kept while its shards are asked for."""
+    """urls and supp."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -186,13 +189,18 @@ class _Urls:
                 self.keys = selection.catalogue_keys(plan.of("products")[0], plan.selection.locales)
             else:
                 self.keys = _product_keys(plan.of("examples")[0], plan.selection, part)
-            self.image_urls = image_urls.result()
-        self.count = self.keys.num_rows
-        self._block: tuple[int, pa.Table] | None = None
-        outside = joins.outside(self.image_urls, self.keys)
-        matches = [Match("image URLs", urls, self.image_urls.num_rows, outside, self.keys), *self._other_matches()]
+            self.count = self.keys.num_rows
+            found = image_urls.result()
+            self._located = pool.submit(self._locate)
+            self.image_urls = joins.urls_in_order(found, self.keys)
+            outside = joins.outside(found, self.keys)
+        self._texts: ProductTexts | None = None
+        matches = [Match("image URLs", urls, found.num_rows, outside, self.keys), *self._other_matches()]
         words = "supplementary products" if plan.config == schemas.SUPP else f"products of {_split_in_words(plan)}"
         warn_of_mismatches(matches, self._are_known, words)
+
+    def _locate(self) -> np.ndarray | None:
+        return _positions(self.plan.of("products")[0], _Same(self.keys)) if self.count else None
 
     def _other_matches(self) -> list[Match]:
         """How vectors match, where the config has any."""
@@ -201,25 +209,16 @@ class _Urls:
     def _are_known(self, keys: pa.Table) -> pa.Array:
         return product_texts.are_known(self.plan.of("products")[0], keys)
 
-    def texts(self, start: int, stop: int) -> Iterator[pa.Table]:
-        while start < stop:
-            block, offset = divmod(start, product_texts.TEXT_ROWS_AT_ONCE)
-            table = self._texts_of(block).slice(offset, stop - start)
-            yield table
-            start += table.num_rows
-
-    def _texts_of(self, block: int) -> pa.Table:
-        if self._block is None or self._block[0] != block:
-            self._block = None  # free the old block before the new one is read
-            keys = self.keys.slice(block * product_texts.TEXT_ROWS_AT_ONCE, product_texts.TEXT_ROWS_AT_ONCE)
-            products, whole = self.plan.of("products")[0], keys.num_rows == self.count
-            positions = _positions(products, _Same(self.keys)) if whole else None
-            texts = list(product_texts.product_texts(products, keys, self.columns, positions=positions))
-            self._block = (block, pa.concat_tables(texts))
-        return self._block[1]
+    def texts(self, start: int, stop: int, rows: int) -> Iterator[pa.Table]:
+        """The texts of a range of rows, at most `rows` a table."""
+        if self._texts is None:
+            products, positions = self.plan.of("products")[0], self._located.result()
+            self._texts = ProductTexts(products, self.keys, self.columns, positions=positions)
+        return self._texts.between(start, stop, rows)
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
-        yield from joins.urls(self.texts(start, stop), self.image_urls, self.plan.config)
+        texts = self.texts(start, stop, _TEXT_ROWS)
+        yield from joins.urls(texts, self.image_urls, self.plan.config, start)
 
 
 class _Features(_Urls):
@@ -231,7 +230,7 @@ class _Features(_Urls):
         return [Match("vectors", files, vectors.keys.num_rows, outside, self.keys)]
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
-        texts = self.texts(start, stop)
+        texts = self.texts(start, stop, _VECTOR_TEXT_ROWS)
         yield from joins.product_features(texts, self.image_urls, self.vectors, start)
 
 

@@ -143,7 +143,9 @@ class VectorLookup:
         starts = range(0, len(rows), _BLOCK_ROWS)
 
         def gather(column: int) -> list[np.ndarray | None]:
-            blocks = [np.zeros((min(_BLOCK_ROWS, len(rows) - i), self.width), np.float32) for i in starts]
+            blocks = [np.empty((min(_BLOCK_ROWS, len(rows) - i), self.width), np.float32) for i in starts]
+            for block in blocks:  # touched here, where numpy leaves the interpreter's lock, and not row by row below
+                block.fill(0)
             at = 0
             for decoded in self._blocks(column):
                 place = places[at : at + len(decoded)]

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ from sqid_lib.errors import DiskError, EmptyFileError, SchemaError, StoreError, 
 from sqid_lib.files import sync
 from sqid_lib.store import checksums
 from sqid_lib.store.checksums import Converted, Statement
-from sqid_lib.store.source import Source
+from sqid_lib.store.source import Rows, Source
 from sqid_lib.streams.checks import check_keys, checked_gains, checked_images, checked_texts, find_rows
 from sqid_lib.streams.release_files import digest, noted_digest
 from sqid_lib.tables.keys import key_strings
@@ -44,7 +45,8 @@ MATRICES = {
     "query_features": (schemas.QUERIES, "clip_text_features"),
 }
 DISK_MARGIN = 64 << 20  # bytes left free beside the conversion
-_SYNC_BYTES = 64 << 20  # of a file, between two waits for the disk
+_GROUPS_AHEAD = 4  # row groups whose vectors wait to be read
+_SYNC_BYTES = 64 << 20  # of a file, that the disk gets at once
 
 _log = logging.getLogger(__name__)
 
@@ -149,31 +151,27 @@ def _write_part(
 ) -> pa.Table:
     """Append the vectors of one config to flat files, row group by row group; return its other columns.
 
-    A thread writes one row group while the next is decoded. `sums` gets the checksum of each file, by name.
+    Each file has a thread, which reads, checks and writes its vectors. `sums` gets the checksum of each file, by name.
     """
     columns = {name: column for name, (part, column) in MATRICES.items() if part == config}
     rest, has_image, kept = [], [], source.kept()
-    writing: list[Future[None]] = []
+    writing: deque[dict[str, Future[NDArray[np.bool_]]]] = deque()
+
+    def finish(left: int) -> None:
+        while len(writing) > left:
+            shown = {name: task.result() for name, task in writing.popleft().items()}
+            has_image.append(shown.get("image_features", np.zeros(0, np.bool_)))
+            advance(len(next(iter(shown.values()))))
+
     with ExitStack() as stack:
         files = {name: stack.enter_context(_MatrixFile(directory / f"{name}.bin")) for name in columns}
-        writer = stack.enter_context(ThreadPoolExecutor(1))
-        for table, where in _new_rows(source, config):
-            made = {}
-            shown = np.ones(len(table), dtype=np.bool_)
-            for name, column in columns.items():
-                if name == "image_features":
-                    vectors, shown = checked_images(table, column, width, dtype, where)
-                else:
-                    vectors = checked_texts(table, column, width, dtype, where)
-                made[files[name]] = vectors
-            for earlier in writing:
-                earlier.result()
-            writing = [writer.submit(file.write, vectors) for file, vectors in made.items()]
-            has_image.append(shown)
-            rest.append(_tidy(table, config, where, kept))
-            advance(len(table))
-        for last in writing:
-            last.result()
+        threads = {name: stack.enter_context(ThreadPoolExecutor(1)) for name in columns}
+        for rows, fresh in _new_rows(source, config):
+            tasks = {name: (files[name], rows, fresh, column, width, dtype) for name, column in columns.items()}
+            writing.append({name: threads[name].submit(_write_vectors, *task) for name, task in tasks.items()})
+            rest.append(_tidy(rows.table if fresh is None else rows.table.filter(fresh), config, rows.where, kept))
+            finish(_GROUPS_AHEAD)
+        finish(0)
         sums.update({f"{name}.bin": file.checksum for name, file in files.items()})
     if not rest and config == schemas.QUERIES and source.lacks(config):
         return _kept_columns(config).empty_table()
@@ -184,16 +182,35 @@ def _write_part(
     return pa.concat_tables(rest).combine_chunks()
 
 
+def _write_vectors(
+    file: _MatrixFile, rows: Rows, fresh: pa.Array | None, column: str, width: int, dtype: np.dtype[Any]
+) -> NDArray[np.bool_]:
+    """Append the vectors of a column, those of `fresh` rows alone; whether each row has an image, or else true."""
+    table = rows.with_vectors(column)
+    if fresh is not None:
+        table = table.filter(fresh)
+    if column == MATRICES["image_features"][1]:
+        vectors, shown = checked_images(table, column, width, dtype, rows.where)
+    else:
+        vectors = checked_texts(table, column, width, dtype, rows.where)
+        shown = np.ones(len(table), np.bool_)
+    file.write(vectors)
+    return shown
+
+
 class _MatrixFile:
     """A flat file of vectors, checksummed as it is written. A context manager."""
 
     def __init__(self, path: Path) -> None:
         self._file, self._digest, self._unsynced = path.open("wb"), xxhash.xxh3_128(), 0
+        self._disk = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._disk.shutdown()
         self._file.close()
 
     @property
@@ -202,28 +219,29 @@ class _MatrixFile:
         return self._digest.hexdigest()
 
     def write(self, vectors: NDArray[Any]) -> None:
-        """Append the rows; now and then wait for the disk, which otherwise gets all at the end."""
+        """Append the rows; the disk gets them meanwhile, and not all at the end."""
         self._digest.update(vectors.data)
         self._file.write(vectors.data)
         self._unsynced += vectors.nbytes
         if self._unsynced >= _SYNC_BYTES:
+            if self._syncing is not None:
+                self._syncing.result()
             self._file.flush()
-            os.fsync(self._file.fileno())
-            self._unsynced = 0
+            self._syncing, self._unsynced = self._disk.submit(os.fsync, self._file.fileno()), 0
 
 
-def _new_rows(source: Source, config: str) -> Iterator[tuple[pa.Table, str]]:
-    """The tables of a config without the rows that an earlier split had: a product may be judged in both."""
+def _new_rows(source: Source, config: str) -> Iterator[tuple[Rows, pa.Array | None]]:
+    """The rows of a config, and which of them no earlier split had: a product may be judged in both; None for all."""
     now, before = "", pa.array([], pa.int64() if config == schemas.QUERIES else pa.string())
     these: list[pa.Array] = []
-    for split, table, where in source.tables(config):
-        if split != now:
-            before, now, these = pa.concat_arrays([before, *these]), split, []
-        keys = _keys(table, config, where)
+    for rows in source.tables(config):
+        if rows.split != now:
+            before, now, these = pa.concat_arrays([before, *these]), rows.split, []
+        keys = _keys(rows.table, config, rows.where)
         these.append(keys)
-        fresh = table.filter(pc.invert(pc.is_in(keys, value_set=before))) if len(before) else table
-        if len(fresh):
-            yield fresh, where
+        fresh = pc.invert(pc.is_in(keys, value_set=before)) if len(before) else None
+        if len(keys) if fresh is None else pc.any(fresh).as_py():
+            yield rows, fresh
 
 
 def _keys(table: pa.Table, config: str, where: str) -> pa.Array:
@@ -279,9 +297,9 @@ def _tidy(table: pa.Table, config: str, where: str, kept: schemas.Kept = ()) -> 
 def _read_judgments(source: Source) -> pa.Table:
     schema = _kept_columns(schemas.JUDGMENTS).append(pa.field("split", pa.string()))
     tables = [schema.empty_table()]
-    for split, table, where in source.tables(schemas.JUDGMENTS):
-        tidy = _tidy(table, schemas.JUDGMENTS, where)
-        tables.append(tidy.append_column("split", pa.repeat(split, len(table)).cast(pa.string())))
+    for rows in source.tables(schemas.JUDGMENTS):
+        tidy = _tidy(rows.table, schemas.JUDGMENTS, rows.where)
+        tables.append(tidy.append_column("split", pa.repeat(rows.split, len(tidy)).cast(pa.string())))
     return pa.concat_tables(tables).combine_chunks()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import MissingFileError, UsageError
@@ -26,13 +28,14 @@ from sqid_lib.streams.release_files import (
     shards,
     stated_digests,
 )
-from sqid_lib.tables.reader import open_parquet
-from sqid_lib.tables.vector_columns import row_groups, vector_width
+from sqid_lib.tables.reader import open_parquet, reporting
+from sqid_lib.tables.vector_columns import read_pages, vector_width
 
 _CLASSIC = {schemas.FEATURES: schemas.PRODUCT_FEATURES, schemas.QUERIES: schemas.QUERY_FEATURES}
 # what is downloaded: of a release its parts alone, although the classic files may lie beside them
 _RELEASE_PATTERNS = [schemas.MANIFEST, schemas.SHA256SUMS, *(f"data/{config}/*.parquet" for config in CONFIGS)]
 _CLASSIC_PATTERNS = [schemas.SHA256SUMS, *(f"{folder}{n}" for n in _CLASSIC.values() for folder in ("", "data/"))]
+_PAGES_BYTES = 1 << 31  # of vectors of a row group, read at once
 
 
 class Source(Protocol):
@@ -65,8 +68,29 @@ class Source(Protocol):
     def rows(self, config: str) -> int:
         """How many at most, or about, for the progress bar and the disk."""
 
-    def tables(self, config: str) -> Iterator[tuple[str, pa.Table, str]]:
-        """(split, table, its name in messages), split after split."""
+    def tables(self, config: str) -> Iterator[Rows]:
+        """The rows, split after split."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a config, of one split.
+
+    Attributes:
+        table: all columns, or all but those of vectors.
+        where: the name of the table in messages.
+        vectors: the columns of vectors that are not in `table`, each as a function that reads it, in any thread.
+    """
+
+    split: str
+    table: pa.Table
+    where: str
+    vectors: Mapping[str, Callable[[], pa.Array | pa.ChunkedArray]] = field(default_factory=dict)
+
+    def with_vectors(self, column: str) -> pa.Table:
+        """The table with a column of vectors, if there is such a column."""
+        read = self.vectors.get(column)
+        return self.table.append_column(column, read()) if read else self.table
 
 
 @dataclass(frozen=True)
@@ -92,11 +116,26 @@ class Parquet:
     def rows(self, config: str) -> int:
         return sum(_rows(path) for _, path in self.parts[config])
 
-    def tables(self, config: str) -> Iterator[tuple[str, pa.Table, str]]:
+    def tables(self, config: str) -> Iterator[Rows]:
         columns = schemas.config_schema(config, kept=self.kept()).names
         for split, path in self.parts[config]:
-            for table, where in row_groups([path], columns):
-                yield split, table, where
+            with open_parquet(path) as parquet:
+                there = [name for name in columns if name in parquet.schema_arrow.names]
+                vectors = [name for name in there if name in schemas.VECTOR_COLUMNS]
+                for group in range(parquet.num_row_groups):
+                    where = f"{path}, row group {group}"
+                    with reporting(where):
+                        table = parquet.read_row_group(group, columns=[name for name in there if name not in vectors])
+                    reading = {name: partial(_read_column, path, parquet.metadata, group, name) for name in vectors}
+                    yield Rows(split, table, where, reading)
+
+
+def _read_column(path: Path, metadata: pq.FileMetaData, group: int, column: str) -> pa.Array | pa.ChunkedArray:
+    lists = read_pages(path, metadata, group, column, _PAGES_BYTES)
+    if lists is not None:
+        return lists
+    with open_parquet(path) as parquet, reporting(f"{path}, row group {group}"):
+        return parquet.read_row_group(group, columns=[column]).column(0)
 
 
 @dataclass(frozen=True)
@@ -135,11 +174,11 @@ class Joined:
         features = dict(self.tables_of[config])[Path(_CLASSIC[config]).stem]
         return sum(_rows(Path(file.path)) for file in features)
 
-    def tables(self, config: str) -> Iterator[tuple[str, pa.Table, str]]:
+    def tables(self, config: str) -> Iterator[Rows]:
         for split, chosen in joined.splits(config, self.selection).items():
             plan = joined.Plan(config, chosen, self.tables_of[config], schemas.CLASSIC_LOCALE, None)
             for table in joined.tables(plan, range(joined.SHARDS)):
-                yield split, table, f"{self.artifacts} joined with {self.esci}"
+                yield Rows(split, table, f"{self.artifacts} joined with {self.esci}")
 
 
 def _rows(path: Path) -> int:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
 from sqid_lib.files import File
 from sqid_lib.tables.columns import is_list, plain, plain_type
 from sqid_lib.tables.reader import Source, open_parquet, reporting
+from sqid_lib.tables.vector_pages import UnusualPages, fill_vectors
 
 MAX_WIDTH = 1 << 16
 _HEAD_ROWS = 64  # whose most frequent length is the width
@@ -35,6 +38,26 @@ def row_groups(files: Iterable[Source], columns: Iterable[str]) -> Iterator[tupl
                 with reporting(where):
                     table = parquet.read_row_group(group, columns=wanted)
                 yield table, where
+
+
+def read_pages(path: Path, metadata: pq.FileMetaData, group: int, column: str, limit: int) -> pa.Array | None:
+    """A column of fixed lists of one row group of a local file; None where pyarrow has to read it, or to report on it.
+
+    Threads may call it at the same time: each opens the file itself.
+
+    Args:
+        metadata: that of the file.
+        limit: bytes of vectors; more are not read.
+    """
+    dtype, rows = metadata.schema.to_arrow_schema().field(column).type, metadata.row_group(group).num_rows
+    if not pa.types.is_fixed_size_list(dtype) or dtype.value_type != pa.float32() or rows * dtype.list_size * 4 > limit:
+        return None
+    matrix = np.empty((rows, dtype.list_size), np.float32)
+    try:
+        fill_vectors(path, metadata, group, column, np.arange(rows), matrix)
+    except UnusualPages:
+        return None
+    return fixed_lists(matrix)
 
 
 def vector_width(files: Sequence[File], columns: Sequence[str] = schemas.VECTOR_COLUMNS[:1]) -> int:

@@ -55,7 +55,11 @@ def test_rows_are_kept_in_order_and_only_their_own_url_joins(
     pq.write_table(table, path)
     known = joins.read_image_urls([File(str(path))])
     keys = sorted(esci)
-    rows = [row for part in joins.urls(texts(keys, slice_rows), known) for row in part.to_pylist()]
+    parts = texts(keys, slice_rows)
+    ordered = joins.urls_in_order(known, pa.concat_tables([TEXTS.empty_table(), *parts]))
+    rows = [row for part in joins.urls(parts, ordered) for row in part.to_pylist()]
+    later = [row for part in joins.urls(parts[1:], ordered, at=slice_rows) for row in part.to_pylist()]
+    assert later == rows[slice_rows:]
     assert [(r["product_id"], r["product_locale"]) for r in rows] == keys
     assert [r["image_url"] for r in rows] == [url.get(key) for key in keys]
     assert [r["image_status"] for r in rows] == [schemas.OK if url.get(key) else schemas.MISSING for key in keys]

@@ -72,6 +72,29 @@ def test_texts_come_for_exactly_the_keys_in_their_order(
     assert all(part.num_rows <= slice_rows for part in found)
 
 
+@pytest.mark.parametrize("at_once", [4, 1_000])
+def test_any_range_of_rows_is_read_and_a_block_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    esci = write_esci(tmp_path, row_group=3)
+    keys = pa.table([sorted(MAIN_IDS), ["us"] * len(MAIN_IDS)], schema=KEY)
+    whole, passes, gather = pa.concat_tables(texts(esci, keys)), [], product_texts._gather_texts
+
+    def counted(*given: Any) -> tuple[pa.Table, pa.Array]:
+        passes.append(given[2:4])
+        return gather(*given)
+
+    monkeypatch.setattr(product_texts, "_gather_texts", counted)
+    monkeypatch.setattr(product_texts, "TEXT_ROWS_AT_ONCE", at_once)
+    found = product_texts.ProductTexts(File(str(esci / schemas.ESCI_PRODUCTS)), keys, ("product_title",))
+    for start, stop in [(0, 3), (3, 4), (4, 9), (2, 7), (5, 5)]:
+        parts = list(found.between(start, stop, 2))
+        assert all(part.num_rows <= 2 for part in parts)
+        assert pa.concat_tables([whole.slice(0, 0), *parts]).equals(whole.slice(start, stop - start))
+    blocks = [(0, 4), (4, 8), (8, 12), (0, 4), (4, 8)] if at_once == 4 else [(0, len(MAIN_IDS))]
+    assert passes == blocks
+
+
 def test_which_keys_the_products_file_has(esci: Path) -> None:
     keys = pa.table([["U1", "nowhere", "both", "E1"], ["us", "us", "es", "us"]], schema=KEY)
     known = product_texts.are_known(File(str(esci / schemas.ESCI_PRODUCTS)), keys)
@@ -116,10 +139,10 @@ def test_more_text_than_memory_should_hold_is_read_in_more_passes(
     passes: list[int] = []
     gather = product_texts._gather_texts
 
-    def counted(file: File, positions: np.ndarray, start: int, stop: int, *rest: Any) -> pa.Table:
-        table = gather(file, positions, start, stop, *rest)
+    def counted(file: File, positions: np.ndarray, start: int, stop: int, *rest: Any) -> tuple[pa.Table, pa.Array]:
+        table, order = gather(file, positions, start, stop, *rest)
         passes.append(table.num_rows)
-        return table
+        return table, order
 
     monkeypatch.setattr(product_texts, "_gather_texts", counted)
     monkeypatch.setattr(product_texts, "TEXT_BYTES_AT_ONCE", 5_000)  # a title has 1,100 bytes

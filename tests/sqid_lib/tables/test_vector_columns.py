@@ -19,7 +19,7 @@ from sqid_lib import schemas
 from sqid_lib.errors import ContractError, CorruptFileError, MissingExtraError, SchemaError
 from sqid_lib.files import File
 from sqid_lib.tables import reader
-from sqid_lib.tables.vector_columns import read_vectors, vector_width
+from sqid_lib.tables.vector_columns import read_pages, read_vectors, vector_width
 
 WIDTH = 3
 VECTORS: list[list[float] | None] = [[1.0, 2.0, 3.0], None, [-4.0, 0.5, 6.0], [0.25, 8.0, 9.0]]
@@ -226,3 +226,17 @@ def test_a_column_without_any_vector(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match="no row of the file has a vector"):
         vector_width([File(str(path))], ["v"])
     assert schemas.VECTOR_COLUMNS
+
+
+def test_pages_of_vectors_are_read_as_pyarrow_reads_them_or_not_at_all(tmp_path: Path) -> None:
+    path, rows = tmp_path / "a.parquet", 40
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(rows * 16, dtype=np.float32)), 16)
+    table = pa.table({"vector": lists, "list": lists.cast(pa.list_(pa.float32())), "text": ["t"] * rows})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, row_group_size=30)
+    metadata = pq.read_metadata(path)
+    assert lists.slice(30).equals(read_pages(path, metadata, 1, "vector", 10 * 16 * 4))
+    assert read_pages(path, metadata, 1, "vector", 10 * 16 * 4 - 1) is None  # more bytes than the limit
+    assert read_pages(path, metadata, 0, "list", 1 << 20) is None
+    assert read_pages(path, metadata, 0, "text", 1 << 20) is None
+    pq.write_table(table, path, compression="snappy", use_dictionary=False)
+    assert read_pages(path, pq.read_metadata(path), 0, "vector", 1 << 20) is None  # pyarrow has to read those pages
