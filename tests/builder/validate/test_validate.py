@@ -706,8 +706,8 @@ def test_no_bytes_crash_it(release: Path, data: st.DataObject) -> None:
     try:
         at = data.draw(st.integers(0, len(whole)))
         path.write_bytes(whole[:at] + data.draw(st.binary(max_size=20)) + whole[at + data.draw(st.integers(0, 20)) :])
-        changed = path.read_bytes() != whole
-        assert bool(validate(release)) == changed
+        same = {whole, whole.rstrip(b"\n") if path.name == schemas.SHA256SUMS else whole}  # without its last line break
+        assert bool(validate(release)) == (path.read_bytes() not in same)
     finally:
         path.write_bytes(whole)
 
