@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
 BARE := .venv-bare
-# only what is imported is compiled: compiling all of torch and transformers takes as long as installing them
-PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
+# pip would compile what it installs with one core, which takes as long as installing it; what cannot be compiled is a template
+COMPILE := -m compileall -qq -j 0 $(VENV)/lib || true
 
 .PHONY: demo test test-slow test-compat check torture torture-short bare dry-run-extras dist bench clean
 
@@ -63,12 +64,14 @@ bench: $(VENV)/.dev
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PINNED) -e ".[build,eval]"
+	$(VENV)/bin/python $(PINNED) --no-compile -e ".[build,eval]"
+	$(VENV)/bin/python $(COMPILE)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PINNED) -e ".[dev]"
+	$(VENV)/bin/python $(PINNED) --no-compile -e ".[dev]"
+	$(VENV)/bin/python $(COMPILE)
 	touch $@
 
 # without constraints: datasets 3.6 with the newest of everything it allows, as for a user who cannot move to 5.x

@@ -49,7 +49,7 @@ class Benchmark:
 
 _FASTER = r"times faster: ([\d.]+) \(([\d.]+)-([\d.]+)\)"
 BENCHMARKS = (
-    Benchmark("startup.py", 30),
+    Benchmark("startup.py", 60),
     Benchmark("pooled.py --quick", 120),
     Benchmark("embed.py --quick", 120),
     Benchmark("fetch.py --quick", 60),
