@@ -5,8 +5,8 @@ COMPAT := .venv-compat
 BARE := .venv-bare
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
-# pip would compile what it installs with one core, which takes as long as installing it; what cannot be compiled is a template
-COMPILE := -m compileall -qq -j 0 $(VENV)/lib || true
+# with all cores: pip would use one; some packages hold templates that cannot be compiled
+COMPILE := -m compileall -qq -j 0
 
 .PHONY: demo test test-slow test-compat check torture torture-short bare dry-run-extras dist bench clean
 
@@ -15,6 +15,7 @@ demo: $(VENV)/.demo
 
 # in a process for each core; the tests of one file stay together, since they share what is costly to make
 test: $(VENV)/.dev
+	$(VENV)/bin/python $(COMPILE) sqid.py sqid_lib builder tests/support
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev
@@ -65,13 +66,13 @@ bench: $(VENV)/.dev
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(PINNED) --no-compile -e ".[build,eval]"
-	$(VENV)/bin/python $(COMPILE)
+	$(VENV)/bin/python $(COMPILE) $(VENV)/lib || true
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(PINNED) --no-compile -e ".[dev]"
-	$(VENV)/bin/python $(COMPILE)
+	$(VENV)/bin/python $(COMPILE) $(VENV)/lib || true
 	touch $@
 
 # without constraints: datasets 3.6 with the newest of everything it allows, as for a user who cannot move to 5.x
