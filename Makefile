@@ -5,7 +5,6 @@ COMPAT := .venv-compat
 BARE := .venv-bare
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
-WORKERS = $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 # with all cores: pip would use one; some packages hold templates that cannot be compiled
 COMPILE := -m compileall -qq -j 0
 
@@ -14,11 +13,10 @@ COMPILE := -m compileall -qq -j 0
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m builder.demo --work demo-work
 
-# in a process more than there are cores, since tests wait for servers and processes; those of one file stay together,
-# since they share what is costly to make
+# in a process for each core; the tests of one file stay together, since they share what is costly to make
 test: $(VENV)/.dev
 	$(VENV)/bin/python $(COMPILE) sqid.py sqid_lib builder tests/support
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m slow
