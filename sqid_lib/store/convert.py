@@ -209,9 +209,11 @@ class _MatrixFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._disk.shutdown()
         self._file.close()
+        if self._syncing is not None and kind is None:  # the system reports a failure of the disk once
+            self._syncing.result()
 
     @property
     def checksum(self) -> str:

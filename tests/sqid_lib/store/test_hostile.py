@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -101,6 +102,20 @@ def test_texts_of_more_than_two_gigabytes_have_a_type_that_holds_them(release: P
     texts = store._texts(["product_title", "query"])
     assert texts is not None
     assert {column.type for column in (*texts.products.values(), *texts.queries.values())} == {pa.large_string()}
+
+
+def test_a_failure_of_the_disk_beside_the_writing_is_not_lost(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+
+    def fail_once(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 1:  # as the system does: a later fsync succeeds
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(convert, "_SYNC_BYTES", 1_000)  # over half of a matrix, so that no later write waits for it
+    monkeypatch.setattr(convert, "os", SimpleNamespace(**{**vars(os), "fsync": fail_once}))
+    with pytest.raises(DiskError, match=os.strerror(errno.EIO)):
+        open_store(release)
 
 
 @pytest.mark.parametrize(
