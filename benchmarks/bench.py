@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -34,20 +33,16 @@ class Benchmark:
 
     Attributes:
         seconds: its time limit.
-        prints: goals, with patterns that find the ratio and its ends in the output of a script that prints no line of
-            JSON, and a pattern of what they are divided by, or "".
     """
 
     arguments: str
     seconds: int
-    prints: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def name(self) -> str:
         return self.arguments.split()[0].removesuffix(".py")
 
 
-_FASTER = r"times faster: ([\d.]+) \(([\d.]+)-([\d.]+)\)"
 BENCHMARKS = (
     Benchmark("startup.py", 60),
     Benchmark("pooled.py --quick", 120),
@@ -55,15 +50,9 @@ BENCHMARKS = (
     Benchmark("fetch.py --quick", 60),
     Benchmark("release.py --quick", 100),
     Benchmark("growth.py --quick", 120),
-    Benchmark("load.py --quick --data {data}/load --configs urls", 70, (("load urls", _FASTER, ""),)),
-    Benchmark(
-        "load.py --quick --data {data}/load --configs product_features", 70, (("load product_features", _FASTER, ""),)
-    ),
-    Benchmark(
-        "load.py --quick --data {data}/load",
-        70,
-        (("load both", _FASTER, ""), ("load memory", r"share of its memory: ([\d.]+) \(worst ([\d.]+)\)", "")),
-    ),
+    Benchmark("load.py --quick --data {data}/load --configs urls", 70),
+    Benchmark("load.py --quick --data {data}/load --configs product_features", 70),
+    Benchmark("load.py --quick --data {data}/load", 70),
     Benchmark("stream.py --quick --data {data}/stream", 70),
     Benchmark("retrieval.py --quick", 70),
 )
@@ -114,13 +103,6 @@ def run(benchmark: Benchmark, data: Path) -> tuple[list[dict[str, Any]], str]:
         os.killpg(process.pid, signal.SIGKILL)
         out, _ = process.communicate()
     lines = [json.loads(line) for line in out.splitlines() if line.startswith('{"goal"')]
-    for goal, pattern, divisor in benchmark.prints:
-        match, divided = re.search(pattern, out), re.search(divisor, out)
-        if match and divided and not any(line["goal"] == goal for line in lines):
-            by = float(divided[1]) if divisor else 1.0
-            found = [float(number) / by for number in match.groups()]
-            ends = {"low": min(found), "high": max(found), "load": os.getloadavg()[0]}
-            lines.append({"goal": goal, "ratio": found[0], **ends, "note": "short form"})
     return lines, reason
 
 

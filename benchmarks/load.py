@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from goals import state
 
 import sqid
 from sqid_lib import schemas
@@ -196,6 +197,19 @@ def table(runs: list[dict[str, dict[str, float]]]) -> Iterator[str]:
     yield f"loaded again in a fresh process, seconds: {_spread((run['sqid.load']['again'] for run in runs), 2)}"
 
 
+def state_goals(runs: list[dict[str, dict[str, float]]], configs: str) -> None:
+    """How many times faster than pandas; of both configs also the share of its memory."""
+    note = "short form" if PART > 1 else ""
+    both = "+" in configs
+    state(
+        f"load {'both' if both else configs}",
+        [run["pandas"]["seconds"] / run["sqid.load"]["seconds"] for run in runs],
+        note,
+    )
+    if both:
+        state("load memory", [run["sqid.load"]["megabytes"] / run["pandas"]["megabytes"] for run in runs], note)
+
+
 def _spread(numbers: Iterable[float], digits: int = 1) -> str:
     found = list(numbers)
     return f"{statistics.median(found):.{digits}f} ({min(found):.{digits}f}-{max(found):.{digits}f})"
@@ -221,6 +235,7 @@ def main() -> None:
     make(args.data)
     runs = [{way: once(way, args.data, args.configs) for way in ("pandas", "sqid.load")} for _ in range(args.runs)]
     print("\n".join(table(runs)))
+    state_goals(runs, args.configs)
 
 
 if __name__ == "__main__":
