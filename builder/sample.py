@@ -79,10 +79,10 @@ def _columns() -> list[str]:
 
 
 def _sample_catalogue(recipe: Recipe, settings: CatalogueSettings, folder: Path) -> None:
-    catalogue = read_catalogue(settings)
+    catalogue = read_catalogue(settings, folder)
     products, queries, judgments = catalogue.products, catalogue.queries, catalogue.judgments
     counts = {
-        "products": products.table.num_rows,
+        "products": len(products.ids),
         "queries": queries.num_rows,
         "judgments": judgments.num_rows,
         "supp": 0,
@@ -90,8 +90,7 @@ def _sample_catalogue(recipe: Recipe, settings: CatalogueSettings, folder: Path)
     _check_counts(recipe.expect, counts, settings.products, "Check the tables")
     _write(folder / "products.parquet", products.slices(), products.schema)
     _write(folder / "supp.parquet", [], schemas.SAMPLED_PRODUCTS_SCHEMA)
-    images = products.image_table()
-    _write(folder / "images.parquet", [images], images.schema)
+    _write(folder / "images.parquet", products.images(), products.image_schema)
     _write(folder / "queries.parquet", [queries], schemas.SAMPLED_QUERIES_SCHEMA)
     _write(folder / "judgments.parquet", [judgments], schemas.SAMPLED_JUDGMENTS_SCHEMA)
 
