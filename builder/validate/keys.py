@@ -14,14 +14,19 @@ from builder.validate.vectors import Mask, mask
 
 def check_keys(keys: pa.Table, where: str) -> Iterator[Problem]:
     """Whether each row of `keys` occurs once, and no row is smaller than the row before it."""
-    smaller, equal = _neighbours(keys)
-    nulls = any(column.null_count for column in keys.columns)
-    if not (nulls or smaller.any() or equal.any()):  # increasing, so that no row can occur twice
+    if is_increasing(keys):  # so that no row can occur twice
         return
     yield from check_unique(keys, where)
+    smaller, _ = _neighbours(keys)
     if smaller.any():
         message = f"rows are not sorted by {', '.join(keys.column_names)}: first at row {int(smaller.argmax()) + 1}"
         yield Problem("order", where, message)
+
+
+def is_increasing(keys: pa.Table) -> bool:
+    """Whether each row is greater than the row before it, and none has a null."""
+    smaller, equal = _neighbours(keys)
+    return not (any(column.null_count for column in keys.columns) or smaller.any() or equal.any())
 
 
 def check_unique(keys: pa.Table, where: str) -> Iterator[Problem]:
