@@ -6,6 +6,7 @@ import mmap
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from builder.database import reporting_disk_errors
+from sqid_lib.errors import write_error
 
 GROUP_ROWS = 16_384
 _SCATTERED_BYTES = 128 << 20  # at once, of rows in another order: each block may have rows of every table
@@ -32,7 +33,7 @@ class Spool:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or Path(tempfile.gettempdir())
-        with reporting_disk_errors(self._folder):
+        with self._reporting_disk_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
@@ -44,7 +45,7 @@ class Spool:
         Raises:
             DiskError: no space left, or the disk refused.
         """
-        with reporting_disk_errors(self._folder):
+        with self._reporting_disk_errors():
             with pa.ipc.new_stream(self._file, table.schema) as writer:
                 writer.write_table(table)
             self._file.flush()
@@ -86,6 +87,13 @@ class Spool:
     def _table(self, number: int) -> pa.Table:
         first, end = self._bytes[number : number + 2]
         return pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(self._mapped).slice(first, end - first))).read_all()
+
+    @contextmanager
+    def _reporting_disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise write_error(error, self._folder) from error
 
     @cached_property
     def _mapped(self) -> mmap.mmap:
