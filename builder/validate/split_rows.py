@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from builder.validate.keys import is_increasing
 from sqid_lib import schemas
-from sqid_lib.tables.keys import text_hashes
+from sqid_lib.tables.keys import Increasing, text_hashes
 
 Hashes = npt.NDArray[np.uint64]
 Names = tuple[str, ...]
@@ -25,7 +24,6 @@ class SplitRows:
     Attributes:
         checksums: column → of its values in order, for the columns of `aligned`.
         hashes: columns → a number for each distinct row of them, sorted, for the columns of `referring`; after `end`.
-        increasing: whether each row has a greater key than the row before, which proves that no key is there twice.
     """
 
     def __init__(self, config: str, kept: schemas.Kept) -> None:
@@ -33,9 +31,8 @@ class SplitRows:
         self._referring = referring(config, kept)
         self.checksums = {name: Checksum() for name in aligned(config, kept)}
         self.hashes: dict[Names, Hashes] = {}
-        self.increasing = True
+        self._order, self._whole_key = Increasing(), True
         self._parts: dict[Names, list[Hashes]] = {names: [] for names in self._referring}
-        self._last: pa.Table | None = None
 
     def add(self, rows: pa.Table) -> None:
         """Take in the next rows."""
@@ -46,12 +43,14 @@ class SplitRows:
         for names in self._referring:
             if set(names) <= there:
                 self._parts[names].append(row_hashes(rows.select(names)))
-        keys = rows.select([name for name in self._key if name in there])
-        if self.increasing and keys.num_rows:
-            before = [] if self._last is None else [self._last]
-            whole = len(keys.column_names) == len(self._key)
-            self.increasing = whole and is_increasing(pa.concat_tables([*before, keys]))
-            self._last = keys.slice(keys.num_rows - 1)
+        self._whole_key = self._whole_key and set(self._key) <= there
+        if self._whole_key:
+            self._order.add(rows.select(self._key))
+
+    @property
+    def increasing(self) -> bool:
+        """Whether each row has a greater key than the row before, which proves that no key is there twice."""
+        return self._order.so_far and self._whole_key
 
     def end(self) -> None:
         """No rows follow."""

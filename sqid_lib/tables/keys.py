@@ -76,6 +76,41 @@ def text_hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
     return hashes
 
 
+class Increasing:
+    """Whether each row of a key is greater than the row before it, and none has a null: then no row is there twice.
+
+    Attributes:
+        so_far: for the rows that were added.
+    """
+
+    def __init__(self) -> None:
+        self.so_far = True
+        self._last: pa.Table | None = None
+
+    def add(self, keys: pa.Table) -> None:
+        """Take in the next rows."""
+        if not (self.so_far and keys.num_rows):
+            return
+        smaller, equal = neighbours(keys if self._last is None else pa.concat_tables([self._last, keys]))
+        nulls = any(column.null_count for column in keys.columns)
+        self.so_far = not (nulls or smaller.any() or equal.any())
+        self._last = keys.slice(keys.num_rows - 1)
+
+
+def neighbours(keys: pa.Table) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which rows are followed by a smaller one, and which by an equal one; a null is neither; [rows - 1] each."""
+    smaller, equal = (np.full(max(keys.num_rows - 1, 0), start) for start in (False, True))
+    for column in keys.columns:
+        before, after = column.slice(0, len(smaller)), column.slice(1)
+        smaller |= equal & _mask(pc.less(after, before))
+        equal &= _mask(pc.equal(after, before))
+    return smaller, equal
+
+
+def _mask(found: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.fill_null(found, False).to_numpy(), np.bool_)
+
+
 def check_unique(table: pa.Table, columns: Sequence[str], what: str, where: str) -> None:
     """Raise DuplicateKeyError, showing three, if `columns` are not a key of `table`."""
     counts = table.select(list(columns)).group_by(list(columns)).aggregate([([], "count_all")])
