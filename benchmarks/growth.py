@@ -115,7 +115,7 @@ def run_stage(stage: str, folder: Path) -> None:
 
 
 def peak() -> int:
-    """Greatest resident memory of this process in bytes; `ru_maxrss` is at least that of the process that started it."""
+    """Greatest resident memory of this process in bytes; `ru_maxrss` may be that of the process that started it."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 

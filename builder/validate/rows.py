@@ -134,7 +134,7 @@ class Scan:
 
     def distinct_keys(self) -> int | None:
         """How many different keys all splits have; None where a column of the key is missing."""
-        if len(self._rows) == 1 and all(rows.increasing for rows in self._rows.values()):
+        if len(self.filled) <= 1 and all(rows.increasing for rows in self._rows.values()):
             return sum(split.rows for split in self.splits.values())
         keys = self.table(self._declared.key)
         return distinct(keys) if set(self._declared.key) <= set(keys.column_names) else None
