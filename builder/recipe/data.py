@@ -104,9 +104,7 @@ class SelectionSettings(Section):
     embed_supp: bool = False
     """Whether the images of supplementary products are downloaded too, and the products get vectors, as split "supp" of
     product_features; the published ones have none."""
-    labels: dict[Annotated[str, Field(min_length=1)], Gain] = Field(
-        default=dict(schemas.GAINS), min_length=1
-    )
+    labels: dict[Annotated[str, Field(min_length=1)], Gain] = Field(default=dict(schemas.GAINS), min_length=1)
     """Every label that may occur, with its gain."""
 
     def selection(self) -> Selection:
