@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     ConfigDict,
@@ -77,7 +77,7 @@ class FetchSettings(Section):
     """Longest time without a byte, in seconds."""
     max_bytes: PositiveInt = 20_000_000
     """Largest body, in bytes."""
-    max_pixels: PositiveInt = 50_000_000
+    max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 50_000_000  # Pillow refuses more
     """Largest image, in pixels (width times height)."""
     truncated: Literal["refuse", "keep"] = "refuse"
     """JPEGs that end early: "refuse", or "keep" those whose missing end changes pixels by at most 0.5 of 255 levels."""

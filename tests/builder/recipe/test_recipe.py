@@ -109,6 +109,7 @@ def test_the_packaged_recipe_states_the_published_counts() -> None:
         (MINIMAL + "[fetch]\nports = [80, 0]\n", "fetch.ports[1]"),
         (MINIMAL + "[fetch]\nports = [80, 65_536]\n", "fetch.ports[1]"),
         (MINIMAL + "[fetch]\nports = [true]\n", "fetch.ports[0]"),
+        (MINIMAL + "[fetch]\nmax_pixels = 178_956_971\n", "fetch.max_pixels"),
         (MINIMAL + "[fetch]\nretries = -1\n", "fetch.retries"),
         (MINIMAL + "[fetch]\nretries = 1.0\n", "fetch.retries"),
         (MINIMAL + "[fetch]\ntimeout = true\n", "fetch.timeout"),
