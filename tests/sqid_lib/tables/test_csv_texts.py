@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_names_and_cells_are_as_in_the_file(tmp_path: Path, encoding: str) -> No
 def test_the_line_of_a_row_counts_blank_lines_comments_and_line_breaks(tmp_path: Path) -> None:
     path = written(tmp_path, SHOP)
     assert [csv_line(path, row) for row in range(3)] == [4, 6, 8]
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    path = written(tmp_path, SHOP)
+    tracemalloc.start()
+    csv_header(path)
+    read_csv_texts(path, ["Sku"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20
 
 
 def test_hints_decide_the_delimiter(tmp_path: Path) -> None:
