@@ -21,6 +21,8 @@ from sqid_lib.tables.reader import conform
 if TYPE_CHECKING:
     from builder.recipe import CatalogueSettings, ExpectSettings, Recipe
 
+_GROUP_ROWS = 16_384
+
 
 def esci_files(recipe: Recipe) -> dict[str, sources.File]:
     """The three official files; errors as `sources.find`."""
@@ -79,10 +81,10 @@ def _columns() -> list[str]:
 
 
 def _sample_catalogue(recipe: Recipe, settings: CatalogueSettings, folder: Path) -> None:
-    catalogue = read_catalogue(settings)
+    catalogue = read_catalogue(settings, folder)
     products, queries, judgments = catalogue.products, catalogue.queries, catalogue.judgments
     counts = {
-        "products": products.table.num_rows,
+        "products": len(products.ids),
         "queries": queries.num_rows,
         "judgments": judgments.num_rows,
         "supp": 0,
@@ -90,10 +92,10 @@ def _sample_catalogue(recipe: Recipe, settings: CatalogueSettings, folder: Path)
     _check_counts(recipe.expect, counts, settings.products, "Check the tables")
     _write(folder / "products.parquet", products.slices(), products.schema)
     _write(folder / "supp.parquet", [], schemas.SAMPLED_PRODUCTS_SCHEMA)
-    images = products.image_table()
-    _write(folder / "images.parquet", [images], images.schema)
+    _write(folder / "images.parquet", products.images(), products.image_schema)
     _write(folder / "queries.parquet", [queries], schemas.SAMPLED_QUERIES_SCHEMA)
-    _write(folder / "judgments.parquet", [judgments], schemas.SAMPLED_JUDGMENTS_SCHEMA)
+    slices = (judgments.slice(i, _GROUP_ROWS) for i in range(0, judgments.num_rows, _GROUP_ROWS))
+    _write(folder / "judgments.parquet", slices, schemas.SAMPLED_JUDGMENTS_SCHEMA)
 
 
 def _check_counts(expect: ExpectSettings, counts: dict[str, int], where: str, advice: str) -> None:
@@ -116,4 +118,4 @@ def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         pq.ParquetWriter(part, schema, compression="zstd") as writer,
     ):
         for table in tables:
-            writer.write_table(conform(table, schema, path.name), row_group_size=16_384)
+            writer.write_table(conform(table, schema, path.name), row_group_size=_GROUP_ROWS)

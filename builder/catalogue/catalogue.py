@@ -33,8 +33,11 @@ class Catalogue:
     judgments: pa.Table
 
 
-def read_catalogue(settings: CatalogueSettings) -> Catalogue:
+def read_catalogue(settings: CatalogueSettings, scratch: Path | None = None) -> Catalogue:
     """All tables of a catalogue.
+
+    Args:
+        scratch: folder of a temporary file; by default that of the system.
 
     Raises:
         SourceError, ContractError, RecipeError: as `read_products` and `read_judgments`.
@@ -42,7 +45,7 @@ def read_catalogue(settings: CatalogueSettings) -> Catalogue:
     opened = addresses_of(settings).items()
     tables = {name: open_tables(address, columns.HINTS) for name, address in opened}
     columns.check_stated(settings.columns, list(tables.values()))
-    products = read_products(tables["products"], settings)
+    products = read_products(tables["products"], settings, scratch)
     return Catalogue(products, *read_judgments(tables, products.keys, settings))
 
 

@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib import schemas
 from sqid_lib.errors import RecipeError
 from sqid_lib.sources import parse_address
+from sqid_lib.tables.keys import text_hashes
 
 if TYPE_CHECKING:
     from builder.recipe import CatalogueSettings
 
 _HTML = r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>"
 _ROUNDED = r"^\d(?:[.,]\d+[eE]\+?|[eE]\+)\d+$"  # what Excel makes of a long number
+_ROWS = 65_536  # of ids at once
+NO_IMAGE, URL, LOCAL, ROW = range(4)  # kinds of references
 _log = logging.getLogger(__name__)
 
 
-def check_images(images: pa.Array, names: Mapping[str, str], where: str, settings: CatalogueSettings) -> None:
-    """Raise RecipeError if local images are named and no folder is known; log how many products have an image."""
-    there = pc.is_valid(images)
-    local = pc.fill_null(pc.starts_with(images, schemas.FILE_IMAGE), False)
-    count, locals_ = pc.sum(there).as_py() or 0, pc.sum(local).as_py() or 0
+def image_kinds(images: pa.Array) -> npt.NDArray[np.uint8]:
+    """What each reference is: NO_IMAGE (null), LOCAL (a file), ROW (of the table) or URL; [rows]."""
+    kinds = np.where(images.is_valid().to_numpy(zero_copy_only=False), np.uint8(URL), np.uint8(NO_IMAGE))
+    for kind, prefix in ((LOCAL, schemas.FILE_IMAGE), (ROW, schemas.ROW_IMAGE)):
+        kinds[pc.fill_null(pc.starts_with(images, prefix), False).to_numpy(zero_copy_only=False)] = kind
+    return kinds
+
+
+def check_images(
+    kinds: npt.NDArray[np.uint8],
+    reference: Callable[[int], str],
+    names: Mapping[str, str],
+    where: str,
+    settings: CatalogueSettings,
+) -> None:
+    """Raise RecipeError if local images are named and no folder is known; log how many products have an image.
+
+    Args:
+        kinds: of `image_kinds`, of each product.
+        reference: the image of the product of a number.
+        names: our column → the table's.
+    """
+    local = kinds == LOCAL
+    count, locals_ = np.count_nonzero(kinds), int(local.sum())
     if locals_ and settings.images is None:
-        example = images.filter(local)[0].as_py().removeprefix(schemas.FILE_IMAGE)
+        example = reference(int(local.argmax())).removeprefix(schemas.FILE_IMAGE)
         beside = parse_address(settings.products, file=True).local is not None
         if locals_ == count and not beside:
             raise RecipeError(
@@ -44,7 +67,7 @@ def check_images(images: pa.Array, names: Mapping[str, str], where: str, setting
                 *(where, locals_, example),
                 "they are looked for beside the table" if beside else "for local images add images = … to [catalogue]",
             )
-    rows = pc.sum(pc.starts_with(images, schemas.ROW_IMAGE)).as_py()
+    rows = int((kinds == ROW).sum())
     if not count:
         _log.warning("%s: no product has an image", where)
     else:
@@ -52,46 +75,63 @@ def check_images(images: pa.Array, names: Mapping[str, str], where: str, setting
             "%s: products with an image: %d of %d; in local files: %d, in the table: %d",
             where,
             count,
-            len(images),
+            len(kinds),
             locals_,
             rows,
         )
 
 
-def warn(table: pa.Table, where: str, *, csv: bool) -> None:
-    """Warn of what is likely a fault of the table: ids that nearly agree or were rounded, empty titles, HTML."""
-    ids = table.column("product_id")
+def has_html(texts: Sequence[pa.Array]) -> npt.NDArray[np.bool_]:
+    """Which rows have HTML tags in one of their texts; [rows]."""
+    found = [pc.fill_null(pc.match_substring_regex(column, _HTML), False) for column in texts]
+    masks = [mask.to_numpy(zero_copy_only=False) for mask in found]
+    return np.asarray(np.logical_or.reduce(masks), np.bool_)
+
+
+def warn(
+    ids: pa.StringArray, untitled: npt.NDArray[np.bool_], html: npt.NDArray[np.bool_], where: str, *, csv: bool
+) -> None:
+    """Warn of what is likely a fault of the table: ids that nearly agree or were rounded, empty titles, HTML.
+
+    Args:
+        untitled, html: which products have no title, and which have HTML; [products].
+    """
     alike, examples = _alike(ids)
     if alike:
         _log.warning(
             "%s: ids that differ from another one only in case, spaces or Unicode form: %d, such as %s; all are kept",
             *(where, alike, " and ".join(map(repr, examples))),
         )
-    rounded = ids.filter(pc.match_substring_regex(ids, _ROUNDED))
-    if csv and len(rounded):
+    rounded = ids.filter(pc.match_substring_regex(ids, _ROUNDED)) if csv else ids.slice(0, 0)
+    if len(rounded):
         _log.warning(
             "%s: ids that look like numbers which a spreadsheet has rounded: %d, such as %r",
             *(where, len(rounded), rounded[0].as_py()),
         )
-    empty = ids.filter(pc.is_null(table.column("product_title")))
-    if len(empty):
-        _log.warning("%s: products without a title: %d, such as %r", where, len(empty), empty[0].as_py())
-    html = np.zeros(len(ids), np.bool_)
-    for name in schemas.TEXT_COLUMNS:
-        html |= pc.fill_null(pc.match_substring_regex(table.column(name), _HTML), False).to_numpy()
-    if html.any():
-        _log.warning(
-            "%s: products with HTML tags in their texts, which the encoder reads as text: %d, such as %r",
-            *(where, int(html.sum()), ids[int(html.argmax())].as_py()),
-        )
+    for found, what in (
+        (untitled, "products without a title"),
+        (html, "products with HTML tags in their texts, which the encoder reads as text"),
+    ):
+        if found.any():
+            _log.warning("%s: %s: %d, such as %r", where, what, int(found.sum()), ids[int(found.argmax())].as_py())
 
 
-def _alike(ids: pa.ChunkedArray) -> tuple[int, list[str]]:
+def _alike(ids: pa.StringArray) -> tuple[int, list[str]]:
     """How many ids agree with another one in all but case, spaces and Unicode form, and two that do."""
-    folded = pc.utf8_lower(pc.utf8_normalize(pc.replace_substring_regex(ids, r"\s+", ""), form="NFKC"))
+    hashes = np.concatenate([text_hashes(_folded(ids.slice(i, _ROWS))) for i in range(0, len(ids), _ROWS)])
+    ordered = np.sort(hashes)
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(again):
+        return 0, []
+    likely = ids.filter(pa.array(np.isin(hashes, again)))
+    folded = _folded(likely)
     counted = pc.value_counts(folded)
     several = counted.filter(pc.greater(counted.field("counts"), 1))
     if not len(several):
         return 0, []
-    examples = ids.filter(pc.equal(folded, several.field("values")[0]))
+    examples = likely.filter(pc.equal(folded, several.field("values")[0]))
     return pc.sum(several.field("counts")).as_py(), examples.slice(0, 2).to_pylist()
+
+
+def _folded(ids: pa.StringArray) -> pa.StringArray:
+    return pc.utf8_lower(pc.utf8_normalize(pc.replace_substring_regex(ids, r"\s+", ""), form="NFKC"))

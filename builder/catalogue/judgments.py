@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SPLIT = "test"  # of every judgment
 UNKNOWN = (REFUSE, DROP) = ("refuse", "drop")  # what is done with judgments of products that there are not
 CLICK_LOG = ("impressions", "clicks")
+_ROWS = 65_536  # at once, of those whose texts become Python's
+_KNOWN = 2_000_000  # ids at once, of which a hash table is made
 _LARGEST = float(np.finfo(np.float32).max)
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _COMMA = re.compile(r"[0-9]+,[0-9]+")
@@ -41,7 +43,7 @@ def read_judgments(
 
     Args:
         tables: those named "judgments" and "queries" are read, where they are there.
-        products: the keys of the products (product_id, product_locale), each once.
+        products: the keys of the products (product_id, product_locale), sorted, each once.
 
     Raises:
         SourceError: a file is damaged, or columns are not recognised.
@@ -92,10 +94,12 @@ def queries_and_judgments(
 ) -> tuple[pa.Table, pa.Table]:
     """The queries and judgments of a catalogue, as `schemas.SAMPLED_QUERIES_SCHEMA` and `SAMPLED_JUDGMENTS_SCHEMA`.
 
+    Texts of judgments are dictionaries.
+
     Args:
         rows: the table of judgments: query, product_id, and label or impressions and clicks; query_id if there is one.
         listed: the table of queries without judgments: query; query_id if there is one.
-        products: the keys of the products (product_id, product_locale), each once.
+        products: the keys of the products (product_id, product_locale), sorted, each once.
 
     Raises:
         SchemaError: an empty or malformed cell.
@@ -107,22 +111,20 @@ def queries_and_judgments(
     tables = [table for table in (rows, listed) if table is not None]
     texts = [query_texts(table) for table in tables]
     ids = number_queries(
-        [text for of_table in texts for text in of_table],
-        [given_ids(table, of_table) for table, of_table in zip(tables, texts, strict=True)],
+        [text for of_table, _ in texts for text in of_table],
+        [given_ids(table, *of_table) for table, of_table in zip(tables, texts, strict=True)],
         settings.locale,
         " and ".join(table.name for table in tables),
     )
     judgments = schemas.SAMPLED_JUDGMENTS_SCHEMA.empty_table()
-    if rows is not None:
-        judgments = _judgments(rows, texts[0], ids, products, settings)
+    if rows is not None:  # its queries are the first of all
+        judgments = _judgments(rows, texts[0][1], ids, products, settings)
     return queries_table(ids), judgments
 
 
 def _judgments(
-    rows: Rows, texts: Sequence[str], ids: Mapping[str, int], products: pa.Table, settings: CatalogueSettings
+    rows: Rows, query: Ints, ids: Mapping[str, int], products: pa.Table, settings: CatalogueSettings
 ) -> pa.Table:
-    numbers = {text: number for number, text in enumerate(ids)}
-    query = np.fromiter((numbers[text] for text in texts), np.int64, len(texts))
     product = _product_of_row(rows, products, settings)
     known = product >= 0
     if not known.all():
@@ -137,7 +139,7 @@ def _judgments(
             left, least = int((~kept).sum()), settings.clicks.min_impressions
             _log.info("%s: pairs left out, since they have fewer than %d impressions: %d", rows.name, least, left)
         log, first = log.only(kept), first[kept]
-        labels, gains = log.labels(), click_gains(log, query[first], settings.clicks)
+        labels, gains = pa.array(log.labels(), pa.string()), click_gains(log, query[first], settings.clicks)
     if not len(first):
         raise ContractError(
             "no judgment is left",
@@ -146,42 +148,61 @@ def _judgments(
             got=f"{int((~known).sum()):,} of {len(known):,} rows with products that the catalogue does not have",
             fix="Correct the ids, lower clicks.min_impressions, or leave judgments out of [catalogue].",
         )
-    names = list(ids)
-    return _table([names[number] for number in query[first]], products.take(product[first]), labels, gains, ids)
+    return _table(query[first], products, product[first], labels, gains, ids)
 
 
 def _table(
-    queries: Sequence[str],
+    query: Ints,
     products: pa.Table,
-    labels: Sequence[str],
+    product: Ints,
+    labels: pa.Array,
     gains: npt.NDArray[np.float32],
     ids: Mapping[str, int],
 ) -> pa.Table:
-    """One row per judgment, sorted by its key."""
-    keys = [products.column(name).to_pylist() for name in schemas.PRODUCT_KEY]
+    """One row per judgment, sorted by its key; texts as dictionaries.
+
+    Args:
+        query: the number of the query of each judgment among `ids`, int64 [judgments].
+        product: the row of its product among `products`, int64 [judgments].
+    """
+    texts = list(ids)
+    examples = np.empty(len(query), np.int64)
+    for start in range(0, len(query), _ROWS):
+        rows = slice(start, start + _ROWS)
+        keys = products.take(product[rows]).to_pydict()
+        keys_of_rows = zip(query[rows].tolist(), *(keys[name] for name in schemas.PRODUCT_KEY), strict=True)
+        examples[rows] = [stable_id(locale, texts[number], key) for number, key, locale in keys_of_rows]
+    numbers = np.array(list(ids.values()), np.int64)[query]
+    order = np.lexsort([product, numbers])
     found = {
-        "example_id": [
-            stable_id(locale, query, product) for query, product, locale in zip(queries, *keys, strict=True)
-        ],
-        "query_id": [ids[query] for query in queries],
-        "query": queries,
-        **dict(zip(schemas.PRODUCT_KEY, keys, strict=True)),
-        "esci_label": labels,
-        "gain": pa.array(gains, pa.float32()),
-        "split": [SPLIT] * len(queries),
+        "example_id": examples[order],
+        "query_id": numbers[order],
+        "query": _dictionary(query[order], pa.array(texts, pa.string())),
+        **{name: _dictionary(product[order], _whole(products.column(name))) for name in schemas.PRODUCT_KEY},
+        "esci_label": labels.take(order).dictionary_encode(),
+        "gain": gains[order],
+        "split": _dictionary(np.zeros(len(order)), pa.array([SPLIT])),
     }
-    table = pa.table(found, schemas.SAMPLED_JUDGMENTS_SCHEMA)
-    declared = schemas.DECLARED[schemas.JUDGMENTS]
-    check_unique(table, declared.unique, "judgment", "example_id")
-    return table.sort_by([(name, "ascending") for name in declared.key])
+    table = pa.table(found)
+    if len(np.unique(examples)) < len(examples):
+        check_unique(table, schemas.DECLARED[schemas.JUDGMENTS].unique, "judgment", "example_id")
+    return table
+
+
+def _dictionary(numbers: npt.NDArray[Any], values: pa.Array) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(numbers.astype(np.int32), values)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column of text in one piece."""
+    return pa.concat_arrays(column.chunks or [pa.array([], pa.string())])
 
 
 def _product_of_row(rows: Rows, products: pa.Table, settings: CatalogueSettings) -> Ints:
     """The row of `products` that each row judges; -1 where there is none and such rows are to be dropped."""
     column = rows.column("product_id")
-    known = pa.concat_arrays(products.column("product_id").chunks or [pa.array([], pa.string())])
-    rows_found = pc.index_in(column, value_set=known).fill_null(-1)
-    found: Ints = np.asarray(rows_found.to_numpy(zero_copy_only=False), np.int64)
+    known = _whole(products.column("product_id"))
+    found = _positions(column, known)
     missing = np.flatnonzero(found < 0)
     if len(missing) and settings.unknown_products == DROP:
         _log.info("%s: rows left out, since the catalogue does not have their products: %d", rows.name, len(missing))
@@ -199,6 +220,19 @@ def _product_of_row(rows: Rows, products: pa.Table, settings: CatalogueSettings)
     return found
 
 
+def _positions(column: pa.Array, known: pa.Array) -> Ints:
+    """The row of each value among the sorted texts `known`, -1 where there is none; by parts, for memory."""
+    found = np.full(len(column), -1, np.int64)
+    for first in range(0, len(known), _KNOWN):
+        part, places = known.slice(first, _KNOWN), np.arange(len(column))
+        if len(known) > _KNOWN:
+            inside = pc.and_(pc.greater_equal(column, part[0]), pc.less_equal(column, part[-1]))
+            places = np.flatnonzero(inside.to_numpy(zero_copy_only=False))
+        rows = pc.index_in(column.take(places), value_set=part)
+        found[places] = pc.fill_null(rows, -1 - first).to_numpy(zero_copy_only=False) + first
+    return found
+
+
 def like(value: str, known: Sequence[str]) -> str:
     """A sentence that names the id that differs from `value` in case, spaces or leading zeros only; "" without one."""
     near = next((other for other in known if _loose(other) == _loose(value)), None)
@@ -212,6 +246,9 @@ def _loose(value: str) -> str:
 def _pairs(query: Ints, product: Ints) -> tuple[Ints, Ints]:
     """The pair of each row, numbered by their first rows, and the first row of each pair."""
     keys = query * (int(product.max(initial=0)) + 1) + product
+    ordered = np.sort(keys)
+    if (ordered[1:] != ordered[:-1]).all():
+        return (every := np.arange(len(keys))), every
     _, first, pair = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     rank = np.empty(len(order), np.int64)
@@ -221,11 +258,11 @@ def _pairs(query: Ints, product: Ints) -> tuple[Ints, Ints]:
 
 def _labelled(
     rows: Rows, pair: Ints, first: Ints, labels: Mapping[str, float]
-) -> tuple[list[str], npt.NDArray[np.float32]]:
+) -> tuple[pa.DictionaryArray, npt.NDArray[np.float32]]:
     """The label and the gain of each pair; a pair that occurs again with the same label counts once."""
     coded = rows.column("label").dictionary_encode(null_encoding="encode")
     texts: list[str | None] = coded.dictionary.to_pylist()
-    codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    codes = coded.indices.to_numpy(zero_copy_only=False)
     gains = np.zeros(len(texts), np.float32)
     for code, text in enumerate(texts):
         gain = gain_of(text, labels)
@@ -247,7 +284,7 @@ def _labelled(
         )
     if again := len(pair) - len(first):
         _log.info("%s: rows left out, since another row says the same: %d", rows.name, again)
-    return [str(texts[code]) for code in of_pair], gains[of_pair]
+    return _dictionary(of_pair, pa.array(texts, pa.string())), gains[of_pair]
 
 
 def gain_of(label: str | None, labels: Mapping[str, float]) -> float | LabelError:

@@ -15,9 +15,9 @@ from sqid_lib.errors import RecipeError, SchemaError, did_you_mean, first_line
 from sqid_lib.tables.columns import is_text, plain
 
 IMAGE_COUNT = "image_count"  # that a catalogue's products have where some have several images
-IMAGE, FILE, ROW = "image", "_file", "_row"  # that products have while they are read
+IMAGE = "image"  # that products have while they are read
 _RESERVED = frozenset(c.name for config in schemas.DECLARED.values() for c in config.columns) | {
-    *(IMAGE_COUNT, IMAGE, FILE, ROW, "split")
+    *(IMAGE_COUNT, IMAGE, "_file", "_row", "split")
 }
 _INTEGER = r"^[+-]?(?:0|[1-9]\d{0,17})$"  # no zeros at its start, which a code has
 _NUMBER = r"^[+-]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][+-]?\d+)?$"
@@ -70,26 +70,39 @@ def kept_cells(batch: Batch, column: str) -> pa.Array:
     return pa.concat_arrays(kept.chunks) if kept.num_chunks else pa.array([], kept.type)
 
 
-def one_type(parts: Sequence[pa.Array], name: str, *, numbers: bool) -> pa.ChunkedArray:
-    """The parts of a kept column in the one type that they have together; text where they differ in more than that.
+class OneType:
+    """The type that the parts of a kept column have together: text where they differ in more than kinds of numbers.
 
     Args:
         numbers: whether texts that are all numbers are read as numbers: those of csv, which has no types.
     """
-    types = {part.type for part in parts} - {pa.null()}
-    if not types:
-        target = pa.string()
-    elif len(types) == 1:
-        target = next(iter(types))
-    else:
-        target = pa.float64() if types == {pa.int64(), pa.float64()} else pa.string()
-    column = pa.chunked_array([part.cast(target) for part in parts], target)
-    if not numbers or target != pa.string() or column.null_count == len(column):
-        return column
-    for pattern, dtype in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
-        if pc.all(pc.match_substring_regex(column, pattern)).as_py():
-            _log.info(
-                "column %s: kept as %s, since every cell is one", name, "integers" if dtype == pa.int64() else "numbers"
-            )
-            return column.cast(dtype)
-    return column
+
+    def __init__(self, name: str, *, numbers: bool) -> None:
+        self._name, self._types, self._empty = name, set[pa.DataType](), True
+        self._texts_are = [(_INTEGER, pa.int64()), (_NUMBER, pa.float64())] if numbers else []
+
+    def add(self, part: pa.Array) -> None:
+        """Take in the next part, as `kept_cells` gives it."""
+        self._types.add(part.type)
+        self._empty = self._empty and part.null_count == len(part)
+        if self._texts_are:
+            texts = part.cast(pa.string())
+            self._texts_are = [
+                (pattern, dtype)
+                for pattern, dtype in self._texts_are
+                if pc.all(pc.match_substring_regex(texts, pattern), min_count=0).as_py()
+            ]
+
+    def casts(self) -> list[pa.DataType]:
+        """To what each part is cast, one after the other; the last is the type of the column."""
+        types = self._types - {pa.null()}
+        if len(types) == 1:
+            target = next(iter(types))
+        else:
+            target = pa.float64() if types == {pa.int64(), pa.float64()} else pa.string()
+        if target != pa.string() or self._empty or not self._texts_are:
+            return [target]
+        dtype = self._texts_are[0][1]
+        kind = "integers" if dtype == pa.int64() else "numbers"
+        _log.info("column %s: kept as %s, since every cell is one", self._name, kind)
+        return [target, dtype]

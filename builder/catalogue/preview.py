@@ -113,13 +113,13 @@ def look_at_products(tables: Tables, settings: CatalogueSettings) -> tuple[Previ
         except SqidError as error:
             found.stops.append(str(error))
             return found, None
-    found.rows = products.table.num_rows
-    images = pc.replace_substring_regex(products.images, f"^{schemas.FILE_IMAGE}", "")
+    found.rows = len(products.ids)
+    rows = pc.index_in(_first_ids(tables, found.columns["product_id"]), value_set=products.ids).to_numpy()
+    shown, images = (pa.concat_tables(part) for part in (products.slices(rows), products.images(rows)))
+    images = pc.replace_substring_regex(images["image"], f"^{schemas.FILE_IMAGE}", "")
     images = pc.replace_substring_regex(images, f"^{schemas.ROW_IMAGE}.*", "(an image in the table)")
-    table = products.table.append_column("image", images)
-    rows = pc.index_in(_first_ids(tables, found.columns["product_id"]), value_set=products.keys.column("product_id"))
     names = [ours for ours in columns.PRODUCTS if ours in found.columns or ours == "image"]
-    found.samples = table.take(rows).select(names).to_pylist()
+    found.samples = shown.append_column("image", images).select(names).to_pylist()
     return found, products
 
 

@@ -8,12 +8,16 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from builder.catalogue.rows import Rows
 from sqid_lib import schemas
 from sqid_lib.errors import DuplicateKeyError, SchemaError
 
+Ints = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)
 _WHOLE = re.compile(r"-?[0-9]{1,19}(?=(?:\.0+)?$)")
 _INT64 = range(-(2**63), 2**63)
@@ -32,31 +36,31 @@ def stable_id(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big") >> 1
 
 
-def query_texts(rows: Rows) -> list[str]:
-    """The normalised query of each row.
+def query_texts(rows: Rows) -> tuple[list[str], Ints]:
+    """The normalised queries, each once in order of appearance, and the number of that of each row, [rows].
 
     Raises:
         SchemaError: a query is empty.
     """
-    spellings: dict[str | None, str] = {}
-    texts = []
-    for row, query in enumerate(rows.values("query")):
-        if query not in spellings:
-            spellings[query] = normalised(query or "")
-            if not spellings[query]:
-                raise SchemaError("the query is empty", where=rows.place(row), fix="Fill it in or remove the row.")
-        texts.append(spellings[query])
-    merged = len(spellings) - len(set(spellings.values()))
+    coded = rows.column("query").dictionary_encode()
+    spellings = coded.dictionary.to_pylist()
+    numbers: dict[str, int] = {}
+    of_spelling = [numbers.setdefault(normalised(spelling), len(numbers)) for spelling in [*spellings, ""]]
+    number = np.array(of_spelling)[pc.fill_null(coded.indices, len(spellings)).to_numpy(zero_copy_only=False)]
+    empty = numbers[""]
+    if len(wrong := np.flatnonzero(number == empty)):
+        raise SchemaError("the query is empty", where=rows.place(int(wrong[0])), fix="Fill it in or remove the row.")
+    merged = len(spellings) - empty  # which is the last of the numbers
     if merged:
         _log.info("%s: queries that equal another one but for white space or Unicode form: %d", rows.name, merged)
-    return texts
+    return list(numbers)[:empty], number
 
 
-def given_ids(rows: Rows, texts: Sequence[str]) -> dict[str, int]:
+def given_ids(rows: Rows, texts: Sequence[str], number: Ints) -> dict[str, int]:
     """The ids that the column query_id gives to queries; none without that column, or where no value is a number.
 
     Args:
-        texts: the normalised query of each row.
+        texts, number: the result of `query_texts`.
 
     Raises:
         SchemaError: some values are whole numbers, and others are not.
@@ -64,33 +68,38 @@ def given_ids(rows: Rows, texts: Sequence[str]) -> dict[str, int]:
     """
     if "query_id" not in rows.table.column_names:
         return {}
-    values = rows.values("query_id")
-    wrong = [row for row, value in enumerate(values) if _whole(value) is None]
-    if values and len(wrong) == len(values):
-        got = f"such as {values[0]!r} in {rows.place(0)}"
+    coded = rows.column("query_id").dictionary_encode()
+    values = [*coded.dictionary.to_pylist(), None]
+    codes = pc.fill_null(coded.indices, len(values) - 1).to_numpy(zero_copy_only=False)
+    wholes = [_whole(value) for value in values]
+    wrong = np.flatnonzero(np.array([whole is None for whole in wholes])[codes])
+    if len(codes) and len(wrong) == len(codes):
+        got = f"such as {values[codes[0]]!r} in {rows.place(0)}"
         _log.info("%s: query_id is no whole number, %s: ids are made from the queries", rows.name, got)
         return {}
-    if wrong:
+    if len(wrong):
+        value = values[codes[wrong[0]]]
         raise SchemaError(
             "the query_id is not a whole number",
-            where=rows.place(wrong[0]),
+            where=rows.place(int(wrong[0])),
             expected="a whole number of 64 bits, as in other rows",
-            got="an empty cell" if values[wrong[0]] is None else repr(values[wrong[0]]),
+            got="an empty cell" if value is None else repr(value),
             fix="Correct it, or remove the column: then ids are made from the queries.",
         )
     rows_of_text: dict[str, int] = {}
     rows_of_id: dict[int, int] = {}
     ids: dict[str, int] = {}
-    for row, (text, value) in enumerate(zip(texts, values, strict=True)):
-        number = _whole(value)
-        assert number is not None
+    _, firsts = np.unique(number * len(values) + codes, return_index=True)
+    for row in np.sort(firsts).tolist():
+        text, whole = texts[number[row]], wholes[codes[row]]
+        assert whole is not None
         first = rows_of_text.setdefault(text, row)
-        if ids.setdefault(text, number) != number:
-            raise _not_one_to_one(rows, first, row, f"the query {text!r} has two ids", f"{ids[text]} and {number}")
-        first = rows_of_id.setdefault(number, row)
-        if texts[first] != text:
-            got = f"{texts[first]!r} and {text!r}"
-            raise _not_one_to_one(rows, first, row, f"the query_id {number} has two queries", got)
+        if ids.setdefault(text, whole) != whole:
+            raise _not_one_to_one(rows, first, row, f"the query {text!r} has two ids", f"{ids[text]} and {whole}")
+        first = rows_of_id.setdefault(whole, row)
+        other = texts[number[first]]
+        if other != text:
+            raise _not_one_to_one(rows, first, row, f"the query_id {whole} has two queries", f"{other!r} and {text!r}")
     return ids
 
 

@@ -64,10 +64,12 @@ def read_rows(tables: Tables, columns: Mapping[str, str]) -> Rows:
         count += batch.table.num_rows
     if not count:
         raise EmptyFileError("the table has no rows", where=tables.address, fix="Check the address.")
-    return Rows(tables.address, pa.concat_tables(parts), _places(tables, starts))
+    return Rows(tables.address, pa.concat_tables(parts), places(tables, starts))
 
 
-def _places(tables: Tables, starts: Sequence[tuple[int, int, int]]) -> Callable[[int], str]:
+def places(tables: Tables, starts: Sequence[tuple[int, int, int]]) -> Callable[[int], str]:
+    """Where a row is, for messages; `starts`: of each batch its first row in all, its file, its first row there."""
+
     def place(row: int) -> str:
         start, file, first = next(entry for entry in reversed(starts) if entry[0] <= row)
         return tables.where(file, first + row - start)

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from sqid_lib import schemas
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.images or _folder_of(args.catalogue)
     settings = CatalogueSettings(products=args.catalogue, locale=locale, images=str(folder) if folder else None)
     seen, products = look_at_products(tables, settings)
-    local = products is not None and any(map(_is_local, products.images.to_pylist()))
+    local = products is not None and any(_is_local(image) for _, image in _images(products))
     if folder is not None and products is not None and local:
         seen.warnings += _image_warnings(products, folder)
     judged = None
@@ -133,7 +133,13 @@ def _name(address: str) -> str:
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "my-catalogue"
 
 
-def _is_local(image: str | None) -> bool:
+def _images(products: Products) -> Iterator[tuple[str, str | None]]:
+    """Id and image of each product."""
+    for table in products.images():
+        yield from zip(table["product_id"].to_pylist(), table["image"].to_pylist(), strict=True)
+
+
+def _is_local(image: str | None) -> TypeGuard[str]:
     return image is not None and image.startswith(schemas.FILE_IMAGE)
 
 
@@ -143,9 +149,7 @@ def _image_warnings(products: Products, folder: Path) -> Iterator[str]:
 
     files, counts = ImageFolder(str(folder)), Counter[str]()
     first: dict[str, str] = {}
-    for product, image in zip(
-        products.table.column("product_id").to_pylist(), products.images.to_pylist(), strict=True
-    ):
+    for product, image in _images(products):
         if not _is_local(image):
             continue
         path = image.removeprefix(schemas.FILE_IMAGE)

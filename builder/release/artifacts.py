@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sqid_lib import schemas, sources
 from sqid_lib.errors import IntegrityError, MissingFileError, without_secrets
 from sqid_lib.files import File
 from sqid_lib.joined import joins
-from sqid_lib.joined.image_status import is_http
 from sqid_lib.joined.matches import both_sides, examples
 from sqid_lib.joined.vector_lookup import VectorLookup
 from sqid_lib.tables.keys import key_strings
@@ -36,7 +34,7 @@ class Artifacts:
 
     Attributes:
         urls, supp_urls: tables of `joins.IMAGE_URLS_SCHEMA`, of the judged and of the supplementary products.
-        products, queries: their vectors; None where a catalogue has no queries.
+        products, queries: their vectors.
         revision: resolved commit of the model, if known.
         where: where they are from, for messages.
         partial: whether text vectors may be missing.
@@ -45,7 +43,7 @@ class Artifacts:
     urls: pa.Table
     supp_urls: pa.Table
     products: VectorLookup
-    queries: VectorLookup | None
+    queries: VectorLookup
     revision: str | None
     where: str
     partial: bool = False
@@ -53,8 +51,7 @@ class Artifacts:
     def close(self) -> None:
         """Close the files of the vectors."""
         self.products.close()
-        if self.queries is not None:
-            self.queries.close()
+        self.queries.close()
 
 
 def artifact_files(recipe: Recipe) -> dict[str, tuple[sources.File, ...]]:
@@ -88,25 +85,18 @@ def existing_artifacts(recipe: Recipe, work: Path) -> Artifacts:
 def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
     """Those that the stages resolve, fetch and embed left in WORK.
 
-    A catalogue's images that are files of the shop have no URL, although WORK names them in its place.
-
     Raises:
         MissingFileError: stage resolve or embed has not run.
     """
     resolved = read_parquet(str(work / "resolve" / "urls.parquet"), schemas.RESOLVED_SCHEMA)
     embedded = {name: sorted((work / "embed").glob(f"{name}-*.parquet")) for name in ("products", "supp", "queries")}
-    record = work / "embed" / "encoder.json"
-    asked = recipe.catalogue is None or bool(pq.read_metadata(work / "sample" / "queries.parquet").num_rows)
-    if not (embedded["products"] and (embedded["queries"] or not asked) and record.exists()):
-        raise MissingFileError("stage embed has not run", where=work / "embed", fix="Run it first: --only embed.")
+    check_embedded(work, embedded["products"], embedded["queries"])
     parts = {schemas.MAIN: embedded["products"]}
     if recipe.selection.embed_supp:
         parts[schemas.SUPPLEMENTARY] = embedded["supp"]
     urls = {}
     for part in (schemas.MAIN, schemas.SUPPLEMENTARY):
         rows = resolved.filter(pc.equal(resolved.column("part"), part))
-        if recipe.catalogue is not None:  # a reference to a local image is of no use elsewhere
-            rows = _with_http_only(rows)
         urls[part] = rows.select(joins.IMAGE_URLS_SCHEMA.names).cast(joins.IMAGE_URLS_SCHEMA).combine_chunks()
     for part, paths in parts.items():
         urls[part] = _with_final_status(urls[part], paths)
@@ -116,10 +106,22 @@ def built_artifacts(recipe: Recipe, work: Path) -> Artifacts:
         urls=urls[schemas.MAIN],
         supp_urls=urls[schemas.SUPPLEMENTARY],
         products=joins.open_product_vectors(product_files, work / ".scratch"),
-        queries=joins.open_query_vectors(query_files, work / ".scratch") if asked else None,
-        revision=json.loads(record.read_text())["revision"],
+        queries=joins.open_query_vectors(query_files, work / ".scratch"),
+        revision=embedded_revision(work),
         where=str(work / "embed"),
     )
+
+
+def check_embedded(work: Path, *files: Sequence[object]) -> None:
+    """Raise MissingFileError unless stage embed has run and left files of each kind."""
+    if not (all(files) and (work / "embed" / "encoder.json").exists()):
+        raise MissingFileError("stage embed has not run", where=work / "embed", fix="Run it first: --only embed.")
+
+
+def embedded_revision(work: Path) -> str | None:
+    """The resolved commit of the model that stage embed used, if it is known."""
+    revision: str | None = json.loads((work / "embed" / "encoder.json").read_text())["revision"]
+    return revision
 
 
 def warn_of_other_products(artifacts: Artifacts, products: pa.Table, supp: pa.Table) -> None:
@@ -149,30 +151,32 @@ def check_text_vectors(artifacts: Artifacts, products: pa.Table, queries: pa.Tab
     Raises:
         IntegrityError: there are some without, each named by count and three examples.
     """
-    found = [("products", products, joins.without_text(artifacts.products, products))]
-    if artifacts.queries is not None:
-        found.append(("queries", queries, joins.without_text(artifacts.queries, queries)))
+    found = [("products", products.num_rows, joins.without_text(artifacts.products, products))]
+    found.append(("queries", queries.num_rows, joins.without_text(artifacts.queries, queries)))
+    check_none_without(found, artifacts.where, partial=artifacts.partial)
+
+
+def check_none_without(found: Iterable[tuple[str, int, pa.Table]], where: str, *, partial: bool = False) -> None:
+    """As `check_text_vectors`.
+
+    Args:
+        found: what has vectors, how many there are, and the keys of those without one.
+    """
     missing = [
-        f"{without.num_rows:,} of {every.num_rows:,} {name}, such as {examples(without)}"
+        f"{without.num_rows:,} of {every:,} {name}, such as {examples(without)}"
         for name, every, without in found
         if without.num_rows
     ]
-    if missing and artifacts.partial:
-        _log.warning("%s: no text vector for %s: they get zeros", artifacts.where, " and for ".join(missing))
+    if missing and partial:
+        _log.warning("%s: no text vector for %s: they get zeros", where, " and for ".join(missing))
     elif missing:
         raise IntegrityError(
             "text vectors are missing",
-            where=artifacts.where,
+            where=where,
             expected="one for every product and query",
             got=f"none for {' and none for '.join(missing)}",
             fix="Complete the files, narrow [selection], or set artifacts.partial = true to give zeros to these.",
         )
-
-
-def _with_http_only(rows: pa.Table) -> pa.Table:
-    """The same rows with null for whatever is no http(s) URL."""
-    urls = pc.if_else(is_http(rows["image_url"]), rows["image_url"], None)
-    return rows.set_column(rows.column_names.index("image_url"), "image_url", urls)
 
 
 def _with_final_status(urls: pa.Table, paths: Iterable[Path]) -> pa.Table:

@@ -29,8 +29,7 @@ _BATCH_ROWS = 4_096
 def write_classic_files(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path) -> None:
     """Write the four files to `out`.
 
-    They have a column product_locale where ids of several locales, or of another locale than us, would be ambiguous. A
-    catalogue has no supplementary products, and the file of queries only where it has queries.
+    They have a column product_locale where ids of several locales, or of another locale than us, would be ambiguous.
 
     Args:
         sample: the directory that stage sample wrote.
@@ -41,36 +40,32 @@ def write_classic_files(recipe: Recipe, sample: Path, artifacts: Artifacts, out:
         (schemas.PRODUCT_URLS, main, artifacts.urls),
         (schemas.SUPP_URLS, supp, artifacts.supp_urls),
     ):
-        if recipe.catalogue and not keys.num_rows:
-            continue
         rows = pc.index_in(key_strings(keys), value_set=key_strings(urls))
         table = keys.append_column("image_url", urls.column("image_url").take(rows))
         write_urls(out / name, [table], located=located)
 
     def products() -> Iterator[pa.Table]:
-        yield from _with_vectors(main, artifacts.products)
+        yield from with_vectors(main, artifacts.products)
         if embeds_supp(recipe):
-            yield from _with_vectors(supp, artifacts.products)
+            yield from with_vectors(supp, artifacts.products)
 
     write_classic_features(out / schemas.PRODUCT_FEATURES, "product", products(), located=located)
-    if artifacts.queries is None:
-        return
     queries = read_parquet(str(sample / "queries.parquet"), pa.schema([("query_id", pa.int64())]))
-    write_classic_features(out / schemas.QUERY_FEATURES, "query", _with_vectors(queries, artifacts.queries))
+    write_classic_features(out / schemas.QUERY_FEATURES, "query", with_vectors(queries, artifacts.queries))
 
 
-def _with_vectors(keys: pa.Table, vectors: VectorLookup) -> Iterator[pa.Table]:
+def with_vectors(keys: pa.Table, vectors: VectorLookup) -> Iterator[pa.Table]:
     """`keys` with their vectors, null where there is none."""
     ordered = vectors.in_order(joins.find_rows(vectors, keys))
     for begin in range(0, keys.num_rows, _BATCH_ROWS):
         part = keys.slice(begin, _BATCH_ROWS)
         taken = ordered.take(begin, begin + part.num_rows)
         for name, matrix in zip(vectors.columns, taken, strict=True):
-            part = part.append_column(name, _lists_or_null(matrix))
+            part = part.append_column(name, lists_or_null(matrix))
         yield part
 
 
-def _lists_or_null(matrix: np.ndarray) -> pa.ListArray:
+def lists_or_null(matrix: np.ndarray) -> pa.ListArray:
     there = present(matrix)
     offsets = np.concatenate([[0], np.cumsum(there * matrix.shape[1])]).astype(np.int32)
     values = pa.array(matrix[there].reshape(-1), pa.float32())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ import pyarrow.parquet as pq
 from builder.release.artifacts import Artifacts
 from builder.release.files import write_shards
 from sqid_lib import schemas
-from sqid_lib.errors import SchemaError
 from sqid_lib.files import File
 from sqid_lib.joined import joins, selection
 from sqid_lib.joined.product_texts import product_texts
@@ -26,45 +26,29 @@ if TYPE_CHECKING:
 def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path) -> None:
     """Write `out`/data: every config of every split, and the supplementary products.
 
-    What has no rows is left out: `datasets` cannot load a config or split without rows. A catalogue has all its queries
-    in the one split of its products, also those without a judgment.
-
     Args:
         sample: the directory that stage sample wrote.
-
-    Raises:
-        SchemaError: a kept column has the name of a declared one, or values of a type that a release has not.
     """
-    kept = read_kept(sample) if recipe.catalogue else ()
     judgments = read_parquet(str(sample / "judgments.parquet"), schemas.SAMPLED_JUDGMENTS_SCHEMA)
     queries = read_parquet(str(sample / "queries.parquet"), schemas.SAMPLED_QUERIES_SCHEMA)
-
-    def write(config: str, split: str, tables: Iterable[pa.Table], rows: int) -> None:
-        if not rows:
-            return
-        schema = schemas.config_schema(config, artifacts.products.width, kept)
-        write_shards(out, config, split, tables, schema, rows=rows, max_shard_bytes=recipe.release.max_shard_bytes)
+    write = ConfigWriter(recipe, out, artifacts.products.width).write
 
     def write_products(config: str, split: str, name: str, keys: pa.Table, urls: pa.Table) -> None:
-        carried = kept if config in schemas.CARRYING else ()
-        texts = _texts(sample / f"{name}.parquet", keys, schemas.text_columns(config), carried)
+        texts = _texts(sample / f"{name}.parquet", keys, schemas.text_columns(config))
         urls = joins.urls_in_order(urls, keys)
         if config == schemas.FEATURES:
             vectors = artifacts.products.in_order(joins.find_rows(artifacts.products, keys))
-            write(config, split, joins.product_features(texts, urls, vectors, kept=kept), keys.num_rows)
+            write(config, split, joins.product_features(texts, urls, vectors), keys.num_rows)
         else:
-            write(config, split, joins.urls(texts, urls, config, kept=carried), keys.num_rows)
+            write(config, split, joins.urls(texts, urls, config), keys.num_rows)
 
     for split in recipe.selection.splits:
         judged = judgments.filter(pc.equal(judgments.column("split"), split)).drop_columns(["split"])
         write(schemas.JUDGMENTS, split, [judged], judged.num_rows)
-        asked = queries
-        if not recipe.catalogue:
-            known = pc.is_in(queries.column("query_id"), value_set=pc.unique(judged.column("query_id")))
-            asked = queries.filter(known)
-        if artifacts.queries is not None:
-            vectors = artifacts.queries.in_order(joins.find_rows(artifacts.queries, asked))
-            write(schemas.QUERIES, split, joins.query_features(asked, vectors), asked.num_rows)
+        known = pc.is_in(queries.column("query_id"), value_set=pc.unique(judged.column("query_id")))
+        asked = queries.filter(known)
+        vectors = artifacts.queries.in_order(joins.find_rows(artifacts.queries, asked))
+        write(schemas.QUERIES, split, joins.query_features(asked, vectors), asked.num_rows)
         every = recipe.selection.products == selection.ALL
         keys = read_keys(sample / "products.parquet") if every else _distinct_products(judged)
         for config in (schemas.URLS, schemas.FEATURES):
@@ -75,28 +59,21 @@ def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path)
         write_products(schemas.FEATURES, schemas.SUPP_VECTORS_SPLIT, "supp", supp, artifacts.supp_urls)
 
 
-def read_kept(sample: Path) -> tuple[pa.Field, ...]:
-    """The columns that a catalogue keeps beside the declared ones: name and type, in order.
+@dataclass(frozen=True)
+class ConfigWriter:
+    """Writes configs below `out`/data, with vectors of `width` and the columns that a catalogue keeps."""
 
-    Raises:
-        SchemaError: as `write_configs`.
-    """
-    path = sample / "products.parquet"
-    fields = [field for field in pq.read_schema(path) if field.name not in schemas.SAMPLED_PRODUCTS_SCHEMA.names]
-    declared = {name for config in schemas.CARRYING for name in schemas.DECLARED[config].names}
-    for field in fields:
-        if field.name in declared:
-            fix = "Leave it out of catalogue.keep, or rename it in the products table."
-            raise SchemaError(f"a release has a column {field.name!r} of its own", where=path, fix=fix)
-        if schemas.type_name(field.type) not in schemas.KEPT_TYPES:
-            raise SchemaError(
-                f"column {field.name!r} cannot be kept",
-                where=path,
-                expected="text, numbers or booleans",
-                got=str(field.type),
-                fix="Leave it out of catalogue.keep.",
-            )
-    return tuple(pa.field(field.name, field.type) for field in fields)
+    recipe: Recipe
+    out: Path
+    width: int
+    kept: schemas.Kept = ()
+
+    def write(self, config: str, split: str, tables: Iterable[pa.Table], rows: int) -> None:
+        """Write a split; one without rows is left out, which `datasets` could not load."""
+        if rows:
+            schema = schemas.config_schema(config, self.width, self.kept)
+            limit = self.recipe.release.max_shard_bytes
+            write_shards(self.out, config, split, tables, schema, rows=rows, max_shard_bytes=limit)
 
 
 def embeds_supp(recipe: Recipe) -> bool:
@@ -110,8 +87,8 @@ def read_keys(path: Path) -> pa.Table:
     return pq.read_table(path, columns=list(schemas.PRODUCT_KEY)).combine_chunks()
 
 
-def _texts(path: Path, keys: pa.Table, columns: tuple[str, ...], kept: schemas.Kept) -> Iterator[pa.Table]:
-    return product_texts(File(str(path)), keys, columns, kept=kept) if keys.num_rows else iter(())
+def _texts(path: Path, keys: pa.Table, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+    return product_texts(File(str(path)), keys, columns) if keys.num_rows else iter(())
 
 
 def _distinct_products(judgments: pa.Table) -> pa.Table:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from builder.database import reporting_disk_errors
 from builder.release import card, manifest
 from builder.release.artifacts import built_artifacts, check_text_vectors, existing_artifacts, warn_of_other_products
+from builder.release.catalogue_files import write_catalogue
 from builder.release.classic import write_classic_files
 from builder.release.configs import embeds_supp, read_keys, write_configs
 from builder.release.statistics import gather_statistics
@@ -56,6 +57,12 @@ def release(recipe: Recipe, work: Path, check: Callable[[Path], None]) -> None:
 
 
 def _write(recipe: Recipe, work: Path, building: Path) -> None:
+    write = write_catalogue if recipe.catalogue else _write_esci
+    describe(building, recipe, revision=write(recipe, work, building))
+
+
+def _write_esci(recipe: Recipe, work: Path, building: Path) -> str | None:
+    """Write the data files of a selection of ESCI; returns the resolved commit of the encoder's model, if known."""
     sample = work / "sample"
     artifacts = existing_artifacts(recipe, work) if recipe.artifacts else built_artifacts(recipe, work)
     try:
@@ -68,7 +75,7 @@ def _write(recipe: Recipe, work: Path, building: Path) -> None:
             write_classic_files(recipe, sample, artifacts, building)
     finally:
         artifacts.close()
-    describe(building, recipe, revision=artifacts.revision)
+    return artifacts.revision
 
 
 def describe(release: Path, recipe: Recipe, *, revision: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError, MissingFileError
 from sqid_lib.files import parse_shard_name
+from sqid_lib.tables.keys import Increasing
 
 _BATCH_ROWS = 8_192
 _MAX_VALUE = 100  # characters; statuses and labels are short, a damaged file may hold anything
@@ -65,7 +66,7 @@ class Statistics:
 
 
 def gather_statistics(release: Path) -> Statistics:
-    """Read all configs of a release once; of their rows only the keys stay in memory.
+    """Read all configs of a release once; keys that are not sorted, or of several splits, are read once more.
 
     Raises:
         CorruptFileError: a parquet file cannot be read.
@@ -76,7 +77,7 @@ def gather_statistics(release: Path) -> Statistics:
     statuses: dict[str, Counter[str]] = {config: Counter() for config in schemas.CONFIGS}
     labels: Counter[str] = Counter()
     gains: dict[str, tuple[float, float]] = {}
-    keys: dict[str, list[pa.Table]] = {config: [] for config in schemas.COUNTED.values()}
+    orders: dict[tuple[str, str], Increasing] = {}
     for config in schemas.CONFIGS:
         for path in sorted((release / "data" / config).glob("*.parquet")):
             shard = parse_shard_name(path)
@@ -88,7 +89,9 @@ def gather_statistics(release: Path) -> Statistics:
                     if not rows:
                         continue
                     columns.setdefault(config, file.schema_arrow.remove_metadata())
-                    memory = _read(file, config, statuses[config], labels, gains, keys.get(config))
+                    counted = config in schemas.COUNTED.values()
+                    order = orders.setdefault((config, shard.split), Increasing()) if counted else None
+                    memory = _read(file, config, statuses[config], labels, gains, order)
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise CorruptFileError(f"not a parquet file of a release ({error})", where=path) from error
             name, before = path.relative_to(release).as_posix(), splits.setdefault(config, {}).get(shard.split, Split())
@@ -97,10 +100,19 @@ def gather_statistics(release: Path) -> Statistics:
         raise MissingFileError("the default config has no rows", where=release / "data" / schemas.DEFAULT_CONFIG)
     found = {config: dict(sorted(counter.items())) for config, counter in statuses.items() if counter}
     counts = {
-        name: distinct(pa.concat_tables(keys[config])) if keys[config] else 0
+        name: _count_keys(release, config, splits.get(config, {}), [o for (of, _), o in orders.items() if of == config])
         for name, config in schemas.COUNTED.items()
     }
     return Statistics(splits, columns, found, dict(labels), counts, gains)
+
+
+def _count_keys(release: Path, config: str, splits: Mapping[str, Split], orders: Sequence[Increasing]) -> int:
+    """How many different keys a config has."""
+    if len(splits) <= 1 and all(order.so_far for order in orders):
+        return sum(split.rows for split in splits.values())
+    files = [release / name for split in splits.values() for name in split.files]
+    key = list(schemas.DECLARED[config].key)
+    return distinct(pa.concat_tables([pq.read_table(path, columns=key, partitioning=None) for path in files]))
 
 
 def distinct(keys: pa.Table) -> int:
@@ -132,12 +144,10 @@ def _read(
     statuses: Counter[str],
     labels: Counter[str],
     gains: dict[str, tuple[float, float]],
-    keys: list[pa.Table] | None,
+    order: Increasing | None,
 ) -> int:
-    """Count into the counters and append the keys to `keys`; returns the bytes of the rows as Arrow tables."""
+    """Count into the counters and add the keys to `order`; returns the bytes of the rows as Arrow tables."""
     memory, key = 0, list(schemas.DECLARED[config].key)
-    if keys is not None:
-        keys.append(file.schema_arrow.remove_metadata().empty_table().select(key))
     for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
         memory += batch.nbytes
         for column, counter in (("image_status", statuses), ("esci_label", labels)):
@@ -145,6 +155,6 @@ def _read(
                 count_values(batch.column(column), counter)
         if config == schemas.JUDGMENTS and "gain" in batch.schema.names:
             widen_gains(batch, gains)
-        if keys is not None:
-            keys.append(pa.Table.from_batches([batch]).select(key))
+        if order is not None:
+            order.add(pa.Table.from_batches([batch]).select(key))
     return memory

@@ -10,7 +10,7 @@ from typing import Any
 
 from builder.release import manifest
 from builder.validate.card_claims import check_card
-from builder.validate.classic import check_classic
+from builder.validate.classic import CONFIG_OF, check_classic
 from builder.validate.files import check_files, check_kinds
 from builder.validate.loading import check_loading
 from builder.validate.manifest_claims import check_manifest
@@ -64,7 +64,8 @@ def _scans(release: Path, stated: manifest.Manifest | None) -> dict[str, Scan]:
         "kept": stated.kept_fields if stated else (),
         "sources": schemas.ESCI_QUERY_SOURCES if stated and stated.of_esci else None,
     }
-    return {config: Scan(release, config, **options) for config in schemas.CONFIGS}
+    published = {config for name, config in CONFIG_OF.items() if (release / name).is_file()}
+    return {config: Scan(release, config, **options, with_classic=config in published) for config in schemas.CONFIGS}
 
 
 def _manifest(release: Path) -> manifest.Manifest | None:

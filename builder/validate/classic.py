@@ -19,7 +19,7 @@ from builder.validate.vectors import hashes
 from sqid_lib import schemas
 from sqid_lib.errors import first_line
 
-_CONFIG = {
+CONFIG_OF = {
     schemas.PRODUCT_URLS: schemas.URLS,
     schemas.SUPP_URLS: schemas.SUPP,
     schemas.PRODUCT_FEATURES: schemas.FEATURES,
@@ -41,13 +41,13 @@ Rows = dict[Any, tuple[Any, ...]]
 def check_classic(release: Path, name: str, stated: Manifest | None, scans: Mapping[str, Scan]) -> Iterator[Problem]:
     """One published file; it may be absent unless the recipe in the manifest asks for it, and has rows for it."""
     if not (release / name).is_file():
-        if stated and stated.of_catalogue and not scans[_CONFIG[name]].present:
+        if stated and stated.of_catalogue and not scans[CONFIG_OF[name]].present:
             return
         section = stated.recipe.get("release") if stated else None
         if isinstance(section, dict) and section.get("classic_files") is True:
             yield Problem("missing-file", name, "the recipe states classic_files = true")
         return
-    scan = scans[_CONFIG[name]]
+    scan = scans[CONFIG_OF[name]]
     try:
         rows = _read_csv(release / name) if name.endswith(".csv") else _read_features(release / name)
     except (csv.Error, pa.ArrowException, OSError, UnicodeDecodeError, ValueError, MemoryError) as error:
@@ -126,9 +126,11 @@ def _expected(scan: Scan) -> Rows | None:
     """The same rows from a joined config, None if it lacks a column."""
     key = ("query_id",) if scan.config == schemas.QUERIES else ("product_id", _LOCALE)
     masked = ("has_image",) if scan.config == schemas.FEATURES else ()
-    if not {*key, *_COMPARED[scan.config], *masked} <= set(scan.kept.column_names):
+    if not {*key, *_COMPARED[scan.config], *masked} <= set(scan.classic.column_names):
         return None
-    columns = {name: column.to_pylist() for name, column in zip(scan.kept.column_names, scan.kept.columns, strict=True)}
+    columns = {
+        name: column.to_pylist() for name, column in zip(scan.classic.column_names, scan.classic.columns, strict=True)
+    }
     values = [_real(columns[name]) if name.startswith("hash ") else columns[name] for name in _COMPARED[scan.config]]
     if masked:  # what is zeros in the config is null in the published file
         values[-1] = [value if there else None for value, there in zip(values[-1], columns["has_image"], strict=True)]
@@ -143,7 +145,7 @@ def _real(found: list[int | None]) -> list[int | None]:
 
 def _compare(name: str, rows: list[Row], expected: Rows) -> Iterator[Problem]:
     """The rows of a published file are exactly those of its config."""
-    config = _CONFIG[name]
+    config = CONFIG_OF[name]
     found = dict(rows)
     if len(found) != len(rows):
         yield Problem("classic", name, f"{len(rows) - len(found):,} ids occur more than once")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.validate.problem import Problem
-from builder.validate.vectors import Mask, mask
+from sqid_lib.tables.keys import Increasing, neighbours
 
 
 def check_keys(keys: pa.Table, where: str) -> Iterator[Problem]:
     """Whether each row of `keys` occurs once, and no row is smaller than the row before it."""
-    smaller, equal = _neighbours(keys)
-    nulls = any(column.null_count for column in keys.columns)
-    if not (nulls or smaller.any() or equal.any()):  # increasing, so that no row can occur twice
+    order = Increasing()
+    order.add(keys)
+    if order.so_far:  # so that no row can occur twice
         return
     yield from check_unique(keys, where)
+    smaller, _ = neighbours(keys)
     if smaller.any():
         message = f"rows are not sorted by {', '.join(keys.column_names)}: first at row {int(smaller.argmax()) + 1}"
         yield Problem("order", where, message)
@@ -32,13 +32,3 @@ def check_unique(keys: pa.Table, where: str) -> Iterator[Problem]:
         first = ", ".join(str(again[name][0].as_py()) for name in keys.column_names)
         names = ", ".join(keys.column_names)
         yield Problem("duplicate-key", where, f"{again.num_rows:,} keys ({names}) occur more than once, first {first}")
-
-
-def _neighbours(keys: pa.Table) -> tuple[Mask, Mask]:
-    """Which rows are followed by a smaller one, and which by an equal one; a null is neither."""
-    smaller, equal = (np.full(max(keys.num_rows - 1, 0), start) for start in (False, True))
-    for column in keys.columns:
-        before, after = column.slice(0, len(smaller)).combine_chunks(), column.slice(1).combine_chunks()
-        smaller |= equal & mask(pc.less(after, before))
-        equal &= mask(pc.equal(after, before))
-    return smaller, equal

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder.release.manifest import Manifest
-from builder.release.statistics import distinct
 from builder.validate.problem import Problem
 from builder.validate.rows import Scan
 from sqid_lib import schemas
@@ -54,9 +52,8 @@ def counts(scans: Mapping[str, Scan]) -> dict[str, int]:
     """Distinct products, queries, judgments, supp; those of a config that was not read whole are left out."""
     found = {}
     for name, config in schemas.COUNTED.items():
-        scan, key = scans[config], schemas.DECLARED[config].key
-        if scan.complete and set(key) <= set(scan.kept.column_names):
-            found[name] = distinct(scan.kept.select(key))
+        if scans[config].complete and (keys := scans[config].distinct_keys()) is not None:
+            found[name] = keys
     return found
 
 
@@ -82,11 +79,9 @@ def _of_selection(release: Path, stated: Manifest, scans: Mapping[str, Scan]) ->
     """Locales and splits of the data are those that the recipe selects, and so are the classic files."""
     selection = _section(stated, "selection")
     for config, scan in scans.items():
-        if "locales" in selection and "product_locale" in scan.kept.column_names:
-            found = set(pc.unique(scan.kept["product_locale"]).to_pylist()) - {None}
-            if found - set(stated.locales):
-                others = ", ".join(sorted(found - set(stated.locales))[:3])
-                yield f"its recipe selects the locales {', '.join(stated.locales)}, data/{config} has {others}"
+        if "locales" in selection and scan.locales - set(stated.locales):
+            others = ", ".join(sorted(scan.locales - set(stated.locales))[:3])
+            yield f"its recipe selects the locales {', '.join(stated.locales)}, data/{config} has {others}"
         wanted = selection.get("splits")
         if config != schemas.SUPP and isinstance(wanted, list):
             extra = sorted(set(scan.filled) - set(map(str, wanted)) - {schemas.SUPP_VECTORS_SPLIT})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.release.files import MAX_SHARD_BYTES
-from builder.release.statistics import Split, count_values, widen_gains
+from builder.release.statistics import Split, count_values, distinct, widen_gains
 from builder.validate.keys import check_keys, check_unique
+from builder.validate.layout import MAX_GROUP_BYTES, as_declared, check_layout, check_schema
 from builder.validate.problem import Problem, Tally
+from builder.validate.split_rows import Hashes, SplitRows, row_hashes
 from builder.validate.values import (
     check_images,
     check_labels,
@@ -25,16 +26,16 @@ from builder.validate.values import (
     check_texts,
     check_vectors,
 )
-from builder.validate.vectors import check_distinct, hashes
+from builder.validate.vectors import EqualVectors, Matrix, hashes
 from sqid_lib import schemas
 from sqid_lib.errors import first_line
 from sqid_lib.files import parse_shard_name
 from sqid_lib.tables.vector_columns import read_pages
 
 _MAX_ROWS = 50_000_000  # ESCI has 2.6 million judgments
-_MAX_GROUP_BYTES = 100_000_000
 _READABLE_GROUP_BYTES = 2_000_000_000  # a file with larger row groups is not read
 _BATCH_ROWS = 8_192
+_CLASSIC = ("image_url", "has_image")  # what the classic files state besides keys and vectors
 
 
 class Scan:
@@ -47,13 +48,14 @@ class Scan:
         sources: every `source` that a query may have; None for any.
         of_catalogue: whether the data is a shop's own: images need no URL, and labels may be numbers.
         kept: columns of a catalogue beside the declared ones.
+        with_classic: whether classic files are compared with the rows.
 
     Attributes:
         splits: split → its files and sizes, of what could be read.
         columns: Arrow schema of the first file that could be read, None if none could.
-        kept: the columns other checks compare, over all files; vectors as `hash <column>`, and `split`. Without files
-            a table without rows.
-        statuses, labels: value → rows. ends: label → its least and its greatest gain.
+        classic: what the classic files state, over all files, if it is wanted; vectors as `hash <column>`. Without
+            files a table without rows.
+        statuses, labels: value → rows. ends: label → its least and its greatest gain. locales: of products.
         complete: whether every file could be read to its end.
     """
 
@@ -68,13 +70,15 @@ class Scan:
         sources: Collection[str] | None = None,
         of_catalogue: bool = False,
         kept: schemas.Kept = (),
+        with_classic: bool = False,
     ) -> None:
         self.release, self.config, self.made_here, self.gains = release, config, made_here, gains
         self._partial, self._sources = partial, sources
         self.of_catalogue, self.carried = of_catalogue, tuple(kept)
         self.splits: dict[str, Split] = {}
         self.columns: pa.Schema | None = None
-        self.kept = pa.table({})
+        self.classic = pa.table({})
+        self.locales: set[str] = set()
         self.statuses: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
         self.ends: dict[str, tuple[float, float]] = {}
@@ -82,24 +86,58 @@ class Scan:
         self._tally = Tally()
         self._whole = True
         self._declared = schemas.DECLARED[config]
-        self._compared = _compared(config, self.carried)
+        self._with_classic = with_classic
+        self._files: dict[str, list[tuple[Path, list[str]]]] = {}  # split → files and their columns of declared types
+        self._rows: dict[str, SplitRows] = {}
+        self._unique: dict[str, list[Hashes]] = {name: [] for name in self._declared.unique}
+        vectors = [column.name for column in self._declared.columns if column.type == schemas.VECTOR]
+        self._equal = {name: EqualVectors(name) for name in vectors}
 
     def problems(self) -> Iterator[Problem]:
         """Read everything and yield what is wrong."""
-        kept: list[pa.Table] = []
+        classic: list[pa.Table] = []
         for path in sorted((self.release / "data" / self.config).glob("*.parquet")):
             name = path.relative_to(self.release).as_posix()
             try:
                 with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-                    yield from self._file(file, path, name, kept)
+                    yield from self._file(file, path, name, classic)
             except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 self._whole = False
                 yield Problem("unreadable", name, f"not a complete parquet file ({first_line(error)})")
-        self.kept = pa.concat_tables(kept, promote_options="default") if kept else self._no_rows()
+        if self._with_classic:
+            self.classic = pa.concat_tables(classic, promote_options="default") if classic else self._no_rows()
+        for rows in self._rows.values():
+            rows.end()
         self.complete = self._whole
         yield from self._tally.problems()
         yield from self._keys()
-        yield from check_distinct(self.kept, f"data/{self.config}")
+        for vectors in self._equal.values():
+            yield from vectors.problems(f"data/{self.config}")
+
+    def rows_of(self, split: str) -> SplitRows:
+        """What is kept of the rows of a split; of no rows if there is none."""
+        if split not in self._rows:
+            self._rows[split] = SplitRows(self.config, self.carried)
+            self._rows[split].end()
+        return self._rows[split]
+
+    def table(self, columns: Sequence[str], split: str | None = None) -> pa.Table:
+        """Some columns of a split, or of all, read again; those that no file has are left out."""
+        files = [file for name, files in self._files.items() if split in (None, name) for file in files]
+        declared = schemas.config_schema(self.config, kept=self.carried)
+        if not files:
+            return pa.schema([declared.field(name) for name in columns]).empty_table()
+        tables = [
+            pq.read_table(path, columns=[n for n in columns if n in names], partitioning=None) for path, names in files
+        ]
+        return pa.concat_tables(tables, promote_options="default")
+
+    def distinct_keys(self) -> int | None:
+        """How many different keys all splits have; None where a column of the key is missing."""
+        if len(self.filled) <= 1 and all(rows.increasing for rows in self._rows.values()):
+            return sum(split.rows for split in self.splits.values())
+        keys = self.table(self._declared.key)
+        return distinct(keys) if set(self._declared.key) <= set(keys.column_names) else None
 
     @property
     def filled(self) -> dict[str, Split]:
@@ -112,35 +150,44 @@ class Scan:
         return bool(self.filled) or not self.complete
 
     def _no_rows(self) -> pa.Table:
-        declared = schemas.config_schema(self.config, kept=self.carried)
-        vectors = [(f"hash {f.name}", pa.uint64()) for f in declared if pa.types.is_fixed_size_list(f.type)]
-        plain = [declared.field(name) for name in self._compared]
-        return pa.schema([*plain, *vectors, ("split", pa.string())]).empty_table()
+        declared = schemas.config_schema(self.config)
+        hashed = [(f"hash {name}", pa.uint64()) for name in self._equal]
+        return pa.schema([*(declared.field(name) for name in self._of_classic(declared.names)), *hashed]).empty_table()
 
-    def _file(self, file: pq.ParquetFile, path: Path, name: str, kept: list[pa.Table]) -> Iterator[Problem]:
+    def _of_classic(self, names: Sequence[str]) -> list[str]:
+        """Those of the columns that tell what the classic files state, besides the vectors."""
+        return [name for name in dict.fromkeys([*self._declared.key, *_CLASSIC]) if name in names]
+
+    def _file(self, file: pq.ParquetFile, path: Path, name: str, classic: list[pa.Table]) -> Iterator[Problem]:
         schema, metadata = file.schema_arrow, file.metadata
-        yield from _schema(schema, self._expected(self.columns or schema), name)
-        yield from _layout(metadata, path.stat().st_size, name)
+        yield from check_schema(schema, self._expected(self.columns or schema), name)
+        yield from check_layout(metadata, path.stat().st_size, name)
         groups = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
         if metadata.num_rows > _MAX_ROWS or max(groups, default=0) > _READABLE_GROUP_BYTES:
             self._whole = False
             yield Problem("unreadable", name, "far larger than a release can be: its rows were not read")
             return
         self.columns = self.columns or schema.remove_metadata()
-        good = _as_declared(schema, self._expected(schema))
+        good = as_declared(schema, self._expected(schema))
         shard = parse_shard_name(path)
         split = shard.split if shard else ""
+        self._files.setdefault(split, []).append((path, good))
+        of_split = self._rows.setdefault(split, SplitRows(self.config, self.carried))
         memory = rows = 0
         for batch, size in _batches(file, path):
             memory += size
-            columns = self._batch(batch.select(good), name, rows)
-            kept.append(columns.append_column("split", pa.array([split] * batch.num_rows, pa.string())))
+            columns = batch.select(good)
+            vectors = self._batch(columns, name, rows)
+            of_split.add(columns)
+            if self._with_classic:
+                hashed = {f"hash {column}": pa.chunked_array([hashes(values)]) for column, values in vectors.items()}
+                classic.append(pa.table({n: columns[n] for n in self._of_classic(good)} | hashed))
             rows += batch.num_rows
         before = self.splits.get(split, Split())
         self.splits[split] = before.with_file(name, rows, memory, path.stat().st_size)
 
-    def _batch(self, rows: pa.Table, name: str, start: int) -> pa.Table:
-        """Check a batch, of which only columns of the declared type are given; returns the columns to keep."""
+    def _batch(self, rows: pa.Table, name: str, start: int) -> dict[str, Matrix]:
+        """Check a batch, of which only columns of the declared type are given; returns its vectors by column."""
         key = [column for column in self._declared.key if column in rows.column_names]
 
         def report(code: str, message: str, mask: Any) -> None:
@@ -163,9 +210,13 @@ class Scan:
         for column, counter in (("image_status", self.statuses), ("esci_label", self.labels)):
             if column in rows.column_names:
                 count_values(rows[column], counter)
-        kept = {column: rows[column] for column in self._compared if column in rows.column_names}
-        kept |= {f"hash {column}": pa.chunked_array([hashes(values)]) for column, values in vectors.items()}
-        return pa.table(kept)
+        if "product_locale" in rows.column_names:
+            self.locales.update(pc.unique(rows["product_locale"]).drop_null().to_pylist())
+        for column in set(self._unique) & set(rows.column_names):
+            self._unique[column].append(row_hashes(rows.select([column])))
+        for column, matrix in vectors.items():
+            self._equal[column].add(matrix, rows)
+        return vectors
 
     def _expected(self, schema: pa.Schema) -> pa.Schema:
         """The declared schema, with vectors of the width that a file has."""
@@ -174,15 +225,17 @@ class Scan:
 
     def _keys(self) -> Iterator[Problem]:
         """Keys are unique and sorted within a split: a product may be judged in several splits."""
-        names = self.kept.column_names
-        for column in set(self._declared.unique) & set(names):
-            yield from check_unique(self.kept.select([column]), f"data/{self.config}")
+        for column, parts in self._unique.items():
+            numbers = np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.uint64)
+            parts.clear()
+            if (numbers[1:] == numbers[:-1]).any():
+                yield from check_unique(self.table([column]), f"data/{self.config}")
         key = self._declared.key
-        if not set(key) <= set(names):
-            return
-        for split in self.splits:
-            rows = self.kept.select(key).filter(pc.equal(self.kept["split"], split))
-            yield from check_keys(rows, f"data/{self.config}/{split}-*")
+        for split, rows in self._rows.items():
+            if not rows.increasing:
+                keys = self.table(key, split)
+                if set(key) <= set(keys.column_names):
+                    yield from check_keys(keys.select(key), f"data/{self.config}/{split}-*")
 
 
 def _batches(file: pq.ParquetFile, path: Path) -> Iterator[tuple[pa.Table, int]]:
@@ -197,7 +250,7 @@ def _batches(file: pq.ParquetFile, path: Path) -> Iterator[tuple[pa.Table, int]]
 
         def submit(group: int) -> list[Future[pa.Array | None]]:
             there = vectors if group < metadata.num_row_groups else []
-            return [pool.submit(read_pages, path, metadata, group, name, _MAX_GROUP_BYTES) for name in there]
+            return [pool.submit(read_pages, path, metadata, group, name, MAX_GROUP_BYTES) for name in there]
 
         ahead = submit(0)
         for group in range(metadata.num_row_groups):
@@ -212,55 +265,3 @@ def _batches(file: pq.ParquetFile, path: Path) -> Iterator[tuple[pa.Table, int]]
                 table = table.append_column(name, column)
             bitmaps = sum(column.nbytes // 32 for column in lists)  # a bit for each float, where pyarrow reads them
             yield table.select(schema.names), table.nbytes + bitmaps
-
-
-def _compared(config: str, kept: schemas.Kept) -> tuple[str, ...]:
-    """Columns that checks between files compare: keys, what configs share, and what the classic files may state.
-
-    urls and supp have no product in common, so their texts are not kept.
-    """
-    declared = schemas.DECLARED[config]
-    others = [other for other in schemas.CONFIGS if {config, other} != {schemas.URLS, schemas.SUPP}]
-    pairs = [pair for other in others for pair in ((config, other), (other, config))]
-    shared = [name for pair in pairs for name in schemas.shared_columns(*pair, kept)]
-    own = [column.name for column in declared.columns if not column.origin and column.type != schemas.VECTOR]
-    return tuple(dict.fromkeys((*declared.key, *declared.unique, *shared, *own)))
-
-
-def _as_declared(schema: pa.Schema, expected: pa.Schema) -> list[str]:
-    """Columns that are there once and have the declared type; vectors may have any width."""
-
-    def alike(got: pa.DataType, wanted: pa.DataType) -> bool:
-        if pa.types.is_fixed_size_list(wanted):
-            return bool(pa.types.is_fixed_size_list(got) and got.value_type == wanted.value_type)
-        return bool(got == wanted)
-
-    once = [field for field in schema if field.name in expected.names and schema.names.count(field.name) == 1]
-    return [field.name for field in once if alike(field.type, expected.field(field.name).type)]
-
-
-def _schema(schema: pa.Schema, expected: pa.Schema, name: str) -> Iterator[Problem]:
-    for field in expected:
-        if field.name not in schema.names:
-            yield Problem("schema", name, f"column {field.name} is missing")
-        elif schema.names.count(field.name) != 1:
-            yield Problem("schema", name, f"column {field.name} occurs twice")
-        elif schema.field(field.name).type != field.type:
-            yield Problem("schema", name, f"column {field.name} is {schema.field(field.name).type}, not {field.type}")
-    for column in schema.names:
-        if column not in expected.names:
-            yield Problem("schema", name, f"column {column} is not declared")
-    if schema.names != expected.names and sorted(schema.names) == sorted(expected.names):
-        yield Problem("schema", name, "columns are in another order than declared")
-    if b"huggingface" in (schema.metadata or {}):
-        yield Problem("schema", name, "holds metadata of datasets, which other generations of datasets refuse")
-
-
-def _layout(metadata: pq.FileMetaData, size: int, name: str) -> Iterator[Problem]:
-    if size > MAX_SHARD_BYTES:
-        yield Problem("layout", name, f"{size:,} bytes; a shard has at most {MAX_SHARD_BYTES:,}")
-    for i in range(metadata.num_row_groups):
-        if metadata.row_group(i).total_byte_size > _MAX_GROUP_BYTES:
-            found = metadata.row_group(i).total_byte_size
-            yield Problem("layout", name, f"row group {i} has {found:,} bytes, more than {_MAX_GROUP_BYTES:,}")
-            return

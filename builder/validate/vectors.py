@@ -61,22 +61,37 @@ def matrix(column: pa.ChunkedArray) -> tuple[Matrix, Mask]:
     return vectors, null
 
 
-def check_distinct(rows: pa.Table, where: str) -> Iterator[Problem]:
-    """Vectors of many different inputs are not all equal, as those of a broken encoder are.
+class EqualVectors:
+    """Finds vectors of many different inputs that are all equal, as those of a broken encoder are.
 
     Args:
-        rows: columns `hash <vector>` and the columns that the vectors were made of.
+        column: of the vectors.
     """
-    for column, inputs in _MADE_OF.items():
-        name, known = f"hash {column}", [name for name in inputs if name in rows.column_names]
-        if name not in rows.column_names or not known:
-            continue
-        real = pc.not_equal(rows[name], pa.scalar(0, pa.uint64()))
-        if pc.count_distinct(rows[name].filter(real)).as_py() != 1:
-            continue
-        count = pc.count_distinct(rows[known[0]].filter(real)).as_py()
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._first: np.ndarray[Any, np.dtype[np.uint32]] | None = None
+        self._inputs: list[pa.ChunkedArray] = []  # of the vectors so far, while all are equal
+        self._name, self._differ = "", False
+
+    def add(self, vectors: Matrix, rows: pa.Table) -> None:
+        """Take in a batch: [N, D], and the columns that the vectors were made of."""
+        self._name = next((name for name in _MADE_OF.get(self._column, ()) if name in rows.column_names), "")
+        if self._differ or not self._name:
+            return
+        bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
+        real = present(bits)
+        if self._first is None and real.any():
+            self._first = bits[real.argmax()].copy()
+        self._differ = bool((bits[real] != self._first).any())
+        self._inputs = [] if self._differ else [*self._inputs, rows[self._name].filter(pa.array(real))]
+
+    def problems(self, where: str) -> Iterator[Problem]:
+        """At most one, when all rows were taken in."""
+        inputs = [chunk for column in self._inputs for chunk in column.chunks]
+        count = pc.count_distinct(pa.chunked_array(inputs)).as_py() if inputs else 0
         if count >= _MANY:
-            message = f"{column} is the same vector for {count:,} values of {known[0]}"
+            message = f"{self._column} is the same vector for {count:,} values of {self._name}"
             yield Problem("equal-vectors", where, message)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -103,8 +104,17 @@ def urls(
         at += table.num_rows
 
 
+class Vectors(Protocol):
+    """Vectors in the order in which they are wanted, as `OrderedVectors`."""
+
+    @property
+    def width(self) -> int: ...
+
+    def take(self, start: int, stop: int) -> list[np.ndarray]: ...
+
+
 def product_features(
-    texts: Iterable[pa.Table], ordered: pa.Table, vectors: OrderedVectors, at: int = 0, kept: schemas.Kept = ()
+    texts: Iterable[pa.Table], ordered: pa.Table, vectors: Vectors, at: int = 0, kept: schemas.Kept = ()
 ) -> Iterator[pa.Table]:
     """The `product_features` config, at most 2,048 rows a table.
 

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from sqid_lib.errors import CorruptFileError, DuplicateKeyError
 from sqid_lib.files import File
@@ -64,6 +66,49 @@ def key_strings(table: pa.Table) -> pa.Array:
         *(table.column(n).cast(pa.string()).combine_chunks() for n in PRODUCT_KEY),
         _SEPARATOR,
     )
+
+
+def text_hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
+    """One number for each text, the same for equal ones, and 0 for null; finds errors, not attacks."""
+    values = map(xxhash.xxh3_64_intdigest, pc.fill_null(texts, "").cast(pa.binary()).to_pylist())
+    hashes = np.fromiter(values, np.uint64, len(texts))
+    hashes[texts.is_null().to_numpy(zero_copy_only=False)] = 0
+    return hashes
+
+
+class Increasing:
+    """Whether each row of a key is greater than the row before it, and none has a null: then no row is there twice.
+
+    Attributes:
+        so_far: for the rows that were added.
+    """
+
+    def __init__(self) -> None:
+        self.so_far = True
+        self._last: pa.Table | None = None
+
+    def add(self, keys: pa.Table) -> None:
+        """Take in the next rows."""
+        if not (self.so_far and keys.num_rows):
+            return
+        smaller, equal = neighbours(keys if self._last is None else pa.concat_tables([self._last, keys]))
+        nulls = any(column.null_count for column in keys.columns)
+        self.so_far = not (nulls or smaller.any() or equal.any())
+        self._last = keys.slice(keys.num_rows - 1)
+
+
+def neighbours(keys: pa.Table) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which rows are followed by a smaller one, and which by an equal one; a null is neither; [rows - 1] each."""
+    smaller, equal = (np.full(max(keys.num_rows - 1, 0), start) for start in (False, True))
+    for column in keys.columns:
+        before, after = column.slice(0, len(smaller)), column.slice(1)
+        smaller |= equal & _mask(pc.less(after, before))
+        equal &= _mask(pc.equal(after, before))
+    return smaller, equal
+
+
+def _mask(found: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.fill_null(found, False).to_numpy(), np.bool_)
 
 
 def check_unique(table: pa.Table, columns: Sequence[str], what: str, where: str) -> None:

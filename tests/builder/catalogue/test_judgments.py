@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.catalogue import columns, queries
+from builder.catalogue import columns, judgments, queries
 from builder.catalogue.judgments import queries_and_judgments, read_judgments
 from builder.catalogue.rows import Rows
 from builder.catalogue.tables import open_tables
 from builder.recipe import CatalogueSettings
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, DuplicateKeyError, IntegrityError, LabelError, SchemaError, SqidError
+from sqid_lib.tables.columns import conform
 
 PRODUCTS = ["a1", "a2", "B3", "7"]
-KEYS = pa.table({"product_id": PRODUCTS, "product_locale": ["de"] * len(PRODUCTS)})
+KEYS = pa.table({"product_id": sorted(PRODUCTS), "product_locale": ["de"] * len(PRODUCTS)})
 
 
 def rows(name: str = "j.csv", **columns: Sequence[str | None]) -> Rows:
@@ -36,7 +37,12 @@ def made(
     judged: Rows | None, listed: Rows | None = None, labels: Mapping[str, float] | None = None, **settings: Any
 ) -> tuple[pa.Table, pa.Table]:
     catalogue = CatalogueSettings(products="shop.csv", locale="de", labels=dict(labels or {}), **settings)
-    return queries_and_judgments(judged, listed, KEYS, catalogue)
+    return without_dictionaries(queries_and_judgments(judged, listed, KEYS, catalogue))
+
+
+def without_dictionaries(made: tuple[pa.Table, pa.Table]) -> tuple[pa.Table, pa.Table]:
+    asked, found = made
+    return asked, conform(found, schemas.SAMPLED_JUDGMENTS_SCHEMA, "judgments")
 
 
 def test_labels_and_numbers_become_gains_and_all_is_sorted() -> None:
@@ -227,7 +233,7 @@ def test_a_bad_row_is_named(
 def read(folder: Path, **files: str) -> tuple[pa.Table, pa.Table]:
     settings = CatalogueSettings(products="shop.csv", locale="de")
     tables = {kind: open_tables(str(folder / name), columns.HINTS) for kind, name in files.items()}
-    return read_judgments(tables, KEYS, settings)
+    return without_dictionaries(read_judgments(tables, KEYS, settings))
 
 
 def test_tables_are_read_as_shops_write_them(tmp_path: Path) -> None:
@@ -313,3 +319,13 @@ def test_each_pair_is_kept_once_in_any_order(pairs: list[tuple[str, str]], rando
     random.shuffle(order)
     query, product, shuffled = ([column[i] for i in order] for column in columns)
     assert made(rows(query=query, product_id=product, label=shuffled))[1].equals(found)
+
+
+def test_products_are_found_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = rows(query=["q"] * 4, product_id=["a2", "7", "B3", "a1"], label=["1", "2", "3", "4"])
+    _, whole = made(judged)
+    for size in (1, 2, 3):
+        monkeypatch.setattr(judgments, "_KNOWN", size)
+        assert made(judged)[1].equals(whole)
+        with pytest.raises(IntegrityError, match="in 2 of 3 rows"):
+            made(rows(query=["q"] * 3, product_id=["a3", "a1", "0"], label=["1"] * 3))

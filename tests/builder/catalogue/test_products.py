@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import json
 import logging
+import random
 import unicodedata
 from datetime import date
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder import pipeline, recipe, stages
+from builder.catalogue import spool, tables
 from builder.plan import plan
 from builder.sample import sample
 from builder.stamps import Stamps
@@ -407,3 +409,28 @@ def test_judgments_are_of_the_products(tmp_path: Path) -> None:
     made = sampled(tmp_path, "sku,title\n1,a\n2,b\n", 'judgments = "judgments.csv"\nlabels = {gut = 1.0}\n')
     assert rows(made["judgments"], "query", "product_id", "esci_label", "gain") == [("rote schuhe", "1", "gut", 1.0)]
     assert rows(made["queries"], "query") == ["rote schuhe"]
+
+
+@pytest.mark.parametrize("order", ["sorted", "backwards", "mixed"])
+def test_batches_and_their_order_do_not_change_the_products(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    ids = [f"P{number:03d}" for number in range(60)]
+    table: list[dict[str, Any]] = [
+        {"sku": product, "title": f"title <b>{n}</b>" if n % 9 == 0 else f"title {n}", "n": n / 2 if n % 5 else None}
+        | {"image": f"https://x.example/{n}-{copy}.jpg" if (n + copy) % 3 else None}
+        for n, product in enumerate(ids)
+        for copy in range(1 + (n % 4 == 0) * 2)
+    ]
+    expected = sampled(tmp_path, pa.Table.from_pylist(table), 'keep = ["n"]\n', "shop.parquet")
+    assert rows(expected["products"], "product_id") == ids and expected["products"]["image_count"][8].as_py() == 2
+    for module, name in ((tables, "BATCH_ROWS"), (spool, "GROUP_ROWS")):
+        monkeypatch.setattr(module, name, 7)
+    mixed = random.Random(0).sample(table, len(table))
+    read = {"sorted": table, "backwards": table[::-1], "mixed": mixed}[order]
+    found = sampled(tmp_path, pa.Table.from_pylist(read), 'keep = ["n"]\n', "shop.parquet")
+    assert found["products"].equals(expected["products"])
+    first: dict[str, str | None] = {}
+    for row in read:
+        first[row["sku"]] = first.get(row["sku"]) or row["image"]
+    assert dict(rows(found["images"], "product_id", "image")) == first

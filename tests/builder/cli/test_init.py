@@ -16,6 +16,7 @@ from loopback_hub import LoopbackHub
 
 from builder import recipe
 from builder.catalogue.catalogue import Catalogue, read_catalogue
+from builder.catalogue.products import Products
 from builder.cli import main
 from builder.cli.init import _name
 from builder.recipe import CardSettings, CatalogueSettings
@@ -56,6 +57,15 @@ def read(path: str = "sqid.toml") -> Catalogue:
     return read_catalogue(settings(path))
 
 
+def table(products: Products) -> pa.Table:
+    return pa.concat_tables(products.slices())
+
+
+def images(products: Products) -> list[str | None]:
+    found: list[str | None] = pa.concat_tables(products.images())["image"].to_pylist()
+    return found
+
+
 def test_a_recipe_that_reads_the_tables_as_they_are(shop: Path, init: Run) -> None:
     status, out, err = init("shop.csv", "judged.csv", "--locale", "us")
     assert (status, out) == (0, "sqid.toml\nsqid build sqid.toml --work work\n")
@@ -82,7 +92,7 @@ def test_a_recipe_that_reads_the_tables_as_they_are(shop: Path, init: Run) -> No
     assert values["card"] == CardSettings().model_dump(mode="json")
     catalogue = read()
     assert catalogue.products.keys["product_id"].to_pylist() == ["A1", "B2", "C3"]
-    assert catalogue.products.images.to_pylist() == ["file:photos/a1.png", "file:photos/b2.jpg", None]
+    assert images(catalogue.products) == ["file:photos/a1.png", "file:photos/b2.jpg", None]
     assert sorted(catalogue.judgments["gain"].to_pylist()) == [0.0, 1.0, 1.0]
 
 
@@ -170,7 +180,7 @@ def test_faults_of_the_products_are_warnings(shop: Path, init: Run) -> None:
         "rows that repeat the product of another row: 1, such as 'B'",
     ):
         assert said in err
-    assert read().products.table.num_rows == 4
+    assert len(read().products.ids) == 4
 
 
 @pytest.mark.parametrize(
@@ -269,7 +279,7 @@ def test_a_column_that_could_be_several_is_guessed_and_said(shop: Path, init: Ru
     _, _, err = init("shop.csv")
     assert "image          is the column 'photo', or is it 'picture'?" in err
     assert 'image = "photo"  # or "picture"?' in (shop / "sqid.toml").read_text(encoding="utf-8")
-    assert read().products.images.to_pylist() == ["file:photos/a1.png"]
+    assert images(read().products) == ["file:photos/a1.png"]
 
 
 def test_other_names_in_the_judgments(shop: Path, init: Run) -> None:
@@ -286,24 +296,24 @@ def test_german_and_japanese_files(shop: Path, init: Run) -> None:
     (shop / "katalog.csv").write_bytes(text.encode("cp1252"))
     assert init("katalog.csv", "--locale", "de")[0] == 0
     products = read().products
-    assert products.table.select(["product_id", "product_title"]).to_pylist() == [
+    assert table(products).select(["product_id", "product_title"]).to_pylist() == [
         {"product_id": "001", "product_title": "Mütze"}
     ]
-    assert settings().images is None and products.images.to_pylist() == ["https://img.example/a.jpg"]
+    assert settings().images is None and images(products) == ["https://img.example/a.jpg"]
     (shop / "商品.jsonl").write_text('{"商品コード": "1", "商品名": "赤い\\u3000靴", "色": "赤"}\n', encoding="utf-8")
     status, _, err = init("商品.jsonl", "--locale", "ja", "--out", "ja.toml")
     assert status == 0 and "product_title  赤い 靴" in err
     assert tomllib.loads((shop / "ja.toml").read_text(encoding="utf-8"))["name"] == "商品"
-    assert read("ja.toml").products.table["product_title"].to_pylist() == ["赤い\u3000靴"]
+    assert table(read("ja.toml").products)["product_title"].to_pylist() == ["赤い\u3000靴"]
 
 
 def test_images_in_the_table(shop: Path, init: Run) -> None:
-    images: list[dict[str, Any]] = [{"bytes": encoded(make_image(n)), "path": f"{n}.png"} for n in range(2)]
+    stored: list[dict[str, Any]] = [{"bytes": encoded(make_image(n)), "path": f"{n}.png"} for n in range(2)]
     (shop / "shop").mkdir()
-    pq.write_table(pa.table({"id": [1, 2], "title": ["x", "y"], "image": images}), shop / "shop" / "train.parquet")
+    pq.write_table(pa.table({"id": [1, 2], "title": ["x", "y"], "image": stored}), shop / "shop" / "train.parquet")
     status, _, err = init("shop")
     assert status == 0 and "image          (an image in the table)" in err
-    assert read().products.images.to_pylist() == ["row:0:0", "row:0:1"]
+    assert images(read().products) == ["row:0:0", "row:0:1"]
 
 
 @pytest.mark.parametrize(

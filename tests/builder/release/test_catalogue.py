@@ -27,11 +27,11 @@ from tiny_catalogue import (
 )
 
 from builder.recipe import CardSettings
-from builder.release import manifest, release
+from builder.release import catalogue_files, manifest, release
 from builder.release.card_yaml import read_metadata
 from builder.validate import validate
 from sqid_lib import schemas
-from sqid_lib.errors import MissingFileError, SchemaError, UsageError
+from sqid_lib.errors import IntegrityError, MissingFileError, SchemaError, UsageError
 from sqid_lib.files import shard_name
 
 HOSTILE = """Schöne Waren.\r
@@ -317,3 +317,21 @@ def test_a_card_that_contradicts_the_recipe_is_a_problem(tmp_path: Path) -> None
     path.write_text(path.read_text().replace("- mit\n", "- cc0-1.0\n").replace("- de\n", "- en\n"))
     messages = [problem.message for problem in validate(made) if problem.code == "contradiction"]
     assert [message.split()[0] for message in messages] == ["license", "language"]
+
+
+@pytest.mark.parametrize("name", ["resolve/urls.parquet", "embed/products-00000.parquet"])
+@pytest.mark.parametrize("change", ["another order", "a row less"])
+def test_stages_of_other_products_are_refused(tmp_path: Path, name: str, change: str) -> None:
+    path = write_work(tmp_path) / name
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1) if change == "a row less" else table.take([1, 0, 2, 3, 4, 5]), path)
+    with pytest.raises(IntegrityError, match=r"the stages have not the same products.*Run the sample"):
+        release(catalogue_recipe(), tmp_path, lambda _: None)
+
+
+def test_blocks_do_not_change_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: Path) -> None:
+    for block in ("_ROWS", "_TEXT_ROWS"):
+        monkeypatch.setattr(catalogue_files, block, 4)
+    made = write_release(tmp_path)
+    for path in (path for path in named.rglob("*") if path.is_file()):
+        assert (made / path.relative_to(named)).read_bytes() == path.read_bytes()

@@ -14,6 +14,7 @@ from tiny_catalogue import CLICKS, NAMES, NUMBERS, catalogue_recipe, write_relea
 
 from builder.release.stage import describe
 from builder.validate import validate
+from builder.validate.rows import Scan
 from sqid_lib import schemas
 from sqid_lib.files import shard_name
 
@@ -107,3 +108,14 @@ def test_judgments_that_the_manifest_counts_must_be_there(good: dict[str, Path],
     release = Path(shutil.copytree(good[NAMES], tmp_path / "release"))
     shutil.rmtree(release / "data" / schemas.JUDGMENTS)
     assert ("missing-file", f"data/{schemas.JUDGMENTS}") in {(p.code, p.where) for p in validate(release)}
+
+
+@pytest.mark.parametrize("kind", [NAMES, NUMBERS, CLICKS])
+def test_no_rows_of_a_valid_release_are_read_again(
+    good: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def again(*_: object) -> pa.Table:
+        raise AssertionError("a column is read again")
+
+    monkeypatch.setattr(Scan, "table", again)
+    assert validate(good[kind]) == []

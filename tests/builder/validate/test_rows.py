@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builder.validate.rows import _batches, _compared
+from builder.validate.rows import _batches
+from builder.validate.split_rows import aligned
 from sqid_lib import schemas
 
 
@@ -35,7 +36,7 @@ def test_batches_have_all_rows_and_about_the_bytes_that_pyarrow_counts(
     assert abs(sum(size for _, size in found) - known) <= known / 100  # what a card may differ by
 
 
-def test_texts_are_kept_only_where_another_config_of_the_part_has_them() -> None:
-    urls, features = _compared(schemas.URLS, ()), _compared(schemas.FEATURES, ())
+def test_texts_are_compared_only_where_another_config_of_the_part_has_them() -> None:
+    urls, features = aligned(schemas.URLS, ()), aligned(schemas.FEATURES, ())
     assert {"product_title", "image_url"} <= set(urls) & set(features)
-    assert "product_description" not in {*urls, *_compared(schemas.SUPP, ())}
+    assert "product_description" not in {*urls, *aligned(schemas.SUPP, ())}

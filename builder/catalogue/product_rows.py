@@ -1,0 +1,109 @@
+"""The rows of a products table as they are read: ids and some marks in memory, the rest in a temporary file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from builder.catalogue.cells import ids, texts
+from builder.catalogue.checks import has_html, image_kinds
+from builder.catalogue.images import image_cells
+from builder.catalogue.kept import IMAGE, OneType, kept_cells
+from builder.catalogue.rows import places
+from builder.catalogue.spool import Ints, Spool
+from builder.catalogue.tables import Tables
+from sqid_lib import schemas
+from sqid_lib.errors import EmptyFileError
+from sqid_lib.tables.content import CSV
+
+KIND, COUNT, UNTITLED, HTML = "kind", "count", "untitled", "html"  # marks of a row
+
+
+class ProductRows:
+    """All rows of a table, in the order of its files.
+
+    Args:
+        names: our column → the table's.
+        keep: columns of the table that are kept under their names.
+        scratch: folder of the temporary file; by default that of the system.
+
+    Attributes:
+        casts: column → the types to which each part of it is cast, one after the other.
+        marks: of each row: the KIND (of `checks.image_kinds`) and COUNT of its images, whether it is UNTITLED, whether
+            a text has HTML; [rows] each.
+
+    Raises:
+        as `read_products`.
+    """
+
+    def __init__(self, tables: Tables, names: Mapping[str, str], keep: Sequence[str], scratch: Path | None) -> None:
+        self._spool = Spool(scratch)
+        kept = {name: OneType(name, numbers=CSV in tables.kinds) for name in keep}
+        self._ids: list[pa.Array] = []
+        marks: dict[str, list[npt.NDArray[Any]]] = {}
+        starts = []  # of each batch: its first row in all, its file, its first row there
+        count = 0
+        for batch in tables.read(list(dict.fromkeys([*names.values(), *keep])), image=names.get(IMAGE)):
+            rows = batch.table.num_rows
+            if not rows:
+                continue
+            self._ids.append(ids(batch, names["product_id"]))
+            none = pa.nulls(rows, pa.string())
+            columns = {n: texts(batch, names[n]) if n in names else none for n in schemas.TEXT_COLUMNS}
+            for name, column in kept.items():
+                columns[name] = kept_cells(batch, name)
+                column.add(columns[name])
+            counts = np.zeros(rows, np.int32)
+            columns[IMAGE] = none
+            if IMAGE in names:
+                columns[IMAGE], counts = image_cells(batch, names[IMAGE])
+            self._spool.append(pa.table(columns))
+            found = {
+                KIND: image_kinds(columns[IMAGE]),
+                COUNT: counts,
+                UNTITLED: columns["product_title"].is_null().to_numpy(zero_copy_only=False),
+                HTML: has_html([columns[name] for name in schemas.TEXT_COLUMNS]),
+            }
+            for name, mark in found.items():
+                marks.setdefault(name, []).append(mark)
+            starts.append((count, batch.file, batch.first))
+            count += rows
+        if not count:
+            raise EmptyFileError("the table has no rows", where=tables.address, fix="Check the address.")
+        self.marks = {name: np.concatenate(parts) for name, parts in marks.items()}
+        self.place = places(tables, starts)
+        self.casts = {name: [pa.string()] for name in (*schemas.TEXT_COLUMNS, IMAGE)}
+        self.casts |= {name: column.casts() for name, column in kept.items()}
+
+    def sorted_ids(self) -> tuple[pa.StringArray, Ints]:
+        """All ids in order, and the row of each; rows of one id in the order of the files. Can be called once."""
+        ids = pa.concat_arrays(self._ids)
+        self._ids.clear()
+        if pc.all(pc.less(ids.slice(0, len(ids) - 1), ids.slice(1)), min_count=0).as_py():
+            return ids, np.arange(len(ids))
+        rows = pc.sort_indices(ids)
+        return ids.take(rows), rows.to_numpy().astype(np.int64)
+
+    def take(self, rows: Ints, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of some rows, as `Spool.take`: text columns, the kept ones, and `image`."""
+
+        def convert(table: pa.Table) -> pa.Table:
+            columns = []
+            for name in names:
+                column = table.column(name)
+                for dtype in self.casts[name]:
+                    column = column.cast(dtype)
+                columns.append(column)
+            return pa.table(columns, list(names))
+
+        return self._spool.take(rows, convert)
+
+    def value(self, row: int, name: str) -> Any:
+        """One value."""
+        return next(self.take(np.array([row]), [name])).column(0)[0].as_py()
