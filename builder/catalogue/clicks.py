@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from builder.recipe import ClickSettings
 
 Ints = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int32]
 _COUNT = re.compile(r"[0-9]{1,15}(?=(?:\.0+)?$)")
 
 
@@ -35,12 +36,12 @@ class Clicks:
         return [f"{clicks}/{shown}" for clicks, shown in zip(self.clicks, self.impressions, strict=True)]
 
 
-def add_up(rows: Rows, pairs: Ints, first: Ints) -> Clicks:
+def add_up(rows: Rows, pairs: Numbers, first: Numbers) -> Clicks:
     """The impressions and clicks of each pair: a row states a pair, or one event of it.
 
     Args:
-        pairs: the pair of each row, from 0, int64 [rows].
-        first: the first row of each pair, int64 [pairs].
+        pairs: the pair of each row, from 0, [rows].
+        first: the first row of each pair, [pairs].
 
     Raises:
         SchemaError: a count is not a whole number of 0 or more.
@@ -85,11 +86,11 @@ def _counts(rows: Rows, name: str) -> Ints:
     return np.asarray(numbers[codes], np.int64)
 
 
-def click_gains(log: Clicks, queries: Ints, settings: ClickSettings) -> npt.NDArray[np.float32]:
+def click_gains(log: Clicks, queries: Numbers | Ints, settings: ClickSettings) -> npt.NDArray[np.float32]:
     """The gain of each pair, float32 [pairs] in [0, 1], by the rule of `ClickSettings`.
 
     Args:
-        queries: the query of each pair, from 0, int64 [pairs].
+        queries: the query of each pair, from 0, [pairs].
     """
     shown = log.impressions + settings.prior
     rates = np.divide(log.clicks, shown, out=np.zeros(len(shown)), where=shown > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.catalogue import columns
-from builder.catalogue.clicks import Ints, add_up, click_gains
+from builder.catalogue.clicks import Numbers, add_up, click_gains
 from builder.catalogue.queries import given_ids, number_queries, queries_table, query_texts, stable_id
-from builder.catalogue.rows import Rows, read_rows
+from builder.catalogue.rows import Rows, one_piece, read_rows
 from builder.catalogue.tables import Tables
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, DuplicateKeyError, IntegrityError, LabelError, SchemaError, did_you_mean
@@ -123,7 +123,7 @@ def queries_and_judgments(
 
 
 def _judgments(
-    rows: Rows, query: Ints, ids: Mapping[str, int], products: pa.Table, settings: CatalogueSettings
+    rows: Rows, query: Numbers, ids: Mapping[str, int], products: pa.Table, settings: CatalogueSettings
 ) -> pa.Table:
     product = _product_of_row(rows, products, settings)
     known = product >= 0
@@ -152,9 +152,9 @@ def _judgments(
 
 
 def _table(
-    query: Ints,
+    query: Numbers,
     products: pa.Table,
-    product: Ints,
+    product: Numbers,
     labels: pa.Array,
     gains: npt.NDArray[np.float32],
     ids: Mapping[str, int],
@@ -162,8 +162,8 @@ def _table(
     """One row per judgment, sorted by its key; texts as dictionaries.
 
     Args:
-        query: the number of the query of each judgment among `ids`, int64 [judgments].
-        product: the row of its product among `products`, int64 [judgments].
+        query: the number of the query of each judgment among `ids`, [judgments].
+        product: the row of its product among `products`, [judgments].
     """
     texts = list(ids)
     examples = np.empty(len(query), np.int64)
@@ -172,36 +172,33 @@ def _table(
         keys = products.take(product[rows]).to_pydict()
         keys_of_rows = zip(query[rows].tolist(), *(keys[name] for name in schemas.PRODUCT_KEY), strict=True)
         examples[rows] = [stable_id(locale, texts[number], key) for number, key, locale in keys_of_rows]
+    known = np.sort(examples)
     numbers = np.array(list(ids.values()), np.int64)[query]
-    order = np.lexsort([product, numbers])
+    order = np.lexsort((product, numbers))
+    query, product = query[order], product[order]
     found = {
         "example_id": examples[order],
         "query_id": numbers[order],
-        "query": _dictionary(query[order], pa.array(texts, pa.string())),
-        **{name: _dictionary(product[order], _whole(products.column(name))) for name in schemas.PRODUCT_KEY},
+        "query": _dictionary(query, pa.array(texts, pa.string())),
+        **{name: _dictionary(product, one_piece(products.column(name))) for name in schemas.PRODUCT_KEY},
         "esci_label": labels.take(order).dictionary_encode(),
         "gain": gains[order],
-        "split": _dictionary(np.zeros(len(order)), pa.array([SPLIT])),
+        "split": _dictionary(np.zeros(len(order), np.int32), pa.array([SPLIT])),
     }
     table = pa.table(found)
-    if len(np.unique(examples)) < len(examples):
+    if (known[1:] == known[:-1]).any():
         check_unique(table, schemas.DECLARED[schemas.JUDGMENTS].unique, "judgment", "example_id")
     return table
 
 
-def _dictionary(numbers: npt.NDArray[Any], values: pa.Array) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(numbers.astype(np.int32), values)
+def _dictionary(numbers: Numbers, values: pa.Array) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(numbers, values)
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column of text in one piece."""
-    return pa.concat_arrays(column.chunks or [pa.array([], pa.string())])
-
-
-def _product_of_row(rows: Rows, products: pa.Table, settings: CatalogueSettings) -> Ints:
+def _product_of_row(rows: Rows, products: pa.Table, settings: CatalogueSettings) -> Numbers:
     """The row of `products` that each row judges; -1 where there is none and such rows are to be dropped."""
     column = rows.column("product_id")
-    known = _whole(products.column("product_id"))
+    known = one_piece(products.column("product_id"))
     found = _positions(column, known)
     missing = np.flatnonzero(found < 0)
     if len(missing) and settings.unknown_products == DROP:
@@ -220,16 +217,14 @@ def _product_of_row(rows: Rows, products: pa.Table, settings: CatalogueSettings)
     return found
 
 
-def _positions(column: pa.Array, known: pa.Array) -> Ints:
+def _positions(column: pa.Array, known: pa.Array) -> Numbers:
     """The row of each value among the sorted texts `known`, -1 where there is none; by parts, for memory."""
-    found = np.full(len(column), -1, np.int64)
+    found = np.full(len(column), -1, np.int32)
     for first in range(0, len(known), _KNOWN):
-        part, places = known.slice(first, _KNOWN), np.arange(len(column))
-        if len(known) > _KNOWN:
-            inside = pc.and_(pc.greater_equal(column, part[0]), pc.less_equal(column, part[-1]))
-            places = np.flatnonzero(inside.to_numpy(zero_copy_only=False))
-        rows = pc.index_in(column.take(places), value_set=part)
-        found[places] = pc.fill_null(rows, -1 - first).to_numpy(zero_copy_only=False) + first
+        part = known.slice(first, _KNOWN)
+        inside = pc.and_(pc.greater_equal(column, part[0]), pc.less_equal(column, part[-1]))
+        rows = pc.index_in(column.filter(inside), value_set=part)
+        found[inside.to_numpy(zero_copy_only=False)] = pc.fill_null(rows, -1 - first).to_numpy() + np.int32(first)
     return found
 
 
@@ -243,26 +238,26 @@ def _loose(value: str) -> str:
     return "".join(value.casefold().split()).lstrip("0")
 
 
-def _pairs(query: Ints, product: Ints) -> tuple[Ints, Ints]:
+def _pairs(query: Numbers, product: Numbers) -> tuple[Numbers, Numbers]:
     """The pair of each row, numbered by their first rows, and the first row of each pair."""
-    keys = query * (int(product.max(initial=0)) + 1) + product
+    keys = query.astype(np.int64) * (int(product.max(initial=0)) + 1) + product
     ordered = np.sort(keys)
     if (ordered[1:] != ordered[:-1]).all():
-        return (every := np.arange(len(keys))), every
+        return (every := np.arange(len(keys), dtype=np.int32)), every
     _, first, pair = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
-    rank = np.empty(len(order), np.int64)
+    rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))
-    return rank[pair], first[order].astype(np.int64)
+    return rank[pair], first[order].astype(np.int32)
 
 
 def _labelled(
-    rows: Rows, pair: Ints, first: Ints, labels: Mapping[str, float]
+    rows: Rows, pair: Numbers, first: Numbers, labels: Mapping[str, float]
 ) -> tuple[pa.DictionaryArray, npt.NDArray[np.float32]]:
     """The label and the gain of each pair; a pair that occurs again with the same label counts once."""
-    coded = rows.column("label").dictionary_encode(null_encoding="encode")
-    texts: list[str | None] = coded.dictionary.to_pylist()
-    codes = coded.indices.to_numpy(zero_copy_only=False)
+    coded = rows.column("label").dictionary_encode()
+    texts: list[str | None] = [*coded.dictionary.to_pylist(), *([None] if coded.null_count else [])]
+    codes = pc.fill_null(coded.indices, len(texts) - 1).to_numpy(zero_copy_only=False)
     gains = np.zeros(len(texts), np.float32)
     for code, text in enumerate(texts):
         gain = gain_of(text, labels)

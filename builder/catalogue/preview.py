@@ -220,9 +220,9 @@ def _try(found: JudgmentsPreview, rows: Rows, products: Products | None, setting
 
 
 def _judged_keys(rows: Rows, settings: CatalogueSettings) -> pa.Table:
-    judged = (
-        rows.column("product_id").unique() if "product_id" in rows.table.column_names else pa.array([], pa.string())
-    )
+    judged = pa.array([], pa.string())
+    if "product_id" in rows.table.column_names:
+        judged = rows.column("product_id").unique().sort()
     return pa.table({"product_id": judged, "product_locale": pa.array([settings.locale] * len(judged), pa.string())})
 
 

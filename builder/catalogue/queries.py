@@ -17,7 +17,7 @@ from builder.catalogue.rows import Rows
 from sqid_lib import schemas
 from sqid_lib.errors import DuplicateKeyError, SchemaError
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
 _log = logging.getLogger(__name__)
 _WHOLE = re.compile(r"-?[0-9]{1,19}(?=(?:\.0+)?$)")
 _INT64 = range(-(2**63), 2**63)
@@ -46,7 +46,7 @@ def query_texts(rows: Rows) -> tuple[list[str], Ints]:
     spellings = coded.dictionary.to_pylist()
     numbers: dict[str, int] = {}
     of_spelling = [numbers.setdefault(normalised(spelling), len(numbers)) for spelling in [*spellings, ""]]
-    number = np.array(of_spelling)[pc.fill_null(coded.indices, len(spellings)).to_numpy(zero_copy_only=False)]
+    number = np.array(of_spelling, np.int32)[pc.fill_null(coded.indices, len(spellings)).to_numpy(zero_copy_only=False)]
     empty = numbers[""]
     if len(wrong := np.flatnonzero(number == empty)):
         raise SchemaError("the query is empty", where=rows.place(int(wrong[0])), fix="Fill it in or remove the row.")
@@ -89,7 +89,7 @@ def given_ids(rows: Rows, texts: Sequence[str], number: Ints) -> dict[str, int]:
     rows_of_text: dict[str, int] = {}
     rows_of_id: dict[int, int] = {}
     ids: dict[str, int] = {}
-    _, firsts = np.unique(number * len(values) + codes, return_index=True)
+    _, firsts = np.unique(number.astype(np.int64) * len(values) + codes, return_index=True)
     for row in np.sort(firsts).tolist():
         text, whole = texts[number[row]], wholes[codes[row]]
         assert whole is not None

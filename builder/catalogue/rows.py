@@ -16,7 +16,7 @@ from sqid_lib.errors import EmptyFileError
 
 @dataclass(frozen=True)
 class Rows:
-    """A table whose columns have our names and hold texts, null where a cell is blank.
+    """A table whose columns have our names and hold texts, perhaps as dictionaries, null where a cell is blank.
 
     Attributes:
         name: the address of the table, for messages about the whole.
@@ -29,8 +29,7 @@ class Rows:
 
     def column(self, name: str) -> pa.Array:
         """One column in one piece."""
-        column = self.table.column(name)
-        return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        return one_piece(self.table.column(name))
 
     def values(self, name: str) -> list[str | None]:
         """One column as a list."""
@@ -44,7 +43,7 @@ class Rows:
 
 
 def read_rows(tables: Tables, columns: Mapping[str, str]) -> Rows:
-    """Some columns of a table, all rows of it in memory; `product_id` as an id.
+    """Some columns of a table, all rows of it in memory; `product_id` as an id, the others as dictionaries.
 
     Args:
         columns: our column → the table's.
@@ -58,13 +57,23 @@ def read_rows(tables: Tables, columns: Mapping[str, str]) -> Rows:
     starts: list[tuple[int, int, int]] = []  # of each batch: its first row in all, its file, its first row there
     count = 0
     for batch in tables.read(list(dict.fromkeys(columns.values()))):
-        found = {ours: (ids if ours == "product_id" else texts)(batch, theirs) for ours, theirs in columns.items()}
+        found = {
+            ours: ids(batch, theirs) if ours == "product_id" else texts(batch, theirs).dictionary_encode()
+            for ours, theirs in columns.items()
+        }
         parts.append(pa.table(found))
         starts.append((count, batch.file, batch.first))
         count += batch.table.num_rows
     if not count:
         raise EmptyFileError("the table has no rows", where=tables.address, fix="Check the address.")
     return Rows(tables.address, pa.concat_tables(parts), places(tables, starts))
+
+
+def one_piece(column: pa.ChunkedArray) -> pa.Array:
+    """The same values without chunks."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def places(tables: Tables, starts: Sequence[tuple[int, int, int]]) -> Callable[[int], str]:

@@ -56,7 +56,10 @@ class SplitRows:
         """No rows follow."""
         for names in list(self._parts):
             parts = self._parts.pop(names)
-            self.hashes[names] = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+            hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
+            parts.clear()
+            hashes.sort()  # np.unique has a hash table, which takes far more memory
+            self.hashes[names] = hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
 
 
 class Checksum:
