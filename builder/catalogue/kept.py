@@ -21,6 +21,7 @@ _RESERVED = frozenset(c.name for config in schemas.DECLARED.values() for c in co
 }
 _INTEGER = r"^[+-]?(?:0|[1-9]\d{0,17})$"  # no zeros at its start, which a code has
 _NUMBER = r"^[+-]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+_COMMA = r"^[+-]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:\.\d{3})+)(?:,\d{1,2})?$"  # 1.234,5: three digits would be thousands
 _LEAVE_OUT = "Leave it out of [catalogue] keep, or write it as text."
 
 _log = logging.getLogger(__name__)
@@ -92,4 +93,8 @@ def one_type(parts: Sequence[pa.Array], name: str, *, numbers: bool) -> pa.Chunk
                 "column %s: kept as %s, since every cell is one", name, "integers" if dtype == pa.int64() else "numbers"
             )
             return column.cast(dtype)
+    comma = pc.any(pc.match_substring(column, ",")).as_py()
+    if comma and pc.all(pc.match_substring_regex(column, _COMMA)).as_py():
+        _log.info("column %s: kept as numbers, since every cell is one, with a decimal comma", name)
+        return pc.replace_substring(pc.replace_substring(column, ".", ""), ",", ".").cast(pa.float64())
     return column
