@@ -317,9 +317,9 @@ def test_kept_columns_of_csv_are_numbers_where_all_cells_are(tmp_path: Path, cap
 
 
 def test_kept_numbers_may_have_a_decimal_comma(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    csv = "sku;title;Preis;many;code;list\n1;a;1.234,50;1,234;1.234.567;1,2\n2;b;5;5,678;2.345.678;3,4,5\n3;c;;9;3.456.789;6\n"
+    csv = "sku;title;Preis;many;ip;list\n1;a;1.234,50;1,234;1.234.567;1,2\n2;b;5;5,678;2.345.678;3,4,5\n3;c;;9;1.1;6\n"
     with caplog.at_level(logging.INFO):
-        values, types = kept(tmp_path, csv, "Preis", "many", "code", "list")
+        values, types = kept(tmp_path, csv, "Preis", "many", "ip", "list")
     assert [value[0] for value in values] == [1234.5, 5.0, None]
     assert types == ["double", "string", "string", "string"]
     assert "column Preis: kept as numbers, since every cell is one, with a decimal comma" in caplog.text
