@@ -407,7 +407,7 @@ def test_redirects_to_no_url_are_results(tmp_path: Path, location: str, status: 
 
 def test_a_pause_of_hours_that_robots_txt_asks_for_ends_the_stage(tmp_path: Path) -> None:
     with (
-        scripted(answer(b"User-agent: *\nCrawl-delay: 4000\n"), shown(IMAGE)) as server,
+        scripted(answer(b"User-agent: *\nCrawl-delay: 4000\n"), lambda _request, _times: shown(IMAGE)) as server,
         pytest.raises(FetchError, match=r"robots.txt asks for 4000 s between two requests. Ask its owner"),
     ):
         resolve(recipe(server), sampled(tmp_path, "A"))
