@@ -13,10 +13,11 @@ COMPILE := -m compileall -qq -j 0
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m builder.demo --work demo-work
 
-# in a process for each core; the tests of one file stay together, since they share what is costly to make
+# in a process for each core; the tests of one file stay together, since they share what is costly to make, and files are
+# started in the order of tests/conftest.py
 test: $(VENV)/.dev
 	$(VENV)/bin/python $(COMPILE) sqid.py sqid_lib builder tests/support
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m slow

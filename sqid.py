@@ -139,12 +139,7 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             super().__init__(hash=key, **options)
         except OSError as error:
             raise _cache_error(error, str(cache_dir or datasets.config.HF_DATASETS_CACHE)) from error
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-        ):  # wrong options, or a damaged cache
+        except (ValueError, TypeError, KeyError, AttributeError):  # wrong options, or a damaged cache
             if not damaged_files(self._note):
                 raise
             (self._note.parent / datasets.config.DATASET_INFO_FILENAME).unlink(missing_ok=True)

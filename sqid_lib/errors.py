@@ -38,6 +38,7 @@ import difflib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 
 # the errno of a path that is refused, whatever is tried again
@@ -255,7 +256,13 @@ def without_secrets(text: str) -> str:
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
-    """The error for an optional package that is not installed; `purpose` reads as "to …"."""
+    """The error for an optional package that is not installed, or whose import fails; `purpose` reads as "to …"."""
+    error = sys.exc_info()[1]
+    if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+        return MissingExtraError(
+            f"the package {package!r} is needed {purpose}; it is there but cannot be loaded: {first_line(error)}",
+            fix="Install it again, or what it needs, and check that there is enough memory.",
+        )
     return MissingExtraError(
         f"the package {package!r} is needed {purpose}", fix=f'Install it with: pip install "sqid[{extra}]"'
     )

@@ -149,7 +149,13 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and takes its place, otherwise it is removed."""
+    """Yield a temporary path beside `path`; on success it is synced and takes its place, otherwise it is removed.
+
+    A device or pipe, such as /dev/stdout, is written to as it is.
+    """
+    if _is_stream(path):
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name[:64]}.{os.getpid()}-{threading.get_native_id()}.part")
     try:
@@ -160,6 +166,12 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _is_stream(path: Path) -> bool:
+    if path.is_symlink() and path.readlink().is_relative_to("/proc"):
+        return True  # /dev/stdout, which may be a regular file at its end
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def write_text(path: Path, text: str) -> None:

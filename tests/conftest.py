@@ -1,4 +1,4 @@
-"""Fixtures from one tiny made-up ESCI."""
+"""Fixtures from one tiny made-up ESCI; which files are run first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,28 @@ from pathlib import Path
 
 import pytest
 import tiny_esci
+
+# files that take longest: run first, so that none runs alone at the end, on one core of several
+LONGEST = (
+    "builder/test_engines_ray.py",
+    "sqid_lib/sources/test_sources.py",
+    "builder/embed/test_embed.py",
+    "builder/explore/test_page.py",
+    "builder/hub/test_push.py",
+    "sqid_lib/store/test_store.py",
+    "sqid_lib/streams/test_release.py",
+    "builder/fetch/test_fetch.py",
+    "builder/release/test_release.py",
+    "builder/test_stamps.py",
+    "builder/test_engines.py",
+    "builder/cli/test_terminal.py",
+    "test_train_fusion.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def _images(rows: Ints, starts: Ints, source: ProductRows) -> Iterator[tuple[int
 
 def _check_same(ids: pa.Array, rows: Ints, again: Ints, source: ProductRows) -> None:
     """Raise DuplicateKeyError unless each of the rows equals the row before it in all but its image."""
-    names = [name for name in source.casts if name != IMAGE]
+    names = [name for name in source.conversions if name != IMAGE]
     differ: dict[str, list[Ints]] = {name: [] for name in names}
     pairs = rows[np.column_stack([again, again - 1]).reshape(-1)]
     first = 0

@@ -18,7 +18,7 @@ from builder.catalogue.queries import given_ids, number_queries, queries_table, 
 from builder.catalogue.rows import Rows, one_piece, read_rows
 from builder.catalogue.tables import Tables
 from sqid_lib import schemas
-from sqid_lib.errors import DuplicateKeyError, IntegrityError, LabelError, SchemaError, did_you_mean
+from sqid_lib.errors import ContractError, DuplicateKeyError, IntegrityError, LabelError, SchemaError, did_you_mean
 from sqid_lib.tables.keys import check_unique
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def queries_and_judgments(
         LabelError: a label that is neither in the recipe nor a number, or a number that is no gain.
         DuplicateKeyError: two labels for one query and product; ids of queries that are not one-to-one.
         IntegrityError: a judged product is not among the products.
-        ContractError: more clicks than impressions.
+        ContractError: more clicks than impressions; or no judgment is left.
     """
     tables = [table for table in (rows, listed) if table is not None]
     texts = [query_texts(table) for table in tables]
@@ -140,6 +140,14 @@ def _judgments(
             _log.info("%s: pairs left out, since they have fewer than %d impressions: %d", rows.name, least, left)
         log, first = log.only(kept), first[kept]
         labels, gains = pa.array(log.labels(), pa.string()), click_gains(log, query[first], settings.clicks)
+    if not len(first):
+        raise ContractError(
+            "no judgment is left",
+            where=rows.name,
+            expected="at least one",
+            got=f"{int((~known).sum()):,} of {len(known):,} rows with products that the catalogue does not have",
+            fix="Correct the ids, lower clicks.min_impressions, or leave judgments out of [catalogue].",
+        )
     return _table(query[first], products, product[first], labels, gains, ids)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,10 +19,11 @@ from sqid_lib.tables.columns import is_text, plain
 IMAGE_COUNT = "image_count"  # that a catalogue's products have where some have several images
 IMAGE = "image"  # that products have while they are read
 _RESERVED = frozenset(c.name for config in schemas.DECLARED.values() for c in config.columns) | {
-    *(IMAGE_COUNT, IMAGE, "_file", "_row", "split")
+    *(IMAGE_COUNT, IMAGE, "split")
 }
 _INTEGER = r"^[+-]?(?:0|[1-9]\d{0,17})$"  # no zeros at its start, which a code has
 _NUMBER = r"^[+-]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+_COMMA = r"^[+-]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:\.\d{3})+)(?:,\d{1,2})?$"  # 1.234,5: three digits would be thousands
 _LEAVE_OUT = "Leave it out of [catalogue] keep, or write it as text."
 
 _log = logging.getLogger(__name__)
@@ -70,6 +73,35 @@ def kept_cells(batch: Batch, column: str) -> pa.Array:
     return pa.concat_arrays(kept.chunks) if kept.num_chunks else pa.array([], kept.type)
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """How the parts of a column get one type: `comma` says that texts are numbers with a decimal comma."""
+
+    dtype: pa.DataType
+    comma: bool = False
+
+    def __call__(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """A part in that type."""
+        if self.comma:
+            column = pc.replace_substring(pc.replace_substring(column.cast(pa.string()), ".", ""), ",", ".")
+        return column.cast(self.dtype)
+
+
+class _Reading(NamedTuple):
+    """What texts are read as where all of them match a pattern."""
+
+    pattern: str
+    conversion: Conversion
+    words: str
+
+
+_READINGS: tuple[_Reading, ...] = (
+    _Reading(_INTEGER, Conversion(pa.int64()), "integers, since every cell is one"),
+    _Reading(_NUMBER, Conversion(pa.float64()), "numbers, since every cell is one"),
+    _Reading(_COMMA, Conversion(pa.float64(), comma=True), "numbers, since every cell is one, with a decimal comma"),
+)
+
+
 class OneType:
     """The type that the parts of a kept column have together: text where they differ in more than kinds of numbers.
 
@@ -78,31 +110,31 @@ class OneType:
     """
 
     def __init__(self, name: str, *, numbers: bool) -> None:
-        self._name, self._types, self._empty = name, set[pa.DataType](), True
-        self._texts_are = [(_INTEGER, pa.int64()), (_NUMBER, pa.float64())] if numbers else []
+        self._name, self._types, self._empty, self._comma = name, set[pa.DataType](), True, False
+        self._readings = _READINGS if numbers else ()
 
     def add(self, part: pa.Array) -> None:
         """Take in the next part, as `kept_cells` gives it."""
         self._types.add(part.type)
         self._empty = self._empty and part.null_count == len(part)
-        if self._texts_are:
+        if self._readings:
             texts = part.cast(pa.string())
-            self._texts_are = [
-                (pattern, dtype)
-                for pattern, dtype in self._texts_are
-                if pc.all(pc.match_substring_regex(texts, pattern), min_count=0).as_py()
-            ]
+            self._comma = self._comma or pc.any(pc.match_substring(texts, ","), min_count=0).as_py()
+            self._readings = tuple(
+                reading
+                for reading in self._readings
+                if pc.all(pc.match_substring_regex(texts, reading.pattern), min_count=0).as_py()
+            )
 
-    def casts(self) -> list[pa.DataType]:
-        """To what each part is cast, one after the other; the last is the type of the column."""
+    def conversion(self) -> Conversion:
+        """How each part gets the type of the whole."""
         types = self._types - {pa.null()}
         if len(types) == 1:
             target = next(iter(types))
         else:
             target = pa.float64() if types == {pa.int64(), pa.float64()} else pa.string()
-        if target != pa.string() or self._empty or not self._texts_are:
-            return [target]
-        dtype = self._texts_are[0][1]
-        kind = "integers" if dtype == pa.int64() else "numbers"
-        _log.info("column %s: kept as %s, since every cell is one", self._name, kind)
-        return [target, dtype]
+        readings = [reading for reading in self._readings if self._comma or not reading.conversion.comma]
+        if target != pa.string() or self._empty or not readings:
+            return Conversion(target)
+        _log.info("column %s: kept as %s", self._name, readings[0].words)
+        return readings[0].conversion

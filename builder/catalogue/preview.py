@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from builder.catalogue import columns
 from builder.catalogue.cells import ids
 from builder.catalogue.judgments import (
+    CLICK_LOG,
     REFUSE,
     UNKNOWN,
     gain_of,
@@ -90,9 +91,9 @@ class JudgmentsPreview(Preview):
     @property
     def kind(self) -> str:
         """ "labels", "clicks" or "queries"."""
-        if "product_id" not in self.columns:
+        if set(self.columns) <= set(columns.QUERIES):
             return "queries"
-        return "labels" if "label" in self.columns else "clicks"
+        return "clicks" if set(self.columns) & set(CLICK_LOG) and "label" not in self.columns else "labels"
 
 
 def look_at_products(tables: Tables, settings: CatalogueSettings) -> tuple[Preview, Products | None]:
@@ -161,6 +162,11 @@ def look_at_judgments(tables: Tables, products: Products | None, settings: Catal
         found.samples = rows.table.slice(0, ROWS).to_pylist()
         if found.kind == "labels":
             _look_at_labels(found, rows)
+        if found.kind == "queries" and found.unused:
+            found.warnings.append(
+                f"{tables.address}: read as a list of queries. If it holds judgments, move it to judgments = … and "
+                "name its columns in [catalogue.columns]."
+            )
         _try(found, rows, products, settings)
     return found
 

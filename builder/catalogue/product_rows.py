@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from builder.catalogue.cells import ids, texts
 from builder.catalogue.checks import has_html, image_kinds
 from builder.catalogue.images import image_cells
-from builder.catalogue.kept import IMAGE, OneType, kept_cells
+from builder.catalogue.kept import IMAGE, Conversion, OneType, kept_cells
 from builder.catalogue.rows import places
 from builder.catalogue.tables import Tables
 from sqid_lib import schemas
@@ -34,7 +34,7 @@ class ProductRows:
         scratch: folder of the temporary file; by default that of the system.
 
     Attributes:
-        casts: column → the types to which each part of it is cast, one after the other.
+        conversions: column → how each part of it gets the type of the whole.
         marks: of each row: the KIND (of `checks.image_kinds`) and COUNT of its images, whether it is UNTITLED, whether
             a text has HTML; [rows] each.
 
@@ -78,8 +78,8 @@ class ProductRows:
             raise EmptyFileError("the table has no rows", where=tables.address, fix="Check the address.")
         self.marks = {name: np.concatenate(parts) for name, parts in marks.items()}
         self.place = places(tables, starts)
-        self.casts = {name: [pa.string()] for name in (*schemas.TEXT_COLUMNS, IMAGE)}
-        self.casts |= {name: column.casts() for name, column in kept.items()}
+        self.conversions = {name: Conversion(pa.string()) for name in (*schemas.TEXT_COLUMNS, IMAGE)}
+        self.conversions |= {name: column.conversion() for name, column in kept.items()}
 
     def sorted_ids(self) -> tuple[pa.StringArray, Ints]:
         """All ids in order, and the row of each; rows of one id in the order of the files. Can be called once."""
@@ -94,13 +94,7 @@ class ProductRows:
         """Columns of some rows, as `Spool.take`: text columns, the kept ones, and `image`."""
 
         def convert(table: pa.Table) -> pa.Table:
-            columns = []
-            for name in names:
-                column = table.column(name)
-                for dtype in self.casts[name]:
-                    column = column.cast(dtype)
-                columns.append(column)
-            return pa.table(columns, list(names))
+            return pa.table([self.conversions[name](table.column(name)) for name in names], list(names))
 
         return self._spool.take(rows, convert)
 

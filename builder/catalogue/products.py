@@ -61,7 +61,7 @@ class Products:
         Args:
             chosen: numbers of the products that are wanted, by default all.
         """
-        names = [name for name in self.schema.names if name in self._source.casts]
+        names = [name for name in self.schema.names if name in self._source.conversions]
         for numbers, part in self._parts(self._rows, chosen, names):
             found = {name: part.column(name) for name in names}
             found |= {"product_id": self.ids.take(numbers), "product_locale": self._locales(len(numbers))}
@@ -126,7 +126,7 @@ def read_products(tables: Tables, settings: CatalogueSettings, scratch: Path | N
     check_images(kinds, lambda i: str(source.value(image_rows[i], IMAGE)), names, tables.address, settings)
     warn(ids, source.marks[UNTITLED][rows], source.marks[HTML][rows], tables.address, csv=csv)
     several = [pa.field(IMAGE_COUNT, pa.int32())] if counts.max(initial=0) > 1 else []
-    kept = [pa.field(name, source.casts[name][-1]) for name in settings.keep]
+    kept = [pa.field(name, source.conversions[name].dtype) for name in settings.keep]
     schema = pa.schema([*schemas.SAMPLED_PRODUCTS_SCHEMA, *kept, *several])
     numbered = ImageRows(tables.files, names.get(IMAGE, ""))
     return Products(ids, settings.locale, schema, numbered, source, rows, image_rows, counts, by_id)

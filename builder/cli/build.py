@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.print_recipe:
         return _print_recipe(args)
-    if args.work is None:
+    if not args.work:
         raise UsageError("--work is missing", expected="--work WORK, the directory for everything that is made")
     local, store = place_of(args.work)
     if args.check:

@@ -78,6 +78,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     except SqidError as error:
         _report(args.command, error)
         return 2 if isinstance(error, UsageError) else 1
+    except MemoryError:
+        _report(args.command, SqidError("not enough memory", fix="Run it again with more."))
+        return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

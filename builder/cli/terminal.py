@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 import warnings
 
@@ -28,10 +29,23 @@ def prepare_output() -> None:
     A terminal may not be UTF-8: cp1252 on Windows, ASCII with LANG=C.
     """
     codecs.register_error(_ERRORS, _readable)
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
     warnings.formatwarning = lambda message, *_args, **_options: f"WARNING: {' '.join(str(message).split())}\n"
+
+
+def _open_standard_streams() -> None:
+    """Open what the shell closed (`>&-`) as the null device, so that no file of a build gets the number of stdout."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - until the end
 
 
 def write_data(text: str) -> None:

@@ -7,43 +7,27 @@ closed ledger are stored as whole objects. files.json is written after what it n
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.fetch.ledger import NAME, Ledger, Outcome
+from builder.fetch.ledger import NAME, Ledger
+from builder.fetch.outcome_log import OutcomeLog, log_name, read_logs
 from builder.fetch.shards import recover, shards_of
 from builder.progress import note
 from sqid_lib.errors import CorruptFileError
-from sqid_lib.files import checksum, numbered_name, part_folders, replacing, text_checksum, write_text
+from sqid_lib.files import checksum, part_folders, replacing, text_checksum, write_text
 from sqid_lib.object_store import ObjectStore, for_each
 from sqid_lib.stored_images import FOLDERS, INDEX, INDEX_SCHEMA, as_digests
 
 STATE = "files.json"
-_LOG = "log"
-_LOG_BYTES = 64 << 20  # of images in one log
-_LOG_SECONDS = 30.0
-_LOG_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("url", "status")),
-        *((name, pa.int64()) for name in ("http_status", "bytes")),
-        ("sha256", pa.string()),
-        *((name, pa.int64()) for name in ("width", "height")),
-        *((name, pa.string()) for name in ("detail", "rules")),
-        ("image", pa.binary()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -132,11 +116,11 @@ class FetchStore:
             with Ledger(folder, check=True) as ledger:
                 recover(folder, ledger)
                 ledger.forget_urls(again)
-            log = OutcomeLog(self, name, folder, state)
+            log = OutcomeLog(self.store, name, state.logs, partial(self._count_logs, name, folder, state.files))
             try:
                 yield folder, log
             finally:
-                state = log.close()
+                state = replace(state, logs=log.close())
             if not trial:
                 self._save(name, folder, state, urls=urls)
 
@@ -168,7 +152,10 @@ class FetchStore:
                 "is damaged", where=f"{self.store}/{name}/{STATE}", fix="Remove it; these images are fetched again."
             ) from error
 
-    def write_state(self, name: str, folder: Path, state: _State) -> None:
+    def _count_logs(self, name: str, folder: Path, files: dict[str, tuple[int, str]], logs: int) -> None:
+        self._write(name, folder, _State(files, logs))
+
+    def _write(self, name: str, folder: Path, state: _State) -> None:
         """Write files.json, after what it names, and its local copy, which says what the folder agrees with."""
         self.store.write(f"{name}/{STATE}", state.text().encode())
         write_text(folder / STATE, state.text())
@@ -186,8 +173,8 @@ class FetchStore:
         if NAME in state.files:
             self.store.get(f"{name}/{NAME}", folder / NAME)
         with Ledger(folder, check=True) as ledger:
-            for log in self._logs(name, state, _LOG_SCHEMA.names[:-1]):
-                ledger.record([(outcome, None) for outcome in _outcomes(log)])
+            for outcomes, _ in read_logs(self.store, name, state.logs, images=False):
+                ledger.record([(outcome, None) for outcome in outcomes])
         write_text(folder / STATE, state.text() + "outcomes only\n")
 
     def _restore(self, name: str, folder: Path, state: _State) -> None:
@@ -199,23 +186,15 @@ class FetchStore:
         folder.mkdir(parents=True, exist_ok=True)
         for_each(lambda file: self._get(f"{name}/{file}", folder / file, state.files[file]), state.files)
         with Ledger(folder) as ledger:
-            for log in self._logs(name, state, None):
-                results: list[tuple[Outcome, int | None]] = []
-                for outcome, image in zip(_outcomes(log), log["image"].to_pylist(), strict=True):
-                    results.append((outcome, ledger.write(image) if image else None))
-                ledger.record(results)
+            for outcomes, images in read_logs(self.store, name, state.logs):
+                offsets = [ledger.write(image) if image else None for image in images]
+                ledger.record(list(zip(outcomes, offsets, strict=True)))
         write_text(folder / STATE, state.text())
 
     def _get(self, name: str, path: Path, written: tuple[int, str]) -> None:
         if not path.exists() or (path.stat().st_size, checksum(path)) != written:
             path.unlink(missing_ok=True)
             self.store.get(name, path)
-
-    def _logs(self, name: str, state: _State, columns: list[str] | None) -> Iterator[pa.Table]:
-        for number in range(state.logs):
-            data = self.store.read(f"{name}/{numbered_name(_LOG, number)}")
-            with contextlib.suppress(pa.ArrowException, OSError):  # lost or damaged: its URLs are requested again
-                yield pq.read_table(pa.BufferReader(data or b""), columns=columns)
 
     def _save(self, name: str, folder: Path, before: _State, *, urls: str = "", logs: int = 0) -> None:
         shards = shards_of(folder)
@@ -224,8 +203,8 @@ class FetchStore:
         files = {path.name: (path.stat().st_size, checksum(path)) for path in paths}
         changed = [file for file, of in files.items() if not self._has(f"{name}/{file}", of, before.files.get(file))]
         for_each(lambda file: self.store.put(folder / file, f"{name}/{file}"), changed)
-        self.write_state(name, folder, _State(files, logs, urls))
-        gone = [numbered_name(_LOG, number) for number in range(logs, before.logs)]
+        self._write(name, folder, _State(files, logs, urls))
+        gone = [log_name(number) for number in range(logs, before.logs)]
         for_each(lambda file: self.store.remove(f"{name}/{file}"), [*gone, *(before.files.keys() - files.keys())])
 
     def _has(self, name: str, file: tuple[int, str], before: tuple[int, str] | None) -> bool:
@@ -246,11 +225,6 @@ def _forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _outcomes(log: pa.Table) -> list[Outcome]:
-    columns = [log[name].to_pylist() for name in Outcome._fields]
-    return [Outcome(*row) for row in zip(*columns, strict=True)]
-
-
 def _write_index(path: Path, shards: Mapping[int, Path]) -> None:
     """Which image is in which row group of which shard, so that nobody must open all shards to know."""
     tables = []
@@ -263,56 +237,6 @@ def _write_index(path: Path, shards: Mapping[int, Path]) -> None:
                 tables.append(pa.table([digests, *rows], schema=INDEX_SCHEMA))
     with replacing(path) as part:
         pq.write_table(pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables]), part)
-
-
-class OutcomeLog:
-    """Outcomes and their images as they are recorded, stored while the next ones are downloaded."""
-
-    def __init__(self, where: FetchStore, name: str, folder: Path, state: _State) -> None:
-        self._where, self._name, self._folder, self._state = where, name, folder, state
-        self._waiting: list[tuple[Any, ...]] = []
-        self._bytes, self._since = 0, time.monotonic()
-        self._thread = ThreadPoolExecutor(1)
-        self._storing: Future[None] | None = None
-
-    def add(self, ledger: Ledger, results: Sequence[tuple[Outcome, int | None]]) -> None:
-        """Take in outcomes that the ledger has just recorded; waits for a store that is slower than the downloads."""
-        for outcome, offset in results:
-            image = None
-            if offset is not None and outcome.bytes:
-                image = os.pread(ledger.spool, outcome.bytes, offset)
-                self._bytes += len(image)
-            self._waiting.append((*outcome, image))
-        if self._bytes >= _LOG_BYTES or time.monotonic() >= self._since + _LOG_SECONDS:
-            self._store()
-
-    def _store(self) -> None:
-        if self._storing is not None:
-            self._storing.result()
-        rows, self._waiting = self._waiting, []
-        self._bytes, self._since = 0, time.monotonic()
-        if rows:
-            self._storing = self._thread.submit(self._write, rows)
-
-    def _write(self, rows: list[tuple[Any, ...]]) -> None:
-        columns = dict(zip(_LOG_SCHEMA.names, zip(*rows, strict=True), strict=True))
-        sink = pa.BufferOutputStream()
-        table = pa.table({name: list(values) for name, values in columns.items()}, schema=_LOG_SCHEMA)
-        pq.write_table(table, sink, compression="none", use_dictionary=False)
-        number = self._state.logs
-        self._where.store.write(f"{self._name}/{numbered_name(_LOG, number)}", sink.getvalue())
-        self._state = _State(self._state.files, number + 1)
-        self._where.write_state(self._name, self._folder, self._state)
-
-    def close(self) -> _State:
-        """Store what is left; what files.json says then."""
-        try:
-            self._store()
-            if self._storing is not None:
-                self._storing.result()
-        finally:
-            self._thread.shutdown()
-        return self._state
 
 
 def urls_checksum(urls: Sequence[str], shard_rows: int) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, GetPydanticSchema, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic_core import core_schema
 
-from builder.recipe.values import HOMEPAGE, DistinctItems, Items, Line, Section, Word, Words
+from builder.recipe.values import HOMEPAGE, DistinctItems, Gain, Items, Line, Section, Word, Words
 from sqid_lib import schemas
 from sqid_lib.joined.selection import Selection
 
@@ -15,7 +15,7 @@ from sqid_lib.joined.selection import Selection
 class EsciSettings(Section):
     """[esci]: the official ESCI files."""
 
-    path: str
+    path: Word
     """Directory or URL that holds the three official files."""
 
 
@@ -42,23 +42,23 @@ _CatalogueColumn = Annotated[str, GetPydanticSchema(lambda *_: core_schema.liter
 class CatalogueSettings(Section):
     """[catalogue]: a shop's own tables, in place of [esci]."""
 
-    products: str
+    products: Word
     """Table of products: csv, tsv, jsonl (.gz, .bz2, .zst) or parquet; a folder of them; https:// or hf://."""
     locale: Line
     """Locale of the products, such as de; the value of product_locale."""
-    images: str | None = None
+    images: Word | None = None
     """Folder of local images, named in the image column or by product id; images outside it are refused. Without it
     the folder of the products is meant."""
-    judgments: str | None = None
+    judgments: Word | None = None
     """Table of judgments: query, product_id and a label, a number, or impressions and clicks."""
-    queries: str | None = None
+    queries: Word | None = None
     """Table of queries without judgments: query, and query_id if there is one."""
     columns: dict[_CatalogueColumn, Words] = Field(default={})
     """Our column = the tables' column, or a list, ["sku", "item"], where tables name it differently: in each the first
     that it has. Columns left out are recognised by usual names, which the build reports."""
     keep: Items[Word] = ()
     """Further columns of the products to carry into the release, by the tables' names, such as ["price"]."""
-    labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(default={})
+    labels: dict[Annotated[str, Field(min_length=1)], Gain] = Field(default={})
     """Every label of the judgments, with its gain; a label that is a number is its own gain."""
     unknown_products: Literal["refuse", "drop"] = "refuse"
     """Judgments of products that the table of products has not: "refuse" them as an error, or "drop" and count them."""
@@ -104,9 +104,7 @@ class SelectionSettings(Section):
     embed_supp: bool = False
     """Whether the images of supplementary products are downloaded too, and the products get vectors, as split "supp" of
     product_features; the published ones have none."""
-    labels: dict[Annotated[str, Field(min_length=1)], NonNegativeFloat] = Field(
-        default=dict(schemas.GAINS), min_length=1
-    )
+    labels: dict[Annotated[str, Field(min_length=1)], Gain] = Field(default=dict(schemas.GAINS), min_length=1)
     """Every label that may occur, with its gain."""
 
     def selection(self) -> Selection:
@@ -117,7 +115,7 @@ class SelectionSettings(Section):
 class ArtifactsSettings(Section):
     """[artifacts]: existing SQID files. With them, resolve, fetch and embed are skipped."""
 
-    path: str
+    path: Word
     """Directory or URL that holds the SQID files."""
     partial: bool = False
     """Whether products and queries without a text vector are kept, with zeros for it; otherwise they are an error."""

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from builder.recipe.data import CatalogueSettings, EsciSettings
 from builder.recipe.json_schema import json_schema
 from builder.recipe.recipe import Recipe
-from builder.recipe.values import recipe_error
+from builder.recipe.values import key_text, recipe_error
+from sqid_lib.encoders.loading import is_model_path
 from sqid_lib.errors import MissingFileError, RecipeError, UsageError, did_you_mean
 from sqid_lib.sources import parse_address
 
@@ -38,6 +39,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = (), *, check_input
         raise RecipeError(f"not TOML: {error}", where=name_or_path, fix="Correct the line it names.") from error
     for override in overrides:
         _override(values, override)
+    _check_whole_numbers(values, str(name_or_path))
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -78,12 +80,19 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         change = tomllib.loads(override)  # also keys in quotes, such as a mirror's
     except tomllib.TOMLDecodeError:
-        change = {}
+        change = _value(text.strip())
         for part in reversed(key.strip().split(".")):
-            change = {part: change or text.strip()}
+            change = {part: change}
     if "\n" in override.strip():
         raise UsageError("bad override", where=f"--set {override}", expected="one section.key=value")
     _merge(values, change, override)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _merge(values: dict[str, Any], change: Mapping[str, Any], override: str) -> None:
@@ -96,13 +105,28 @@ def _merge(values: dict[str, Any], change: Mapping[str, Any], override: str) -> 
             values[key] = value
 
 
+def _check_whole_numbers(value: Any, where: str, key: tuple[str | int, ...] = ()) -> None:
+    """Raise RecipeError for a whole number of more than 64 bits: TOML has none, tomllib reads them."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RecipeError(
+            f"bad value for {key_text(key)!r}",
+            where=where,
+            expected="a whole number of 64 bits",
+            got=str(value)[:120],
+            fix="Correct it.",
+        )
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        _check_whole_numbers(item, where, (*key, name))
+
+
 def _absolute(recipe: Recipe, base: Path) -> Recipe:
     def absolute(path: str, *, file: bool = False) -> str:
         return str(parse_address(path, base, file=file))
 
     model, artifacts, catalogue = recipe.encoder.model, recipe.artifacts, recipe.catalogue
     tables = tuple(absolute(table, file=True) for table in recipe.resolve.tables)
-    if _exists(base / Path(model).expanduser(), folder=True):
+    if _exists(base / Path(model).expanduser(), folder=True) or is_model_path(model):
         model = absolute(model)
     return recipe.model_copy(
         update={
@@ -137,6 +161,8 @@ def _check_inputs(recipe: Recipe, where: str) -> None:
     if recipe.artifacts:
         inputs["artifacts.path"] = recipe.artifacts.path
     inputs |= {f"resolve.tables[{i}]": table for i, table in enumerate(recipe.resolve.tables)}
+    if recipe.artifacts is None:
+        inputs["encoder.model"] = recipe.encoder.model
     missing = {key: path for key, path in inputs.items() if Path(path).is_absolute() and not _exists(Path(path))}
     if missing:
         raise MissingFileError(

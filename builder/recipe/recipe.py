@@ -17,7 +17,7 @@ from builder.recipe.stages import (
     ReleaseSettings,
     ResolveSettings,
 )
-from builder.recipe.values import NAME, Section
+from builder.recipe.values import NAME, Line, Section
 from sqid_lib import schemas
 from sqid_lib.joined.selection import ALL, Selection
 
@@ -43,7 +43,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=NAME)
     """Name of the dataset; "sqid" is the published one."""
-    version: str
+    version: Line
     """Version of the dataset, such as 1.0.0."""
     esci: EsciSettings | None = None
     catalogue: CatalogueSettings | None = None

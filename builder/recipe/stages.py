@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     ConfigDict,
@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
 )
 
-from builder.recipe.values import PAGE_URL, HostPort, Items, Port, Section, TextTemplate, Url, template_parts
+from builder.recipe.values import PAGE_URL, HostPort, Items, Port, Section, TextTemplate, Url, Word, template_parts
 
 
 class PagesSettings(Section):
@@ -58,7 +58,7 @@ class PagesSettings(Section):
 class ResolveSettings(Section):
     """[resolve]: where image URLs come from."""
 
-    tables: Items[str] = ()
+    tables: Items[Word] = ()
     """Paths or URLs of tables of image URLs, tried in order."""
     pages: PagesSettings = Field(default_factory=PagesSettings)
     """Product pages, tried last."""
@@ -77,7 +77,7 @@ class FetchSettings(Section):
     """Longest time without a byte, in seconds."""
     max_bytes: PositiveInt = 20_000_000
     """Largest body, in bytes."""
-    max_pixels: PositiveInt = 50_000_000
+    max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 50_000_000  # Pillow refuses more
     """Largest image, in pixels (width times height)."""
     truncated: Literal["refuse", "keep"] = "refuse"
     """JPEGs that end early: "refuse", or "keep" those whose missing end changes pixels by at most 0.5 of 255 levels."""
@@ -103,9 +103,9 @@ PRODUCT_TEXT = "{product_title}"
 class EncoderSettings(Section):
     """[encoder]: the model that makes the vectors."""
 
-    model: str = "openai/clip-vit-large-patch14"
+    model: Word = "openai/clip-vit-large-patch14"
     """Hub id or local directory of the model."""
-    revision: str = "main"
+    revision: Word = "main"
     """Branch, tag or commit of the model on the Hub."""
     backend: Literal["transformers", "open_clip", "sentence-transformers", "replicate"] = "transformers"
     """What runs the model: "transformers", "open_clip" or "sentence-transformers" on this machine, or the service
@@ -115,7 +115,7 @@ class EncoderSettings(Section):
     too. A product without a value has nothing in its place; queries are encoded as they are."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights while encoding; the vectors are float32. Another one makes all vectors again."""
-    device: str = "auto"
+    device: Word = "auto"
     """Devices as torch names them, with commas between; "auto": every GPU, or the CPU. Vectors are kept."""
     text_batch: PositiveInt = 64
     """Texts in one batch, if each has 8 tokens; longer ones are fewer. Changes the last bits of new vectors only."""

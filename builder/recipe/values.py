@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from sqid_lib.errors import RecipeError, did_you_mean
 
 T = TypeVar("T")
-NAME, WORD, URL, PAGE_URL, HOST_PORT = r"^[\w-][\w.-]*$", r"\S", "^https?://", r"\{product_id\}", "^.+:[0-9]+$"
+NAME, WORD, URL, PAGE_URL, HOST_PORT = r"^[\w-][\w.-]*$", r"\S", "^https?://", r"\{product_id\}", r"^[^\s/@]+:[0-9]+$"
 LINE, HOMEPAGE = r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$", "^(https?://.*)?$"
 _PATTERNS = {
     NAME: "letters, digits, '-', '_' or '.'",
@@ -90,6 +90,7 @@ Url = Annotated[str, Field(pattern=URL)]
 Line = Annotated[str, Field(pattern=LINE)]
 Word = Annotated[str, Field(pattern=WORD)]
 Words = Word | DistinctItems[Word]
+Gain = Annotated[float, Field(ge=0, le=3.4e38)]  # it is stored as float32
 TextTemplate = Annotated[str, AfterValidator(_valid_template)]
 
 
@@ -128,7 +129,7 @@ def _no_source() -> RecipeError:
 
 def _problem(details: ErrorDetails, schema: Mapping[str, Any]) -> RecipeError:
     kind, loc, context = details["type"], details["loc"], details.get("ctx", {})
-    key, got = _key(loc), repr(details["input"])[:120]
+    key, got = key_text(loc), repr(details["input"])[:120]
     if kind == "one_source":
         return _no_source()
     if kind == "not_with_catalogue":
@@ -159,7 +160,7 @@ def _problem(details: ErrorDetails, schema: Mapping[str, Any]) -> RecipeError:
     return RecipeError(f"bad value for {key!r}", expected=expected, got=got, fix="Correct it.")
 
 
-def _key(loc: Sequence[str | int]) -> str:
+def key_text(loc: Sequence[str | int]) -> str:
     """The key as TOML has it, such as fetch.ports[1]."""
     parts = [part for part in loc if part != "[key]"]  # pydantic's mark of a bad key in a table
     names = [f"[{p}]" if isinstance(p, int) else p if re.fullmatch(r"[\w-]+", p) else json.dumps(p) for p in parts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _LONGEST_WAIT = 3600.0  # seconds
 _FORBIDDEN_RUN = 5  # 403s in a row
 _FAILING_RUN = 20  # failures in a row
 _LATER = "Build again later; pages visited so far are kept."
+_log = logging.getLogger(__name__)
 
 
 def page_url(pages: PagesSettings, product_id: str, product_locale: str) -> str:
@@ -190,6 +192,11 @@ class _Visitor:
             host.rules = await self._read_rules(f"{_origin(url)}/robots.txt")
             host.read_at = _now()
             host.delay = _crawl_delay(host.rules)
+            if host.delay > _LONGEST_WAIT:
+                words = f"robots.txt asks for {host.delay:g} s between two requests"
+                raise FetchError(words, where=_origin(url), fix="Ask its owner, or use tables.")
+            if host.delay > self._pages.delay:
+                _log.warning("%s: robots.txt asks for %g s between two requests", _origin(url), host.delay)
         return host.rules is not None and bool(host.rules.can_fetch(url, ROBOT))
 
     async def _read_rules(self, url: str) -> Protego | None:
@@ -213,7 +220,7 @@ class _Visitor:
             return Protego.parse("")
         if code != 200 or answer.status not in ("ok", "empty"):
             raise _UnreachableError(f"{answer.status}: {answer.detail}")
-        return Protego.parse(_read(answer)[:_MAX_ROBOTS].decode("utf-8", "replace"))
+        return Protego.parse(_read(answer)[:_MAX_ROBOTS].decode("utf-8-sig", "replace"))
 
 
 def _crawl_delay(rules: Protego | None) -> float:

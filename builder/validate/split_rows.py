@@ -140,7 +140,8 @@ def row_hashes(rows: pa.Table) -> Hashes:
 def _hashes(name: str, chunks: Sequence[pa.Array]) -> Iterator[Hashes]:
     for chunk in chunks:
         if not pa.types.is_string(chunk.type):
-            yield pc.fill_null(chunk, 0).to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
+            wide = pa.float64() if pa.types.is_floating(chunk.type) else pa.int64()
+            yield pc.fill_null(chunk.cast(wide), 0).to_numpy(zero_copy_only=False).view(np.uint64)
         elif name == "product_id":  # of the others most values occur again and again
             yield text_hashes(chunk)
         else:

@@ -148,6 +148,11 @@ def _load_parts(directory: Path, config: dict[str, Any], model: str, dtype: torc
     return network, tokenizer, processor
 
 
+def is_model_path(model: str) -> bool:
+    """Whether a model can only be a directory: a Hub id is NAME or ORG/NAME."""
+    return Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+
+
 def locate(model: str, revision: str, backend: str = TRANSFORMERS) -> tuple[Path, str]:
     """The directory of a model and its resolved revision: a commit, or "local-" and a hash of the directory's files.
 
@@ -157,7 +162,7 @@ def locate(model: str, revision: str, backend: str = TRANSFORMERS) -> tuple[Path
     path = Path(model).expanduser()
     if path.is_dir():
         return path, content_revision(path, backend)
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+    if is_model_path(model):
         raise EncoderError(
             "no such model directory", where=model, fix="Give a directory with config.json, or a Hub id like ORG/NAME."
         )

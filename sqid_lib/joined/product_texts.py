@@ -207,9 +207,15 @@ def _gather_texts(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         largest_first = sorted(schema.names, key=lambda name: -sizes[name])
         tasks = {name: [pool.submit(read, name, *span) for span in spans] for name in largest_first}
-    chunks = {name: [chunk for task in tasks[name] for chunk in task.result()] for name in schema.names}
-    columns = [pa.chunked_array(chunks[field.name], field.type) for field in schema]
-    return pa.table(columns, schema=schema), pa.array(np.argsort(positions[chosen], kind="stable"))
+
+        def joined(name: str) -> pa.Array:
+            """The column in one piece: rows taken from many pieces would be joined each time."""
+            chunks = [chunk for task in tasks.pop(name) for chunk in task.result()]
+            return pa.concat_arrays(chunks) if chunks else pa.array([], schema.field(name).type)
+
+        columns = dict(zip(largest_first, pool.map(joined, largest_first), strict=True))
+    texts = pa.table([columns[name] for name in schema.names], schema=schema)
+    return texts, pa.array(np.argsort(positions[chosen], kind="stable"))
 
 
 def _chunks(parquet: Any, name: str, groups: Sequence[int] | None = None) -> Iterator[Any]:

@@ -87,10 +87,13 @@ def parse_address(text: str | os.PathLike[str], base: Path | None = None, *, fil
         file: it names one file, so ORG/NAME can only be a local path.
 
     Raises:
+        UsageError: no text.
         SourceError: a scheme or form that is none of the above; or an object store that holds no release or fails.
     """
     if isinstance(text, os.PathLike):
         return _local(os.fspath(text), base)
+    if not text.strip():
+        raise UsageError("an empty address", expected=_FORMS)
     if text.startswith("hf:"):
         return _hub(text)
     if text.startswith(("http://", "https://")):

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from sqid_lib import schemas
 from sqid_lib.cache import default_cache
-from sqid_lib.errors import CorruptFileError, MissingFileError
+from sqid_lib.errors import CorruptFileError, MissingFileError, UsageError
 from sqid_lib.files import sha256, write_text
 from sqid_lib.object_store import ObjectStore, for_each, is_object_store
 
@@ -18,8 +18,12 @@ _LINE = re.compile(r"(?P<sha256>[0-9a-f]{64})  (?P<name>\S.*)")
 def release_directory(release: str) -> Path:
     """The local directory of a release: a path as it is, a checked copy of what an object store has.
 
-    Raises: as `local_copy`.
+    Raises:
+        UsageError: no text.
+        SourceError: as `local_copy`.
     """
+    if not release:
+        raise UsageError("an empty address", expected="the directory of a release, or its s3:// or gs:// address")
     return local_copy(release) if is_object_store(release) else Path(release)
 
 

@@ -205,7 +205,9 @@ def ahead(make: Callable[[int], T], keys: Iterator[int], depth: int) -> Iterator
         while waiting:
             yield _first(waiting)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for _, future in waiting:  # not shutdown's cancel_futures, which fails where the interpreter is ending
+            future.cancel()
+        pool.shutdown(wait=False)
 
 
 def _first(waiting: deque[tuple[int, Future[T]]]) -> tuple[int, T]:

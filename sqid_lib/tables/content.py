@@ -44,6 +44,7 @@ _KINDS = (
     (re.compile(r"\.(?:csv|tsv|txt)(?:\.(?:gz|bz2|zst|zstd))?$", re.IGNORECASE), CSV),
     (re.compile(r"\.(?:json|jsonl|ndjson)(?:\.(?:gz|bz2|zst|zstd))?$", re.IGNORECASE), JSON),
 )
+_PIECE = 1 << 20  # bytes that are read at once
 MAX_TEXT = 4 << 30  # bytes of a csv or json file, decompressed: it is parsed in memory
 
 
@@ -112,7 +113,7 @@ def read_text(file: Source, kind: str, limit: int = MAX_TEXT) -> tuple[bytes, li
     """
     where = str(file)
     with open_text(file, kind) as (stream, notes):
-        data = stream.read(limit if limit < MAX_TEXT else limit + 1)
+        data = _read(stream, limit if limit < MAX_TEXT else limit + 1)
     if len(data) > MAX_TEXT:
         raise CorruptFileError(f"a {kind} file of more than 4 GiB", where=where, fix="Write it as parquet.")
     encoding = encoding_of(data)
@@ -124,6 +125,14 @@ def read_text(file: Source, kind: str, limit: int = MAX_TEXT) -> tuple[bytes, li
         except UnicodeError as error:
             raise CorruptFileError(f"the file is damaged: {first_line(error)}", where=where) from error
     return data.removeprefix(_UTF8_BOM), notes
+
+
+def _read(stream: io.BufferedReader, most: int) -> bytes:
+    """Up to so many bytes; `stream.read(most)` would ask for that much memory before it reads one."""
+    found = io.BytesIO()
+    while most > 0 and (piece := stream.read(min(most, _PIECE))):
+        most -= found.write(piece)
+    return found.getvalue()
 
 
 def check_kind(head: bytes, size: int, where: str, kind: str) -> None:

@@ -98,7 +98,7 @@ def _read(
     data = _mend_quotes(data, layout, notes, where)
     table = _parse(data, layout, columns, notes, where)
     if windows:
-        _check_windows(table, data, notes, where)
+        _check_windows(table, data, layout, notes, where)
     table = _clean(table, data, notes, where, one_line=one_line)
     if not one_line:
         _warn_of_swallowed_rows(table, data, layout, where)
@@ -122,11 +122,14 @@ def _as_text(schema: pa.Schema) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in schema.names])
 
 
-def _check_windows(table: pa.Table, data: bytes, notes: list[str], where: str) -> None:
-    """Confirm Windows-1252: either no cell that is wanted depends on it, or the line ends are those of Windows."""
+def _check_windows(table: pa.Table, data: bytes, layout: Layout, notes: list[str], where: str) -> None:
+    """Confirm Windows-1252: either no cell that is wanted depends on it, or the header ends as lines of Windows do.
+
+    Further lines do not count: Excel writes a line break within a cell as one character.
+    """
     for column in table.columns:
         strange = column.filter(pc.fill_null(pc.invert(pc.string_is_ascii(column)), False))
-        if len(strange) and data.count(b"\n") != data.count(b"\r\n"):
+        if len(strange) and not data[: layout.start].endswith(b"\r\n"):
             raise not_utf8(line_of(data, place_of(data, strange[0].as_py())), where)
     notes.append("Windows-1252 text")
 

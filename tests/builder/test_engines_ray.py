@@ -26,7 +26,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from embed_work import FINAL, STORED, contents, make_work, read
+from embed_work import FINAL, STORED, contents, copy_vectors, make_work, read
 from encoder_fixtures import write_clip
 from fetch_fixtures import resolved
 from hostile_server import STATIC, LoopbackServer, Request, answer, jpeg
@@ -169,7 +169,7 @@ def test_retrieval_finds_what_one_machine_finds(tmp_path: Path, cluster: Any, mo
     release = write_release(tmp_path / "release", queries=20, products=300, per_query=12)
     words = ["evaluate", str(release), "--cache-dir", str(tmp_path / "cache"), "--retrieve", "--backend", "numpy"]
     words += ["--methods", "fusion", "--export"]
-    monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 64)
+    monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 160)  # of 300 products: for two workers
     assert main([*words, str(tmp_path / "here")]) == 0
     assert main([*words, str(tmp_path / "there"), "--engine", "ray", "--ray-address", cluster.address]) == 0
     here, there = (tmp_path / folder / "fusion.run" for folder in ("here", "there"))
@@ -178,7 +178,7 @@ def test_retrieval_finds_what_one_machine_finds(tmp_path: Path, cluster: Any, mo
 
 
 def test_search_finds_what_one_machine_finds(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 64)
+    monkeypatch.setattr("sqid_lib.evaluation.retrieval._SHARD", 160)  # of 300 products: for two workers
     store = EmbeddingStore.open(write_release(tmp_path / "release", products=300), cache_dir=tmp_path / "cache")
     query = np.random.default_rng(1).normal(size=store.width).astype(np.float32)
     found = store.search(
@@ -208,8 +208,13 @@ def replace_a_machine(cluster: Any) -> None:
 # -- embed ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decode", ["worker", pytest.param("tasks", marks=pytest.mark.slow)])
-def test_embed_writes_the_bytes_of_one_machine(tmp_path: Path, settings: EngineSettings, decode: str) -> None:
+@pytest.mark.parametrize(
+    ("decode", "kept"),
+    [("worker", "texts-*"), *(pytest.param(decode, "none", marks=pytest.mark.slow) for decode in ("worker", "tasks"))],
+)
+def test_embed_writes_the_bytes_of_one_machine(
+    tmp_path: Path, settings: EngineSettings, decode: str, kept: str
+) -> None:
     import torch
 
     encoder = EncoderSettings(model=str(write_clip(tmp_path / "clip")), shard_rows=4, image_batch=2, text_batch=2)
@@ -220,6 +225,7 @@ def test_embed_writes_the_bytes_of_one_machine(tmp_path: Path, settings: EngineS
     try:
         here, there = (make_work(tmp_path / name) for name in ("here", "there"))
         embed(recipe, here)
+        copy_vectors(here, there, kept)
         embed(recipe, there, engine="ray")
     finally:
         torch.set_num_threads(before)

@@ -31,6 +31,14 @@ def test_the_tree_is_drawn_in_the_docstring() -> None:
     assert all(inspect.getdoc(cls) for cls in tree())
 
 
+def test_a_package_whose_import_fails_is_not_said_to_be_missing() -> None:
+    try:
+        raise ImportError("libtorch.so: failed to map segment")
+    except ImportError:
+        error = errors.missing_extra("torch", "build", "to embed")
+    assert "it is there but cannot be loaded: libtorch.so: failed to map segment" in str(error)
+
+
 def test_a_missing_extra_names_the_command() -> None:
     error = errors.missing_extra("torch", "train", "to stream tensors")
     assert isinstance(error, ImportError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqid_lib import files
+
+
+def test_a_device_or_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        files.write_text(path, "text")
+        assert os.read(reader, 10) == b"text" and pipe.is_fifo()
+    os.close(reader)
+    output, stdout = (tmp_path / "output").open("w"), tmp_path / "stdout"
+    stdout.symlink_to(f"/proc/self/fd/{output.fileno()}")
+    files.write_text(stdout, "text")
+    assert stdout.is_symlink() and (tmp_path / "output").read_text() == "text"
+    output.close()
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def contents(work: Path) -> dict[str, bytes]:
 def encoders(work: Path) -> list[Path]:
     """The folders of vectors, one for each encoder."""
     return sorted((work / "embed/vectors").glob("*"))
+
+
+def copy_vectors(source: Path, target: Path, names: str) -> None:
+    """Copy the files of vectors whose names match from one WORK to another, where they are not made again."""
+    for folder in encoders(source):
+        for path in (folder / "encoder.json", *folder.glob(names)):
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
 
 
 def flip_a_bit(path: Path) -> None:

@@ -127,8 +127,13 @@ def large_png() -> bytes:
 
 def gzip_bomb(mebibytes: int) -> bytes:
     """About a thousandth of what it becomes."""
-    deflate = zlib.compressobj(wbits=31)
-    return b"".join(deflate.compress(bytes(1 << 20)) for _ in range(mebibytes)) + deflate.flush()
+    zeros, checksum = bytes(1 << 20), 0
+    deflate = zlib.compressobj(wbits=-15)
+    packed = deflate.compress(zeros) + deflate.flush(zlib.Z_FULL_FLUSH)  # stands alone: it may be repeated
+    for _ in range(mebibytes):
+        checksum = zlib.crc32(zeros, checksum)
+    ends = checksum.to_bytes(4, "little") + (mebibytes << 20).to_bytes(4, "little")
+    return gzip.compress(b"", mtime=0)[:10] + packed * mebibytes + deflate.flush() + ends
 
 
 JPEG = jpeg(7)

@@ -4,7 +4,7 @@
         hub.add_repo("ORG/sqid", release_folder)
         hub.run('from datasets import load_dataset; print(len(load_dataset("ORG/sqid", split="test")))')
 
-HF_ENDPOINT is read when huggingface_hub is imported, so clients that take no `endpoint=` run in a subprocess:
+HF_ENDPOINT is read when huggingface_hub is imported, so clients that take no `endpoint=` run in a process of their own:
 `hub.run`, or anything started with `hub.env()`.
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 
+import warm_python
 from loopback_answers import ON_STORAGE, READ_TOKEN, ROUTES, WRITE_TOKEN, Answers
 from loopback_http import Answer, Call, Cut, Request, Site, error_answer, serve
 from loopback_repos import GITATTRIBUTES, Store, is_lfs
@@ -142,11 +141,9 @@ class LoopbackHub(Answers):
             **({"HF_TOKEN": token} if token else {}),
         }
 
-    def run(self, code: str, *args: str, token: str | None = WRITE_TOKEN, python: str = sys.executable) -> str:
+    def run(self, code: str, *args: str, token: str | None = WRITE_TOKEN) -> str:
         """Runs Python code as a client of this Hub; returns its stdout, raises with its stderr."""
-        done = subprocess.run(
-            [python, "-c", code, *args], env=self.env(token), capture_output=True, text=True, timeout=120, check=False
-        )
+        done = warm_python.run(code, *args, env=self.env(token))
         if done.returncode:
             raise AssertionError(f"client exited {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done.stdout

@@ -53,6 +53,8 @@ def test_the_settings() -> None:
     }
     assert judged({"prior": 0.0}, **columns) == {("q", "a"): ("5/10", 0.5), ("q", "b"): ("2/2", 1.0)}
     assert judged({"prior": 0.0, "min_impressions": 3}, **columns) == {("q", "a"): ("5/10", 1.0)}
+    with pytest.raises(ContractError, match=r"log.csv: no judgment is left.*lower clicks.min_impressions"):
+        judged({"min_impressions": 11}, **columns)
 
 
 def test_events_of_a_pair_are_added_up(caplog: pytest.LogCaptureFixture) -> None:

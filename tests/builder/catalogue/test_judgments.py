@@ -21,7 +21,7 @@ from builder.catalogue.rows import Rows
 from builder.catalogue.tables import open_tables
 from builder.recipe import CatalogueSettings
 from sqid_lib import schemas
-from sqid_lib.errors import DuplicateKeyError, IntegrityError, LabelError, SchemaError, SqidError
+from sqid_lib.errors import ContractError, DuplicateKeyError, IntegrityError, LabelError, SchemaError, SqidError
 from sqid_lib.tables.columns import conform
 
 PRODUCTS = ["a1", "a2", "B3", "7"]
@@ -124,6 +124,11 @@ def test_products_that_are_gone_can_be_dropped(caplog: pytest.LogCaptureFixture)
     asked, found = made(judged, unknown_products="drop")
     assert found["product_id"].to_pylist() == ["a1"] and asked.num_rows == 2
     assert "j.csv: rows left out, since the catalogue does not have their products: 1" in caplog.text
+    lost = rows(query=["q", "r"], product_id=["lost", "gone"], label=["1", "1"])
+    with pytest.raises(
+        ContractError, match=r"j\.csv: no judgment is left; expected at least one, got 2 of 2 rows with"
+    ):
+        made(lost, unknown_products="drop")
 
 
 ESCI = {"exact": 1.0, "substitute": 0.1}

@@ -221,7 +221,7 @@ BAD: dict[str, tuple[str | pa.Table, str, type[SqidError], str]] = {
         f"a column to keep named {name}": (
             *(f"sku,title,{name}\n1,a,1\n", f'keep = ["{name}"]\n', RecipeError, f"a column of ours has.*'{name}'"),
         )
-        for name in ("image", "image_count", "_file", "_row")
+        for name in ("image", "image_count")
     },
     "a title of more than a megabyte": (
         *(f"sku,title\n1,a\n2,{'x' * 1_048_577}\n", "", TextLengthError),
@@ -317,6 +317,15 @@ def test_kept_columns_of_csv_are_numbers_where_all_cells_are(tmp_path: Path, cap
     assert values == [(19.9, 3, "01234", "9", None, 1.234567890123456789012e21), (5.0, -4, "56789", "M", None, 1.0)]
     assert types == ["double", "int64", "string", "string", "string", "double"]
     assert "column price: kept as numbers" in caplog.text and "column stock: kept as integers" in caplog.text
+
+
+def test_kept_numbers_may_have_a_decimal_comma(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    csv = "sku;title;Preis;many;ip;list\n1;a;1.234,50;1,234;1.234.567;1,2\n2;b;5;5,678;2.345.678;3,4,5\n3;c;;9;1.1;6\n"
+    with caplog.at_level(logging.INFO):
+        values, types = kept(tmp_path, csv, "Preis", "many", "ip", "list")
+    assert [value[0] for value in values] == [1234.5, 5.0, None]
+    assert types == ["double", "string", "string", "string"]
+    assert "column Preis: kept as numbers, since every cell is one, with a decimal comma" in caplog.text
 
 
 def test_kept_columns_of_parquet_keep_their_type(tmp_path: Path) -> None:

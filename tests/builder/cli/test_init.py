@@ -264,6 +264,16 @@ def test_a_list_of_queries(shop: Path, init: Run) -> None:
     assert read().queries.num_rows == 2
 
 
+def test_labels_without_a_known_column_of_products_are_no_list_of_queries(shop: Path, init: Run) -> None:
+    (shop / "judged.csv").write_text("query,product,label\nshoe,A1,exact\n", encoding="utf-8")
+    _, _, err = init("shop.csv", "judged.csv")
+    assert "BEFORE THE BUILD: judged.csv: no column is known to be product_id" in err
+    assert settings().queries is None and settings().judgments is not None
+    (shop / "judged.csv").write_text("query,product,stars\nshoe,A1,5\n", encoding="utf-8")
+    _, _, err = init("shop.csv", "judged.csv", "--force")
+    assert "warning: judged.csv: read as a list of queries. If it holds judgments" in err
+
+
 def test_a_column_that_could_be_several_is_guessed_and_said(shop: Path, init: Run) -> None:
     (shop / "shop.csv").write_text("sku,title,photo,picture\nA1,x,photos/a1.png,\n", encoding="utf-8")
     _, _, err = init("shop.csv")

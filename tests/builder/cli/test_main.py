@@ -136,6 +136,14 @@ def test_ctrl_c_at_any_time_is_one_line(capsys: pytest.CaptureFixture[str], monk
     assert run(capsys, "build", "demo") == (130, "", "stopped; finished work is kept, run it again to continue\n")
 
 
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("builder.cli.validate.run", exhausted)
+    assert run(capsys, "validate", "x") == (1, "", "sqid validate: not enough memory. Run it again with more.\n")
+
+
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = run(capsys, command, "--help")

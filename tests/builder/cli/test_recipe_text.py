@@ -34,7 +34,7 @@ def test_the_reference_names_every_key_with_default_and_unit() -> None:
             assert all(f"| `{key}` | " in part for key, value in keys.items() if key != "pages"), section
     assert "| `timeout` | number > 0 | `60.0` | seconds | Longest time of a whole request, in seconds. |" in text
     assert '| `splits` | list of `"train"` or `"test"`, at least one | `["test"]` |' in text
-    assert "| `path` | text | required |" in text
+    assert "| `path` | text that is not blank | required |" in text
     assert "| `supp` | whole number ≥ 0 | not set |" in text
     assert "## `[resolve.pages]`" in text
 
@@ -119,17 +119,18 @@ def test_the_recipe_of_the_demo_names_files_in_work(tmp_path: Path, capsys: pyte
 
 
 def test_work_is_required_to_build(tmp_path: Path, esci: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", str(write_recipe(tmp_path))]) == 2
-    assert "--work is missing" in capsys.readouterr().err
+    for arguments in ([], ["--work", ""]):
+        assert main(["build", str(write_recipe(tmp_path)), *arguments]) == 2
+        assert "--work is missing" in capsys.readouterr().err
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 @settings(max_examples=100, deadline=None)
-@given(labels=st.dictionaries(_texts, st.floats(0, 1e30), min_size=1), version=_texts, timeout=st.floats(1e-9, 1e300))
-def test_any_text_and_number_survives(labels: dict[str, float], version: str, timeout: float) -> None:
-    made = Recipe.model_validate({**MINIMAL, "version": version, "fetch": {"timeout": timeout}})
+@given(labels=st.dictionaries(_texts, st.floats(0, 1e30), min_size=1), words=_texts, timeout=st.floats(1e-9, 1e300))
+def test_any_text_and_number_survives(labels: dict[str, float], words: str, timeout: float) -> None:
+    made = Recipe.model_validate({**MINIMAL, "card": {"description": words}, "fetch": {"timeout": timeout}})
     made = made.model_copy(update={"selection": Selection(labels=tuple(labels.items()))})
     out = as_toml(made)
     if "masked" not in out:

@@ -23,6 +23,13 @@ SOME = [TERMINALS[0], pytest.param(TERMINALS[1], marks=pytest.mark.slow), TERMIN
 SOURCE = "größe → 日本"
 
 
+def test_closed_streams_are_the_null_device() -> None:
+    code = "import builder.cli as c, os; c.main(['recipe', '--schema']); os._exit(os.open('/dev/null', 0))"
+    for closed in (">&-", "2>&- <&-", ">&- 2>&- <&-"):
+        done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], check=False)
+        assert done.returncode > 2
+
+
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release whose queries have a source that no terminal but a UTF-8 one can show."""

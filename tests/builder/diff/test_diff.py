@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import warm_python
 from file_server import FileServer
 from loopback_hub import LoopbackHub
 from release_fixtures import RECIPE, recipe_with, seal, write_release
@@ -242,6 +241,9 @@ def test_a_damaged_file_is_an_error(release: Path, other: Path, tmp_path: Path) 
             compare(release, nowhere, tmp_path)
 
 
+SQID = "import sys; from builder.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
 def test_releases_elsewhere(release: Path, other: Path, tmp_path: Path) -> None:
     """Two revisions of a Hub dataset, and a web server, each against a directory."""
     with LoopbackHub(tmp_path / "hub") as hub, FileServer(release) as server:
@@ -254,9 +256,8 @@ def test_releases_elsewhere(release: Path, other: Path, tmp_path: Path) -> None:
             (server.url, release, True),
             (other, server.url, False),
         ):
-            command = [sys.executable, "-m", "builder", "diff", str(one), str(two), "--json"]
             environment = {**hub.env(), "SQID_CACHE": str(tmp_path / "cache")}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            done = warm_python.run(SQID, "diff", str(one), str(two), "--json", env=environment)
             assert done.returncode == 0, done.stderr
             found = json.loads(done.stdout)
             assert (found["same"], found["notes"]) == (same, []), found

@@ -23,7 +23,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from embed_work import FINAL, PRODUCTS, STORED, contents, encoders, flip_a_bit, make_work, read, title
+from embed_work import FINAL, PRODUCTS, STORED, contents, copy_vectors, encoders, flip_a_bit, make_work, read, title
 from encoder_fixtures import encoded, make_image, write_clip
 
 from builder.embed import embed, encode
@@ -214,9 +214,11 @@ embed(Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encod
     assert contents(work) == whole
 
 
-def test_several_devices_give_the_same_rows(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["texts-*", pytest.param("none", marks=pytest.mark.slow)])
+def test_several_devices_give_the_same_rows(recipe: Recipe, tmp_path: Path, kept: str) -> None:
     one, two = make_work(tmp_path / "a"), make_work(tmp_path / "b")
     embed(recipe, one)
+    copy_vectors(one, two, kept)
     embed(recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"device": "cpu,cpu"})}), two)
     for part in ("products", "queries"):
         ours, theirs = read(one, part), read(two, part)

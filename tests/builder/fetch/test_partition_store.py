@@ -15,7 +15,7 @@ from fetch_fixtures import resolved
 from hostile_server import STATIC, LoopbackServer, Request, answer, jpeg
 
 from builder.engines import Work
-from builder.fetch import fetch, partition, partition_store
+from builder.fetch import fetch, outcome_log, partition
 from builder.fetch.local_images import local_images
 from builder.fetch.partition import Partition, open_downloader
 from builder.fetch.partition_store import FetchStore
@@ -158,7 +158,7 @@ def test_what_was_logged_before_a_kill_is_not_requested_again(
     first, second = resolved(tmp_path / "first", *URLS), resolved(tmp_path / "second", *URLS)
     with monkeypatch.context() as patch:
         patch.setattr(partition, "_assemble", killed)
-        patch.setattr(partition_store, "_LOG_SECONDS", 0.0)
+        patch.setattr(outcome_log, "_LOG_SECONDS", 0.0)
         with pytest.raises(StageError, match="killed"):
             fetch(recipe, first, store=store)
     logs = [name for name in objects(store) if "log-" in name]

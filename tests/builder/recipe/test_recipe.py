@@ -103,9 +103,13 @@ def test_the_packaged_recipe_states_the_published_counts() -> None:
         (MINIMAL + "[encoder]\nbackend = 'magic'\n", "encoder.backend"),
         (MINIMAL + '[fetch]\nallow_hosts = ["localhost"]\n', "fetch.allow_hosts"),
         (MINIMAL + '[fetch]\nallow_hosts = ["localhost:65536"]\n', "fetch.allow_hosts"),
+        (MINIMAL + '[fetch]\nallow_hosts = ["http://localhost:80"]\n', "fetch.allow_hosts[0]'; expected host:port"),
+        (MINIMAL + f"[fetch]\nports = [80, {2**63}]\n", "fetch.ports[1]'; expected a whole number of 64 bits"),
+        (MINIMAL + f"[encoder]\nshard_rows = {2**63}\n", "encoder.shard_rows'; expected a whole number of 64 bits"),
         (MINIMAL + "[fetch]\nports = [80, 0]\n", "fetch.ports[1]"),
         (MINIMAL + "[fetch]\nports = [80, 65_536]\n", "fetch.ports[1]"),
         (MINIMAL + "[fetch]\nports = [true]\n", "fetch.ports[0]"),
+        (MINIMAL + "[fetch]\nmax_pixels = 178_956_971\n", "fetch.max_pixels"),
         (MINIMAL + "[fetch]\nretries = -1\n", "fetch.retries"),
         (MINIMAL + "[fetch]\nretries = 1.0\n", "fetch.retries"),
         (MINIMAL + "[fetch]\ntimeout = true\n", "fetch.timeout"),
@@ -139,6 +143,13 @@ def test_the_packaged_recipe_states_the_published_counts() -> None:
         (MINIMAL + "[encoder]\n[[encoder.model]]\n", "encoder.model"),
         (MINIMAL + "[engine]\nnum_gpus = -0.5\n", "engine.num_gpus"),
         (MINIMAL + "[engine]\nmin_workers = 4\nmax_workers = 2\n", "engine.max_workers"),
+        (MINIMAL + "[selection.labels]\nexact = 1e39\n", "selection.labels.exact"),
+        (MINIMAL + "[encoder]\nmodel = ''\n", "encoder.model'; expected text that is not blank"),
+        (MINIMAL + "[encoder]\ndevice = ''\n", "encoder.device"),
+        (MINIMAL + "[resolve]\ntables = ['']\n", "resolve.tables[0]"),
+        ("[esci]\npath = ''\n", "esci.path"),
+        (CATALOGUE.replace("shop.csv", ""), "catalogue.products"),
+        (CATALOGUE + "images = ''\n", "catalogue.images"),
         ("[esci]\n", "esci.path"),
         ("", "[esci]"),
         ("[esci\n", "not TOML"),
@@ -234,6 +245,8 @@ def test_a_misspelt_key_is_answered_with_the_likely_one(tmp_path: Path) -> None:
         (MINIMAL + '[artifacts]\npath = "nowhere"\n', "artifacts.path"),
         (f'[esci]\npath = "nowhere{"x" * 300}"\n', "esci.path"),  # longer than a file name may be
         (MINIMAL + '[resolve]\ntables = ["nowhere.csv"]\n', "resolve.tables[0]"),
+        (MINIMAL + '[encoder]\nmodel = "/nowhere/clip"\n', "encoder.model"),
+        (MINIMAL + '[encoder]\nmodel = "../nowhere/clip"\n', "encoder.model"),
         (
             '[esci]\npath = "nowhere"\n[artifacts]\npath = "esci"\n[resolve]\ntables = ["r.toml", "no.csv"]\n',
             "esci.path, resolve.tables[1] do not exist",
@@ -262,8 +275,10 @@ def test_overrides_take_toml_or_plain_text(tmp_path: Path) -> None:
             'fetch.mirrors={"https://a/" = "http://127.0.0.1:1/"}',
             'fetch.mirrors."https://b.example/"="http://127.0.0.1:2/"',
             "fetch.timeout=5",
+            "selection.labels.partly relevant=0.5",
         ],
     )
+    assert dict(loaded.selection.labels)["partly relevant"] == 0.5
     assert loaded.fetch.concurrency == 4
     assert loaded.encoder.model == "openai/clip-vit-base-patch32"
     assert loaded.selection.locales == ("us", "es")

@@ -337,6 +337,7 @@ def scripted(robots: bytes | Callable[[int], bytes], page: Callable[[Request, in
         (answer(b"User-agent: sqid\nDisallow: /dp/\n\nUser-agent: *\nAllow: /\n"), "blocked"),
         (answer(b"User-agent: other\nDisallow: /\n"), "ok"),
         (answer(b"User-agent: *\nDisallow: /dp/*K$\n"), "blocked"),
+        (answer(b"\xef\xbb\xbfUser-agent: *\nDisallow: /dp/\n"), "blocked"),
         (answer(b"", 401), "blocked"),
         (answer(b"", 403), "blocked"),
     ],
@@ -402,6 +403,14 @@ def test_redirects_to_no_url_are_results(tmp_path: Path, location: str, status: 
     with scripted(answer(b"", 404), page) as server:
         resolve(recipe(server), sampled(tmp_path, "OK"))
         assert results(tmp_path)["OK"][0] == status
+
+
+def test_a_pause_of_hours_that_robots_txt_asks_for_ends_the_stage(tmp_path: Path) -> None:
+    with (
+        scripted(answer(b"User-agent: *\nCrawl-delay: 4000\n"), lambda _request, _times: shown(IMAGE)) as server,
+        pytest.raises(FetchError, match=r"robots.txt asks for 4000 s between two requests. Ask its owner"),
+    ):
+        resolve(recipe(server), sampled(tmp_path, "A"))
 
 
 def test_two_requests_are_never_closer_than_the_delay(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_hashes_differ_where_rows_differ() -> None:
     table = pa.table({"product_id": ["a", "b", "a", "a"], "product_locale": ["us", "us", "de", "us"]})
     hashes = row_hashes(table)
     assert hashes[0] == hashes[3] and len(set(hashes.tolist())) == 3
-    assert len(set(row_hashes(pa.table({"query_id": [-1, 0, 2**62], "query": ["a"] * 3})).tolist())) == 3
+    for numbers in ([-1, 0, 2**62], [0.1, 0.2, 1e300], [True, False]):
+        rows = pa.table({"number": numbers, "query": ["a"] * len(numbers)})
+        assert len(set(row_hashes(rows).tolist())) == len(numbers)
 
 
 def test_keys_are_increasing_over_batches() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import warm_python
 from encoder_fixtures import write_clip
 from file_server import FileServer
 from loopback_hub import LoopbackHub
@@ -147,6 +146,5 @@ def test_a_release_elsewhere_names_its_encoder_too(tmp_path: Path) -> None:
         for address in (server.url, "ORG/sqid"):
             code = "import sys; from sqid_lib import EmbeddingStore; print(EmbeddingStore.open(sys.argv[1]).model)"
             environment = {**hub.env(), "SQID_CACHE": str(tmp_path / "cache")}
-            command = [sys.executable, "-c", code, address]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            done = warm_python.run(code, address, env=environment)
             assert done.stdout == f"ORG/clip@{'a' * 40}\n", done.stderr

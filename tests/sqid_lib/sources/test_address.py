@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sqid_lib.errors import SourceError, UsageError
 from sqid_lib.sources.address import HUB, Address, parse_address
+from sqid_lib.sources.object_copy import release_directory
 
 FORMS = {
     "hf://datasets/ORG/n": ("hub", "ORG/n", None, ""),
@@ -77,6 +78,11 @@ def test_what_only_looks_like_a_dataset_is_an_error(text: str) -> None:
 def test_other_schemes_are_an_error() -> None:
     with pytest.raises(SourceError, match="not an address that can be read; expected hf://"):
         parse_address("ftp://bucket/x")
+    for blank in ("", " "):
+        with pytest.raises(UsageError, match="an empty address; expected hf://"):
+            parse_address(blank)
+    with pytest.raises(UsageError, match="an empty address"):
+        release_directory("")
 
 
 def test_a_revision_can_be_added_once() -> None:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tiny_esci
+import warm_python
 from file_server import FileServer
 from loopback_hub import LoopbackHub
 from tiny_release import write_release
@@ -451,8 +452,7 @@ def test_classic_files_elsewhere(tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "hub") as hub, FileServer(release) as server:
         hub.add_repo("ORG/sqid", release)
         for address in ("ORG/sqid", server.url):
-            command = [sys.executable, "-c", code, str(tmp_path / "cache"), "", address]
-            done = subprocess.run(command, capture_output=True, text=True, env=hub.env(), check=False)
+            done = warm_python.run(code, str(tmp_path / "cache"), "", address, env=hub.env())
             assert done.stdout.split()[1:] == ["0"], done.stderr
 
 
@@ -467,8 +467,7 @@ def test_says_that_a_repo_or_revision_is_not_there(release: Path, tmp_path: Path
 
 
 def _run(hub: LoopbackHub, tmp_path: Path, revision: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-c", _OPEN, str(tmp_path / "cache"), revision]
-    return subprocess.run(arguments, capture_output=True, text=True, env=hub.env(), check=False)
+    return warm_python.run(_OPEN, str(tmp_path / "cache"), revision, env=hub.env())
 
 
 # -- the cache's place -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import warm_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback_hub import LoopbackHub
@@ -466,8 +467,7 @@ print("end")
 
 
 def client(hub: LoopbackHub, prefetch: int = 1) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-c", _STREAM, str(prefetch)]
-    return subprocess.run(arguments, capture_output=True, text=True, env=hub.env(), timeout=100, check=False)
+    return warm_python.run(_STREAM, str(prefetch), env=hub.env())
 
 
 def pairs_of(lines: list[str]) -> list[tuple[int, int]]:
@@ -520,8 +520,7 @@ def test_opening_on_the_hub_reads_footers_and_keys(tmp_path: Path) -> None:
         )
     with LoopbackHub(tmp_path / "hub") as hub:
         hub.add_repo("ORG/sqid", release)
-        command = [sys.executable, "-c", _OPEN]
-        done = subprocess.run(command, capture_output=True, text=True, env=hub.env(), timeout=100, check=False)
+        done = warm_python.run(_OPEN, env=hub.env())
     batches, read = map(int, done.stdout.split())
     assert batches == 11
     assert 0 < read <= keys_and_footers < sum(path.stat().st_size for path in files) / 4

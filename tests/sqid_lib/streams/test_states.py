@@ -6,8 +6,6 @@ import io
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import warm_python
 from file_server import FileServer
 from loopback_hub import LoopbackHub
 
@@ -144,13 +143,16 @@ def test_the_names_of_other_content_differ(tiny: Path, tmp_path: Path) -> None:
 
 # -- one name wherever the release lies -------------------------------------------------------------------------------
 
-_NAME = "import sys; from sqid_lib import stream_pairs; print(stream_pairs(sys.argv[1], batch_size=8).name)"
+_NAME = """
+import sys
+from sqid_lib import stream_pairs
+print(stream_pairs(sys.argv[1], batch_size=8, format="numpy").name)
+"""
 
 
 def name_of(address: str, env: dict[str, str]) -> str:
     """The name of a stream in another process."""
-    command = [sys.executable, "-c", _NAME, address]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=100, check=False)
+    done = warm_python.run(_NAME, address, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -159,7 +161,7 @@ def test_the_hub_http_and_a_local_copy_share_states(tiny: Path, tmp_path: Path) 
     with LoopbackHub(tmp_path / "hub") as hub, FileServer(tiny) as server:
         hub.add_repo("ORG/sqid", tiny)
         names = {address: name_of(address, hub.env()) for address in (str(tiny), "ORG/sqid", server.url)}
-    assert set(names.values()) == {stream_pairs(tiny, batch_size=8).name}, names
+    assert set(names.values()) == {stream_pairs(tiny, batch_size=8, format="numpy").name}, names
 
 
 def test_states_of_a_store_do_not_name_its_place(tiny: Path, tmp_path: Path) -> None:

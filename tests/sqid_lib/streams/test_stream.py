@@ -528,3 +528,16 @@ def test_spawned_workers(store: EmbeddingStore) -> None:
 def test_options_are_documented() -> None:
     documented = opening.StreamOptions.__doc__ or ""
     assert all(name in documented for name in opening.StreamOptions.__annotations__)
+
+
+def test_a_stream_that_is_left_says_nothing_when_the_interpreter_ends() -> None:
+    pytest.importorskip("torch")
+    code = """
+import torch  # before: then the iterator ends after the modules
+from itertools import count
+from sqid_lib.streams.stream import ahead
+a, b = ahead(str, count(), 2), ahead(str, count(), 2)
+next(a), next(b)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""

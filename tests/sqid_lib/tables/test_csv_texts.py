@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,24 @@ def test_names_and_cells_are_as_in_the_file(tmp_path: Path, encoding: str) -> No
     assert read_csv_texts(path, ["Info"]).to_pydict() == {"Info": [None, "2", "3"]}
 
 
+def test_excel_breaks_lines_within_cells_of_windows_1252_as_unix_does(tmp_path: Path) -> None:
+    path = written(tmp_path, 'Sku;Title\r\n1;"Grüße\naus Köln"\r\n'.encode("cp1252"))
+    assert read_csv_texts(path, ["Title"]).to_pydict() == {"Title": ["Grüße\naus Köln"]}
+
+
 def test_the_line_of_a_row_counts_blank_lines_comments_and_line_breaks(tmp_path: Path) -> None:
     path = written(tmp_path, SHOP)
     assert [csv_line(path, row) for row in range(3)] == [4, 6, 8]
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    path = written(tmp_path, SHOP)
+    tracemalloc.start()
+    csv_header(path)
+    read_csv_texts(path, ["Sku"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20
 
 
 def test_hints_decide_the_delimiter(tmp_path: Path) -> None:
