@@ -8,7 +8,7 @@ file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from sqid_lib.files import numbered_name, parse_numbered_name
 from sqid_lib.tables.vector_columns import fixed_lists
 
 _KEPT = 4  # files whose vectors are in memory at once: rows in order need two of each kind
+_FOUND_AT_ONCE = 1 << 20  # digests
 _SETTINGS = "sqid.settings"
 _CAUSES = {"too_many_pixels": "max_pixels", "truncated": "truncated"}  # status → the setting that caused it
 
@@ -153,7 +154,11 @@ class Vectors:
         if not index.paths:
             nowhere = np.full(len(digests), -1, np.int32)
             return Found(nowhere, nowhere)
-        at = _positions(words(digests), np.concatenate(index.words, axis=1))
+        known = np.concatenate(index.words, axis=1)
+        index.words = [known]
+        order = np.argsort(known[0], kind="stable").astype(np.int32)
+        parts = (words(digests.slice(start, _FOUND_AT_ONCE)) for start in range(0, len(digests), _FOUND_AT_ONCE))
+        at = np.concatenate([np.zeros(0, np.int32), *_positions(parts, known, order)])
         file = np.searchsorted(index.starts, at, side="right").astype(np.int32) - np.int32(1)
         rows = np.concatenate([*index.rows, np.array([-1], np.int32)])  # the row of place −1, whose file is −1
         return Found(file, rows[at])
@@ -193,12 +198,17 @@ class Vectors:
         return np.array(table["status"].to_pylist(), object), np.asarray(flat, np.float32).reshape(table.num_rows, -1)
 
 
-def _positions(wanted: Words, known: Words) -> Numbers:
-    """The first place of each among those that are known, −1 where there is none."""
-    order = np.argsort(known[0], kind="stable").astype(np.int32)
-    by_word = np.argsort(wanted[0]).astype(np.int32)  # in order they are found several times faster
-    places = np.empty(len(by_word), np.int32)
-    places[by_word] = np.append(order, np.int32(-1))[np.searchsorted(known[0][order], wanted[0][by_word])]
-    for ours, theirs in zip(wanted, known, strict=True):
-        places[np.append(theirs, np.uint64(0))[places] != ours] = -1
-    return np.asarray(places, np.int32)
+def _positions(parts: Iterable[Words], known: Words, order: Numbers) -> Iterator[Numbers]:
+    """The first place of each among those that are known, −1 where there is none.
+
+    Args:
+        order: of the first words that are known; stable.
+    """
+    ordered, nothing = known[0][order], np.int32(-1)
+    for wanted in parts:
+        by_word = np.argsort(wanted[0])  # in order they are found several times faster
+        places = np.empty(len(by_word), np.int32)
+        places[by_word] = np.append(order, nothing)[np.searchsorted(ordered, wanted[0][by_word])]
+        for ours, theirs in zip(wanted, known, strict=True):
+            places[np.append(theirs, np.uint64(0))[places] != ours] = nothing
+        yield places
