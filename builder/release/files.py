@@ -168,7 +168,7 @@ class _ParquetFile:
             return True
         if size > limit // 8:  # what follows the row groups at the end may be much
             self._tail = self._tail or _tail(self._last, self._options)
-        return size + self._largest + (self._groups + 1) * self._tail > limit
+        return size + self._largest + (self._groups + 1) * self._tail * 11 // 10 > limit
 
     def close(self) -> None:
         if not self._file.closed:
