@@ -504,3 +504,6 @@ def test_some_queries_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(given[1].per_query["mine"], given[0].per_query["mine"][rows])
     with pytest.raises(EvaluationError, match=r"nothing to judge.*none of the queries asked for"):
         evaluation.compare(store, queries=[-1])
+    for wrong in ([some[0] + 0.7], [str(some[0])], str(some[0]), [float("nan")], [None], [2**70], some[0], []):
+        with pytest.raises(UsageError, match="queries"):
+            evaluation.compare(store, queries=wrong)  # type: ignore[arg-type]
