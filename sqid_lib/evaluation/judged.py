@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from sqid_lib.errors import EvaluationError, UsageError
 from sqid_lib.evaluation.arrays import Bools, Floats, Ints, Matrix
 from sqid_lib.evaluation.labels import RELEASE, Labels, read_labels
-from sqid_lib.streams.filters import read_filters
+from sqid_lib.tables.keys import query_ids
 
 MISSING = ("zero", "text", "drop")
 
@@ -111,12 +111,12 @@ def judged_lists(
         queries: ids of the queries to keep; None keeps all.
 
     Raises:
-        UsageError: unknown `gains`, `missing` or `relevant`, ESCI's gains for other labels, or `queries` that are no ids.
+        UsageError: unknown `gains`, `missing` or `relevant`, ESCI's gains for other labels, or `queries` are no ids.
         EvaluationError: no judgments, labels or gains that cannot be used, or a product judged twice for one query.
     """
     if missing not in MISSING:
         raise UsageError("unknown missing", expected=" or ".join(MISSING), got=missing)
-    wanted = read_filters(queries=queries).queries
+    wanted = None if queries is None else query_ids(queries)
     if not store.judgments.num_rows:
         raise EvaluationError(
             "nothing to judge",

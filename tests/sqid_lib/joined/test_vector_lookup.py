@@ -49,7 +49,7 @@ def test_which_rows_have_a_vector_that_is_not_zero(tmp_path: Path) -> None:
     assert joins.without_text(found, keys(["d", "gone", "b", "a"])).to_pydict()["product_id"] == ["gone", "b"]
 
 
-def test_vectors_of_a_remote_file_are_read_by_the_thread_that_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_of_a_remote_file_are_read_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a thread of pyarrow meets, it may still hold when the interpreter ends, which then aborts."""
     write(tmp_path / "a.parquet", ["a", "b"], np.ones((2, 3), np.float32))
     content, threads = (tmp_path / "a.parquet").read_bytes(), set()
