@@ -174,6 +174,15 @@ def test_a_file_that_changes_while_it_is_downloaded_is_not_kept(
     assert Path(sources.download(file, cache).path).read_bytes() == other
 
 
+def test_a_file_that_changes_while_its_ranges_are_read_is_not_mixed(big: FileServer) -> None:
+    with sources.open_ranges(big.url + BIG_PATH) as stream:
+        assert stream.read(100) == BIG[:100]
+        (big.root / schemas.ESCI_PRODUCTS).write_bytes(BIG[::-1])
+        stream.seek(10 * CHUNK)
+        with pytest.raises(DownloadError, match="changed while it was read"):
+            stream.read(100)
+
+
 def test_a_full_disk_is_reported_at_once(big: FileServer, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
