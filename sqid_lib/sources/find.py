@@ -78,7 +78,7 @@ def find(
         raise MissingFileError(
             f"the {table.replace('_', ' ')} file is missing",
             where=address,
-            expected=" or ".join(patterns[:2]),
+            expected=" or ".join(list(dict.fromkeys(patterns))[:2]),
             fix="Check the address.",
         )
     return found

@@ -215,6 +215,8 @@ def test_a_file_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         tables = open_tables(f"{server.url}/a.csv")
         assert read(tables) == ROWS and tables.files == open_tables(f"{server.url}/a.csv").files
         assert places(tables)[0] == "a.csv, line 2"
+        secret = server.url.replace("://", "://me:geheim@")
+        assert open_tables(f"{secret}/a.csv").address == f"{server.url}/a.csv"
         before = find_tables(f"{server.url}/a.csv")
         (tmp_path / "shop" / "a.csv").write_text(CSV + "3,c\n", encoding="utf-8")
         assert find_tables(f"{server.url}/a.csv") != before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -14,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_release import write_release
 
+from builder.cli import build
+from builder.cli.terminal import log_handler
 from sqid_lib import schemas
 
 C_LOCALE = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -21,6 +25,16 @@ TERMINALS = [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, C_LO
 NAMES = ["cp1252", "ascii", "C"]
 SOME = [TERMINALS[0], pytest.param(TERMINALS[1], marks=pytest.mark.slow), TERMINALS[2]]
 SOURCE = "größe → 日本"
+
+
+def test_the_log_and_the_next_command_have_no_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "https://x.example/shop.csv?token=geheim"
+    log_handler().emit(logging.LogRecord("sqid", logging.INFO, "", 0, "%s: columns", (address,), None))
+    assert capsys.readouterr().err == "INFO: https://x.example/shop.csv?token=…: columns\n"
+    words = ["build", "r.toml", "--work", "w", "--set", f"catalogue.products={address}"]
+    parser = argparse.ArgumentParser()
+    build.add_arguments(parser)
+    assert "geheim" not in build._command(parser.parse_args(words[1:]))
 
 
 def test_closed_streams_are_the_null_device() -> None:
