@@ -1,4 +1,4 @@
-"""Fixtures from one tiny made-up ESCI; which files are run first."""
+"""Fixtures from one tiny made-up ESCI; what makes the whole run shorter."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nothing waits for the disk: only a loss of power would show a difference, and waiting is a fifth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

@@ -91,15 +91,23 @@ def test_help_is_readable_on_any_terminal(release: Path, terminal: dict[str, str
     assert b"a" + dot + b"A + (1-a)" + dot + b"B of any two methods" in evaluate.stdout
 
 
+@pytest.fixture(scope="module", params=["--json", "--csv"])
+def evaluation(release: Path, request: pytest.FixtureRequest) -> tuple[list[str], bytes]:
+    """Arguments that ask for data, and what they print where all is UTF-8."""
+    command = ["evaluate", str(release), "--methods", "clip_text", "--slices", "source", request.param]
+    return command, run(release, {"PYTHONUTF8": "1"}, *command).stdout
+
+
 @pytest.mark.parametrize("terminal", SOME, ids=NAMES)
-@pytest.mark.parametrize("form", ["--json", "--csv"])
-def test_redirected_data_are_utf_8_whatever_the_terminal(release: Path, terminal: dict[str, str], form: str) -> None:
-    command = ["evaluate", str(release), "--methods", "clip_text", "--slices", "source", form]
-    done, plain = run(release, terminal, *command), run(release, {"PYTHONUTF8": "1"}, *command)
+def test_redirected_data_are_utf_8_whatever_the_terminal(
+    release: Path, terminal: dict[str, str], evaluation: tuple[list[str], bytes]
+) -> None:
+    command, expected = evaluation
+    done = run(release, terminal, *command)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == plain.stdout
+    assert done.stdout == expected
     assert SOURCE.encode() in done.stdout
-    if form == "--json":
+    if command[-1] == "--json":
         assert SOURCE in json.loads(done.stdout)[0]["slices"]["source"]
 
 
