@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from builder.catalogue.kept import IMAGE
 from builder.catalogue.product_rows import COUNT, ProductRows
-from builder.catalogue.spool import Ints
 from sqid_lib.errors import DuplicateKeyError
+from sqid_lib.tables.spool import Ints
 
 _log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from builder.catalogue.checks import has_html, image_kinds
 from builder.catalogue.images import image_cells
 from builder.catalogue.kept import IMAGE, Conversion, OneType, kept_cells
 from builder.catalogue.rows import places
-from builder.catalogue.spool import Ints, Spool
 from builder.catalogue.tables import Tables
 from sqid_lib import schemas
 from sqid_lib.errors import EmptyFileError
 from sqid_lib.tables.content import CSV
+from sqid_lib.tables.spool import Ints, Spool
 
 KIND, COUNT, UNTITLED, HTML = "kind", "count", "untitled", "html"  # marks of a row
 

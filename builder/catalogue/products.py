@@ -19,10 +19,10 @@ from builder.catalogue.image_rows import ImageRows
 from builder.catalogue.images import images_by_id, prefixed
 from builder.catalogue.kept import IMAGE, IMAGE_COUNT, check_kept
 from builder.catalogue.product_rows import HTML, KIND, UNTITLED, ProductRows
-from builder.catalogue.spool import Ints
 from builder.catalogue.tables import Tables
 from sqid_lib import schemas
 from sqid_lib.tables.content import CSV
+from sqid_lib.tables.spool import Ints
 
 if TYPE_CHECKING:
     from builder.recipe import CatalogueSettings

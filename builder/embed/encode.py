@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder.embed import vectors
-from builder.embed.inputs import TEXTS, Items, Numbers
+from builder.embed.inputs import TEXTS
+from builder.embed.items import Items, Numbers
 from builder.embed.local import Local
 from builder.embed.vector_store import VectorStore
 from builder.engines import MapAhead, Tick, Work
@@ -114,11 +115,12 @@ class EncodeTasks(Sequence[EncodeTask]):
         if isinstance(number, slice):
             return [self[one] for one in range(*number.indices(len(self)))]
         path, start = self._paths[number], range(len(self))[number] * self._size
-        values = self._items.values.slice(start, self._size).to_pylist()
+        values = self._items.values.slice(start, self._size)
         digests = self._items.digests.slice(start, self._size).to_pylist()
         blocks = self._blocks[start : start + self._size].tolist()
-        _, values, digests = zip(*sorted(zip(blocks, values, digests, strict=True)), strict=True)
-        return EncodeTask(path, self._kind, values, b"".join(digests), self._settings)
+        ordered = sorted(zip(blocks, values, digests, strict=True))
+        digests = b"".join(digest for _, _, digest in ordered)
+        return EncodeTask(path, self._kind, [value for _, value, _ in ordered], digests, self._settings)
 
 
 def open_backend(

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from builder.embed.items import Collected, Items, Numbers
 from builder.recipe import Recipe
 from sqid_lib import schemas
 from sqid_lib.errors import CountError, IntegrityError
-from sqid_lib.stored_images import DIGEST, as_digests
-from sqid_lib.tables.reader import open_parquet, read_parquet
+from sqid_lib.stored_images import DIGEST
+from sqid_lib.tables.reader import check_columns, conform, open_parquet, read_parquet, reporting
 
 PRODUCTS, SUPP, QUERIES = "products", "supp", "queries"  # parts: rows
 TEXTS, IMAGES = "texts", "images"  # kinds of what is encoded for them
 _AGAIN = "Run the sample, resolve and fetch stages again."
-_HASHED_AT_ONCE = 16_384
-Numbers = NDArray[np.int64]
+_ROWS = 65_536  # of products at once
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,6 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Items:
-    """Distinct texts or images, in order of first appearance.
-
-    Attributes:
-        values: the texts; of images the sha256 of their bytes as hexadecimal digits, or URLs for a backend that
-            downloads them itself.
-        digests: sha256 of each text as it is given to the encoder, of each image's bytes, or of its URL: `DIGEST`.
-    """
-
-    values: pa.LargeStringArray
-    digests: pa.FixedSizeBinaryArray
-
-
-@dataclass(frozen=True)
 class Inputs:
     """All rows (products, queries, then supp if wanted), and kind → what is encoded for them."""
 
@@ -66,11 +50,12 @@ class Inputs:
     items: dict[str, Items]
 
 
-def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> Inputs:
-    """Read WORK/sample and WORK/fetch/outcomes.parquet.
+def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256", scratch: Path | None = None) -> Inputs:
+    """Read WORK/sample and WORK/fetch/outcomes.parquet; texts and names of images are put aside in temporary files.
 
     Args:
         image_name: column of the outcomes that names an image: "sha256" or "image_url".
+        scratch: folder of the temporary files; by default that of the system.
 
     Raises:
         SourceError: a file is missing or damaged.
@@ -82,44 +67,52 @@ def read_inputs(recipe: Recipe, work: Path, *, image_name: str = "sha256") -> In
     )
     outcomes = read_parquet(str(work / "fetch" / "outcomes.parquet"), wanted)
     names = [PRODUCTS, QUERIES, *([SUPP] if recipe.selection.embed_supp else [])]
-    columns, start = [], 0
+    texts, images = (
+        Collected(_sha256, scratch),
+        Collected(_parse_sha256 if image_name == "sha256" else _sha256, scratch),
+    )
+    ids, start = {}, 0
     for name in names:
         path = work / "sample" / f"{name}.parquet"
         if name == QUERIES:
             queries = read_parquet(str(path), schemas.SAMPLED_QUERIES_SCHEMA)
-            columns.append((queries.select(["query_id"]), queries["query"], None))
+            texts.add(name, pc.fill_null(queries["query"], ""))
+            images.add(name, pa.chunked_array([], pa.string()))
+            ids[name] = queries.select(["query_id"])
             continue
-        products = _read_products(path, [name for _, name in recipe.encoder.text_parts if name is not None])
-        ids, image = _with_outcomes(products, outcomes.slice(start, products.num_rows), image_name, path)
-        columns.append((ids, product_texts(products, recipe.encoder.text_parts), image))
-        start += products.num_rows
+        rows = 0
+        for products in _read_products(path, [name for _, name in recipe.encoder.text_parts if name is not None]):
+            found = outcomes.slice(start + rows, products.num_rows)
+            if any(not found[key].equals(products[key]) for key in schemas.PRODUCT_KEY):
+                what = "the products of sample are not those of fetch/outcomes.parquet"
+                raise IntegrityError(what, where=path, fix=_AGAIN)
+            texts.add(name, pc.fill_null(product_texts(products, recipe.encoder.text_parts), ""))
+            images.add(name, _images(found, image_name))
+            rows += products.num_rows
+        ids[name] = outcomes.slice(start, rows).select([*schemas.PRODUCT_KEY, "image_status"])
+        start += rows
     if recipe.selection.embed_supp and start != outcomes.num_rows:
         raise CountError(
             "fetch and sample differ", where=work, expected=f"{start} outcomes", got=outcomes.num_rows, fix=_AGAIN
         )
-    texts, text_numbers = _distinct([pc.fill_null(text, "") for _, text, _ in columns], _sha256)
-    none = pa.chunked_array([], pa.string())
-    images, image_numbers = _distinct(
-        [none if image is None else image for _, _, image in columns],
-        _parse_sha256 if image_name == "sha256" else _sha256,
-    )
-    parts = (
-        Part(name, ids, text, image)
-        for name, (ids, _, _), text, image in zip(names, columns, text_numbers, image_numbers, strict=True)
-    )
-    inputs = Inputs(tuple(parts), {TEXTS: texts, IMAGES: images})
-    del outcomes, products, queries, columns
-    pa.default_memory_pool().release_unused()  # what reading took, several times what is kept
-    return inputs
+    of_texts, text_numbers = texts.distinct()
+    of_images, image_numbers = images.distinct()
+    parts = tuple(Part(name, ids[name], text_numbers[name], image_numbers[name]) for name in names)
+    del outcomes
+    pa.default_memory_pool().release_unused()  # what reading took
+    return Inputs(parts, {TEXTS: of_texts, IMAGES: of_images})
 
 
-def _read_products(path: Path, columns: Sequence[str]) -> pa.Table:
-    """The keys of the products, and some of their columns."""
-    with open_parquet(str(path)) as file:
-        kept = {field.name: field for field in file.schema_arrow}  # of a catalogue, whose types are its own
+def _read_products(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The keys of the products, and some of their columns, batch by batch."""
     fields = {field.name: field for field in schemas.SAMPLED_PRODUCTS_SCHEMA}
-    names = dict.fromkeys([*schemas.PRODUCT_KEY, *columns])
-    return read_parquet(str(path), pa.schema([fields.get(name) or kept.get(name) or _text(name) for name in names]))
+    names = list(dict.fromkeys([*schemas.PRODUCT_KEY, *columns]))
+    with open_parquet(str(path)) as file, reporting(str(path)):
+        kept = {field.name: field for field in file.schema_arrow}  # of a catalogue, whose types are its own
+        schema = pa.schema([fields.get(name) or kept.get(name) or _text(name) for name in names])
+        check_columns(file.schema_arrow, schema, str(path))
+        for batch in file.iter_batches(_ROWS, columns=names):
+            yield conform(pa.Table.from_batches([batch]), schema, str(path))
 
 
 def _text(name: str) -> pa.Field:
@@ -146,12 +139,8 @@ def product_texts(products: pa.Table, parts: Sequence[tuple[str, str | None]]) -
     return pc.if_else(functools.reduce(pc.and_, blank), pa.scalar("", pa.large_string()), whole)
 
 
-def _with_outcomes(
-    products: pa.Table, outcomes: pa.Table, image_name: str, path: Path
-) -> tuple[pa.Table, pa.ChunkedArray]:
-    """Id columns with image_status, and the name of each row's image (null: none)."""
-    if any(not outcomes[key].equals(products[key]) for key in schemas.PRODUCT_KEY):
-        raise IntegrityError("the products of sample are not those of fetch/outcomes.parquet", where=path, fix=_AGAIN)
+def _images(outcomes: pa.Table, image_name: str) -> pa.ChunkedArray:
+    """The name of each row's image (null: none)."""
     embedded = pc.is_in(outcomes["image_status"], pa.array(schemas.EMBEDDED_STATUSES))
     image = pc.if_else(embedded, outcomes[image_name], None)
     unnamed = pc.and_(embedded, pc.is_null(image))
@@ -160,22 +149,7 @@ def _with_outcomes(
         raise IntegrityError(
             f"the image is ok, and its {image_name} is null", where="fetch/outcomes.parquet", got=first, fix=_AGAIN
         )
-    ids = products.select(list(schemas.PRODUCT_KEY)).append_column("image_status", outcomes["image_status"])
-    return ids, image
-
-
-def _distinct(columns: Sequence[pa.ChunkedArray], digest: Callable[[str], bytes]) -> tuple[Items, list[Numbers]]:
-    """Distinct values of all columns in order of appearance; per column, the number of each row's value (−1: null)."""
-    chunks = [chunk.cast(pa.large_string()) for column in columns for chunk in column.chunks]
-    encoded = pa.chunked_array(chunks, pa.large_string()).combine_chunks().dictionary_encode()
-    values = encoded.dictionary
-    digests = bytearray()
-    for start in range(0, len(values), _HASHED_AT_ONCE):
-        for value in values.slice(start, _HASHED_AT_ONCE).to_pylist():
-            digests += digest(value)
-    numbers: Numbers = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    ends = np.cumsum([len(column) for column in columns])
-    return Items(values, as_digests(digests)), np.split(numbers, ends[:-1])
+    return image
 
 
 def _sha256(value: str) -> bytes:

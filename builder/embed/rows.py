@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.embed import shards
-from builder.embed.inputs import IMAGES, QUERIES, TEXTS, Inputs, Items, Numbers, Part
+from builder.embed.inputs import IMAGES, QUERIES, TEXTS, Inputs, Part
+from builder.embed.items import Items, Numbers
 from builder.embed.vectors import Found, Vectors
 from sqid_lib import schemas
 from sqid_lib.errors import CorruptFileError

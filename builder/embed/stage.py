@@ -20,7 +20,8 @@ from builder import engines
 from builder.embed import record as records
 from builder.embed import rows, shards
 from builder.embed.encode import Backend, EncodeTasks, OpenEncoder, open_backend
-from builder.embed.inputs import IMAGES, TEXTS, Inputs, Items, read_inputs
+from builder.embed.inputs import IMAGES, TEXTS, Inputs, read_inputs
+from builder.embed.items import Items
 from builder.embed.local import devices
 from builder.embed.vector_store import VectorStore
 from builder.embed.vectors import Found, Vectors
@@ -61,7 +62,7 @@ def embed(recipe: Recipe, work: Path, engine: str = "local", store: ObjectStore 
     engines.find(engine)
     work = work.absolute()  # workers may have another working directory
     folder = work / "embed"
-    inputs, places = _inputs(recipe, work), _places(recipe, engine)
+    inputs, places = _inputs(recipe, work, folder), _places(recipe, engine)
     shards.remove_unfinished([folder, *(folder / _VECTORS).glob("*")])
     stored = VectorStore(store, work, scratch=engine != "local") if store else None
     if stored is not None:
@@ -145,7 +146,8 @@ class _Encoding:
             ours = backend if here else None
             worker = OpenEncoder(self.recipe, self.work, self.record, ours, self.stored, engine.map_ahead)
             for kind in kinds:
-                wanted, numbers = _select(inputs.items[kind], missing := found[kind].missing), np.flatnonzero(missing)
+                wanted = _select(inputs.items[kind], found[kind].missing)
+                numbers = np.flatnonzero(found[kind].missing).astype(np.int32)
                 if kind == IMAGES and self.places[0] != records.REMOTE:
                     numbers //= self.recipe.fetch.shard_rows  # as fetch stores them on one machine
                 settings = records.settings(self.recipe, self.record, self.places, kind, threads)
@@ -163,16 +165,16 @@ class _Encoding:
 def _select(items: Items, chosen: np.ndarray) -> Items:
     if chosen.all():
         return items  # and no copy of all
-    mask = pa.array(chosen)
-    return Items(items.values.filter(mask), items.digests.filter(mask))
+    return Items(items.values.filter(chosen), items.digests.filter(pa.array(chosen)))
 
 
 def _plan(folder: Path, inputs: Inputs, recipe: Recipe, record: dict[str, Any]) -> list[rows.Shard]:
     return rows.plan(folder, inputs, recipe.encoder.shard_rows, records.key(record), records.limits(recipe))
 
 
-def _inputs(recipe: Recipe, work: Path) -> Inputs:
-    return read_inputs(recipe, work, image_name="image_url" if _is_remote(recipe) else "sha256")
+def _inputs(recipe: Recipe, work: Path, scratch: Path | None = None) -> Inputs:
+    name = "image_url" if _is_remote(recipe) else "sha256"
+    return read_inputs(recipe, work, image_name=name, scratch=scratch)
 
 
 def _places(recipe: Recipe, engine: str) -> list[str]:

@@ -1,7 +1,8 @@
 """The vectors of one encoder by the content they were made of: WORK/embed/vectors/<encoder>/{texts,images}-*.parquet.
 
 A file holds digests (sha256 of a text or of an image's bytes), statuses and vectors, and in its metadata the settings
-it was made with. Of all files only the digests are in memory, 32 bytes a vector; the vectors are read file by file.
+it was made with. Of all files only the halves of digests are in memory, 16 bytes a vector; the vectors are read file by
+file.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from builder.embed import shards
-from builder.embed.inputs import IMAGES, TEXTS, Numbers
+from builder.embed.inputs import IMAGES, TEXTS
+from builder.embed.items import Numbers, Words, words
 from sqid_lib import schemas
 from sqid_lib.encoders.batching import Floats
 from sqid_lib.errors import CorruptFileError
 from sqid_lib.files import numbered_name, parse_numbered_name
-from sqid_lib.stored_images import DIGEST
 from sqid_lib.tables.vector_columns import fixed_lists
 
 _KEPT = 4  # files whose vectors are in memory at once: rows in order need two of each kind
@@ -85,7 +85,7 @@ class _Index:
 
     paths: list[Path] = field(default_factory=list)
     settings: list[dict[str, Any]] = field(default_factory=list)
-    digests: list[pa.Array] = field(default_factory=list)
+    words: list[Words] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [0])  # row of the first usable digest of each file, and the end
     rows: list[Numbers] = field(default_factory=list)
 
@@ -134,8 +134,8 @@ class Vectors:
                     usable &= statuses != status
             index.paths.append(path)
             index.settings.append(settings)
-            index.digests.append(table["digest"].combine_chunks().filter(pa.array(usable)))
-            index.rows.append(np.flatnonzero(usable))
+            index.words.append(words(table["digest"].combine_chunks().filter(pa.array(usable))))
+            index.rows.append(np.flatnonzero(usable).astype(np.int32))
             index.starts.append(index.starts[-1] + int(usable.sum()))
 
     def remove_damaged(self) -> list[str]:
@@ -151,13 +151,12 @@ class Vectors:
         """Where the vector of each digest is."""
         index = self._indices[kind]
         if not index.paths:
-            nowhere = np.full(len(digests), -1, np.int64)
+            nowhere = np.full(len(digests), -1, np.int32)
             return Found(nowhere, nowhere)
-        known = pa.chunked_array(index.digests, DIGEST).combine_chunks()
-        at = pc.fill_null(pc.index_in(digests, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int64)
-        file = np.where(at < 0, -1, np.searchsorted(index.starts, at, side="right") - 1)
-        rows = np.concatenate(index.rows)
-        return Found(file, np.where(at < 0, -1, rows[at] if len(rows) else -1))
+        at = _positions(words(digests), np.concatenate(index.words, axis=1))
+        file = np.searchsorted(index.starts, at, side="right").astype(np.int32) - np.int32(1)
+        rows = np.concatenate([*index.rows, np.array([-1], np.int32)])  # the row of place −1, whose file is −1
+        return Found(file, rows[at])
 
     def settings(self, kind: str, found: Found) -> Iterator[tuple[dict[str, Any], int]]:
         """The settings of each file that `found` names, and how many vectors it names there."""
@@ -192,3 +191,12 @@ class Vectors:
         table = shards.read(self._indices[kind].paths[number], ["status", "vector"])
         flat = table["vector"].combine_chunks().values
         return np.array(table["status"].to_pylist(), object), np.asarray(flat, np.float32).reshape(table.num_rows, -1)
+
+
+def _positions(wanted: Words, known: Words) -> Numbers:
+    """The first place of each among those that are known, −1 where there is none."""
+    order = np.argsort(known[0], kind="stable").astype(np.int32)
+    places = np.append(order, np.int32(-1))[np.searchsorted(known[0][order], wanted[0])]
+    for ours, theirs in zip(wanted, known, strict=True):
+        places[np.append(theirs, np.uint64(0))[places] != ours] = -1
+    return np.asarray(places, np.int32)

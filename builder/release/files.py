@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,10 @@ class _ParquetFile:
     """One parquet file in the making, written a row group at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema, first: pa.Table) -> None:
-        self._file = path.open("wb")
-        self._writer = pq.ParquetWriter(self._file, schema, **_options(schema, first))
+        self._file, self._options = path.open("wb"), _options(schema, first)
+        self._writer = pq.ParquetWriter(self._file, schema, **self._options)
         self._largest = 0  # bytes of the largest row group so far
+        self._groups, self._last, self._tail = 0, first, 0
         self.path = path
 
     def write(self, group: pa.Table) -> None:
@@ -158,10 +159,16 @@ class _ParquetFile:
         before = self._file.tell()
         self._writer.write_table(group, row_group_size=max(1, group.num_rows))
         self._largest = max(self._largest, self._file.tell() - before)
+        self._groups, self._last = self._groups + 1, group
 
     def full(self, limit: int) -> bool:
         """Whether another row group (they differ by less than a tenth) could exceed `limit` bytes."""
-        return self._file.tell() + self._largest * 11 // 10 > limit
+        size = self._file.tell()
+        if size + self._largest * 11 // 10 > limit:
+            return True
+        if size > limit // 8:  # what follows the row groups at the end may be much
+            self._tail = self._tail or _tail(self._last, self._options)
+        return size + self._largest + (self._groups + 1) * self._tail > limit
 
     def close(self) -> None:
         if not self._file.closed:
@@ -257,6 +264,16 @@ def _options(schema: pa.Schema, sample: pa.Table) -> dict[str, Any]:
         "data_page_version": "1.0",
         "version": "2.6",
     }
+
+
+def _tail(group: pa.Table, options: Mapping[str, Any]) -> int:
+    """Bytes of a file of one row group after its data: indexes of pages, and the footer with its statistics."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, group.schema, **options) as writer:
+        writer.write_table(group, row_group_size=max(1, group.num_rows))
+    columns = pq.read_metadata(sink).row_group(0)
+    data = sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
+    return int(sink.tell() - data)
 
 
 def _size(table: pa.Table, **options: Any) -> int:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder import pipeline, recipe, stages
-from builder.catalogue import spool, tables
+from builder.catalogue import tables
 from builder.plan import plan
 from builder.sample import sample
 from builder.stamps import Stamps
@@ -35,6 +35,7 @@ from sqid_lib.errors import (
     SqidError,
     TextLengthError,
 )
+from sqid_lib.tables import spool
 
 GOLDEN = """sku;title;description;marke;farbe;bild;preis
 P2;"Größe 42, weiß";"Leichter Schuh.

@@ -707,7 +707,7 @@ def test_embed_finds_the_images_of_references(shop: Path, tmp_path: Path) -> Non
     inputs = read_inputs(built, work)
     assert inputs.parts[0].image.tolist() == [0, 0, -1, 1]
     sha256s = [hashlib.sha256(jpeg(n)).hexdigest() for n in (1, 5)]
-    assert inputs.items[IMAGES].values.to_pylist() == sha256s
+    assert inputs.items[IMAGES].values.slice(0, 9) == sha256s
 
 
 def test_a_catalogue_with_files_bytes_and_nothing_goes_through_the_stages(shop: Path, tmp_path: Path) -> None:

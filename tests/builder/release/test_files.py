@@ -251,3 +251,14 @@ def test_read_by_duckdb(shards: list[Path]) -> None:
         count, total = connection.execute(query, {"names": names}).fetchone()
     assert count == 5_000
     assert total == pytest.approx(expected_sum())
+
+
+def test_a_shard_of_many_row_groups_has_room_for_its_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "TEXT_GROUP_ROWS", 32)
+    rows = [{"product_id": f"{i:06d}", "product_locale": "us", "product_title": f"{i} " * 60} for i in range(6_000)]
+    schema = schemas.config_schema(schemas.URLS)
+    table = pa.Table.from_pylist(rows, schema)
+    paths = write_shards(tmp_path, schemas.URLS, "test", [table], schema, rows=6_000, max_shard_bytes=300_000)
+    assert all(path.stat().st_size <= 300_000 for path in paths) and len(paths) > 1
+    assert all(path.stat().st_size > 200_000 for path in paths[:-1])
+    assert pa.concat_tables([pq.read_table(path) for path in paths]).equals(table)

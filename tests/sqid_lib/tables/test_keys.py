@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqid_lib.tables.keys import Increasing, text_hashes
@@ -12,6 +12,7 @@ from sqid_lib.tables.keys import Increasing, text_hashes
 Keys = list[tuple[str | None, int]]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.one_of(st.none(), st.sampled_from(["", "a", "b", "ä"])), max_size=8), st.integers(0, 3))
 def test_hashes_are_equal_for_equal_texts(texts: list[str | None], first: int) -> None:
     hashes = text_hashes(pa.array(["x"] * first + texts, pa.string()).slice(first)).tolist()

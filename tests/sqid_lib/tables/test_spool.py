@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from builder.catalogue import spool
-from builder.catalogue.spool import Spool
 from sqid_lib.errors import DiskError
+from sqid_lib.tables import spool
+from sqid_lib.tables.spool import Spool
 
 
 def filled(folder: Path, rows: int, each: int = 10) -> tuple[Spool, pa.Table]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from sqid_lib.errors import write_error
 
 GROUP_ROWS = 16_384
-_SCATTERED_BYTES = 128 << 20  # at once, of rows in another order: each block may have rows of every table
+_SCATTERED_BYTES = 64 << 20  # at once, of rows in another order: each block may have rows of every table
 
 Ints = npt.NDArray[np.int64]
 
