@@ -25,6 +25,7 @@ SHA256 = "sha256-"  # begins a version that states the content
 UNKNOWN = "unknown-"  # begins the version of a file whose server states none: it is downloaded each time
 _CHUNK = 1 << 20  # bytes written at a time: what a broken download keeps
 _TIMEOUT_S = 60.0  # without a byte
+_WHOLE = "Download it instead of streaming; EmbeddingStore.open does."
 _HEADERS = {"Accept-Encoding": "identity"}  # no compression on the way, so that ranges and sizes are the file's
 
 
@@ -190,7 +191,7 @@ class _Ranges(io.RawIOBase):
         with _get(self._url, {"Range": "bytes=0-0"}) as answer:
             state = self._state_of(answer)
             if answer.status_code != 206 or not state[0].isdigit():
-                raise NoRangesError("the server sends whole files only", where=self._url)
+                raise NoRangesError("the server sends whole files only", where=self._url, fix=_WHOLE)
             return state
 
     @staticmethod
@@ -223,7 +224,7 @@ class _Ranges(io.RawIOBase):
     def _range(self, start: int, stop: int) -> bytes:
         with _get(self._url, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
             if _first_byte(answer) != start:
-                raise NoRangesError("the server sends whole files only", where=self._url)
+                raise NoRangesError("the server sends whole files only", where=self._url, fix=_WHOLE)
             if self._state_of(answer) != self._state:
                 raise DownloadError("the file changed while it was read", where=self._url, fix="Load it again.")
             data = b"".join(_chunks(answer))
