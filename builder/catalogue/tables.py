@@ -222,6 +222,8 @@ def _tables_among(files: Mapping[str, File], address: str) -> tuple[File, ...]:
             got=f"{', '.join(sorted(files)[:5])}{' …' if len(files) > 5 else ''}" or "no files",
             fix="Check the address.",
         )
+    if left := sorted(set(names) - set(chosen)):
+        _log.warning("%s: only its parquet files are read, and not %s …", address, ", ".join(left[:3]))
     if len(chosen) > 1:
         _log.info("%s: %d files are read as one table: %s …", address, len(chosen), ", ".join(chosen[:3]))
     return tuple(files[name] for name in chosen)

@@ -239,6 +239,12 @@ def test_one_file_by_its_address(tmp_path: Path, esci: Path) -> None:
                 sources.find_file(gone)
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(SourceError, match=r"a\.csv: a pipe or a device, not a file"):
+        sources.find_file(tmp_path / "a.csv")
+
+
 @pytest.mark.usefixtures("waits")
 def test_no_server_at_all(tmp_path: Path, cache: str) -> None:
     with FileServer(tmp_path) as server:
