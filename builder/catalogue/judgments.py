@@ -28,7 +28,7 @@ SPLIT = "test"  # of every judgment
 UNKNOWN = (REFUSE, DROP) = ("refuse", "drop")  # what is done with judgments of products that there are not
 CLICK_LOG = ("impressions", "clicks")
 _ROWS = 65_536  # at once, of those whose texts become Python's
-_KNOWN = 2_000_000  # ids at once, of which a hash table is made
+_KNOWN = 1_000_000  # ids at once, of which a hash table is made
 _LARGEST = float(np.finfo(np.float32).max)
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _COMMA = re.compile(r"[0-9]+,[0-9]+")
@@ -172,20 +172,20 @@ def _table(
         keys = products.take(product[rows]).to_pydict()
         keys_of_rows = zip(query[rows].tolist(), *(keys[name] for name in schemas.PRODUCT_KEY), strict=True)
         examples[rows] = [stable_id(locale, texts[number], key) for number, key, locale in keys_of_rows]
-    known = np.sort(examples)
-    numbers = np.array(list(ids.values()), np.int64)[query]
-    order = np.lexsort((product, numbers))
-    query, product = query[order], product[order]
+    numbers = np.array(list(ids.values()), np.int64)
+    order = np.lexsort((product, np.argsort(np.argsort(numbers)).astype(np.int32)[query]))
+    query, product, examples = query[order], product[order], examples[order]
     found = {
-        "example_id": examples[order],
-        "query_id": numbers[order],
+        "example_id": examples,
+        "query_id": numbers[query],
         "query": _dictionary(query, pa.array(texts, pa.string())),
         **{name: _dictionary(product, one_piece(products.column(name))) for name in schemas.PRODUCT_KEY},
         "esci_label": labels.take(order).dictionary_encode(),
         "gain": gains[order],
         "split": _dictionary(np.zeros(len(order), np.int32), pa.array([SPLIT])),
     }
-    table = pa.table(found)
+    del order
+    table, known = pa.table(found), np.sort(examples)
     if (known[1:] == known[:-1]).any():
         check_unique(table, schemas.DECLARED[schemas.JUDGMENTS].unique, "judgment", "example_id")
     return table

@@ -16,7 +16,7 @@ from builder.catalogue.checks import has_html, image_kinds
 from builder.catalogue.images import image_cells
 from builder.catalogue.kept import IMAGE, Conversion, OneType, kept_cells
 from builder.catalogue.rows import places
-from builder.catalogue.tables import Tables
+from builder.catalogue.tables import Batch, Tables
 from sqid_lib import schemas
 from sqid_lib.errors import EmptyFileError
 from sqid_lib.tables.content import CSV
@@ -54,22 +54,11 @@ class ProductRows:
             if not rows:
                 continue
             self._ids.append(ids(batch, names["product_id"]))
-            none = pa.nulls(rows, pa.string())
-            columns = {n: texts(batch, names[n]) if n in names else none for n in schemas.TEXT_COLUMNS}
+            columns, found = _cells(batch, names)
             for name, column in kept.items():
                 columns[name] = kept_cells(batch, name)
                 column.add(columns[name])
-            counts = np.zeros(rows, np.int32)
-            columns[IMAGE] = none
-            if IMAGE in names:
-                columns[IMAGE], counts = image_cells(batch, names[IMAGE])
             self._spool.append(pa.table(columns))
-            found = {
-                KIND: image_kinds(columns[IMAGE]),
-                COUNT: counts,
-                UNTITLED: columns["product_title"].is_null().to_numpy(zero_copy_only=False),
-                HTML: has_html([columns[name] for name in schemas.TEXT_COLUMNS]),
-            }
             for name, mark in found.items():
                 marks.setdefault(name, []).append(mark)
             starts.append((count, batch.file, batch.first))
@@ -101,3 +90,15 @@ class ProductRows:
     def value(self, row: int, name: str) -> Any:
         """One value."""
         return next(self.take(np.array([row]), [name])).column(0)[0].as_py()
+
+
+def _cells(batch: Batch, names: Mapping[str, str]) -> tuple[dict[str, pa.Array], dict[str, npt.NDArray[Any]]]:
+    """The text columns and the image of some rows, and their marks."""
+    none = pa.nulls(batch.table.num_rows, pa.string())
+    columns = {name: texts(batch, names[name]) if name in names else none for name in schemas.TEXT_COLUMNS}
+    counts = np.zeros(len(none), np.int32)
+    html, columns[IMAGE] = has_html(list(columns.values())), none
+    if IMAGE in names:
+        columns[IMAGE], counts = image_cells(batch, names[IMAGE])
+    untitled = columns["product_title"].is_null().to_numpy(zero_copy_only=False)
+    return columns, {KIND: image_kinds(columns[IMAGE]), COUNT: counts, UNTITLED: untitled, HTML: html}

@@ -83,10 +83,10 @@ class Products:
 
     def _parts(self, rows: Ints, chosen: Ints | None, names: Sequence[str]) -> Iterator[tuple[Ints, pa.Table]]:
         """Numbers of products, and columns of the rows that `rows` has for them."""
-        numbers = np.arange(len(rows)) if chosen is None else chosen
         first = 0
-        for part in self._source.take(rows[numbers], names):
-            yield numbers[first : first + part.num_rows], part
+        for part in self._source.take(rows if chosen is None else rows[chosen], names):
+            places = np.arange(first, first + part.num_rows)
+            yield places if chosen is None else chosen[places], part
             first += part.num_rows
 
     @property
@@ -95,7 +95,7 @@ class Products:
         return schemas.CATALOGUE_IMAGES_SCHEMA.with_metadata(self.image_rows.metadata())
 
     def _locales(self, rows: int) -> pa.Array:
-        return pa.array([self.locale]).take(pa.array(np.zeros(rows, np.int64)))
+        return pa.repeat(self.locale, rows)
 
 
 def read_products(tables: Tables, settings: CatalogueSettings, scratch: Path | None = None) -> Products:

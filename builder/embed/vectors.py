@@ -196,7 +196,9 @@ class Vectors:
 def _positions(wanted: Words, known: Words) -> Numbers:
     """The first place of each among those that are known, −1 where there is none."""
     order = np.argsort(known[0], kind="stable").astype(np.int32)
-    places = np.append(order, np.int32(-1))[np.searchsorted(known[0][order], wanted[0])]
+    by_word = np.argsort(wanted[0]).astype(np.int32)  # in order they are found several times faster
+    places = np.empty(len(by_word), np.int32)
+    places[by_word] = np.append(order, np.int32(-1))[np.searchsorted(known[0][order], wanted[0][by_word])]
     for ours, theirs in zip(wanted, known, strict=True):
         places[np.append(theirs, np.uint64(0))[places] != ours] = -1
     return np.asarray(places, np.int32)

@@ -59,7 +59,7 @@ class Spool:
             convert: chooses columns of a table that was appended, and gives them the types that all shall have.
         """
         size = GROUP_ROWS
-        if (np.diff(rows) < 0).any():
+        if (rows[1:] < rows[:-1]).any():
             a_group = self._bytes[-1] * GROUP_ROWS // max(self._rows[-1], 1)
             size *= max(1, min(8, _SCATTERED_BYTES // max(a_group, 1)))
         for first in range(0, len(rows), size):
