@@ -511,7 +511,7 @@ def test_some_queries_alone(tmp_path: Path) -> None:
 
 def test_one_name_is_no_list_of_methods() -> None:
     for call in (evaluation.compare, evaluation.retrieve):
-        with pytest.raises(UsageError, match="not a list of methods.*got 'clip_text'"):
+        with pytest.raises(UsageError, match=r"not a list of methods.*got 'clip_text'"):
             call(random_store(3), "clip_text")
 
 

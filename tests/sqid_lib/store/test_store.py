@@ -460,7 +460,7 @@ def test_a_release_elsewhere_that_lacks_a_file_is_not_taken_for_the_classic_file
     release = write_release(tmp_path / "release", classic=True)
     with FileServer(release) as server:
         server.status[f"/data/{schemas.JUDGMENTS}/test-00001-of-00002.parquet"] = 404
-        with pytest.raises(MissingFileError, match="test-00001-of-00002.parquet"):
+        with pytest.raises(MissingFileError, match=r"test-00001-of-00002\.parquet"):
             EmbeddingStore.open(server.url, cache_dir=tmp_path / "cache", progress=False)
 
 
