@@ -97,6 +97,8 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
 
     def selection(self) -> Selection:
         """The selection of ESCI; UsageError for an impossible one."""
+        if self.labels is not None and not isinstance(self.labels, Mapping):
+            raise UsageError("bad labels", where="labels", expected='such as {"E": 1.0}', got=repr(self.labels))
         return Selection(
             self.esci_version,
             _several(self.esci_split),

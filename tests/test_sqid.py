@@ -667,6 +667,12 @@ def test_the_script(esci: Path, artifacts: Path, cache: str, streaming: bool) ->
     assert len(expected) == len(MAIN_IDS)
 
 
+@pytest.mark.parametrize("labels", [["E"], {"E": "1", "S": 0.1, "C": 0.01, "I": 0.0}])
+def test_labels_that_have_no_gains(labels: Any, esci: Path, artifacts: Path) -> None:
+    with pytest.raises(UsageError, match="bad labels"):
+        sqid.load("judgments", esci=esci, artifacts=artifacts, labels=labels)
+
+
 def test_an_unknown_option_is_named_and_no_password_is_shown(esci: Path) -> None:
     secret = "https://someone:passw0rd@host.invalid/esci"
     with pytest.raises(UsageError, match=r"unknown option.*got 'locales'\. Did you mean locale\?"):
