@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,19 @@ def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "old\n"
     assert [p.name for p in path.parent.iterdir()] == ["f.run"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.write_text(pipe, "a,b\n")
+        assert os.read(reader, 100) == b"a,b\n"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
 
 
 @given(st.from_regex(r"[a-z]{1,9}", fullmatch=True), st.integers(0, 99_999), st.integers(0, 99_999))
