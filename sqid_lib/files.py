@@ -163,7 +163,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small UTF-8 file so that a reader sees all of it or none. A device or pipe is written to, not replaced."""
+    """Write a small UTF-8 file so that a reader sees all of it or none. A device or pipe is written to in place."""
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8", newline="\n")
         return
