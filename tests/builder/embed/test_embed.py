@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from embed_work import FINAL, PRODUCTS, STORED, contents, copy_vectors, encoders, flip_a_bit, make_work, read, title
@@ -205,7 +205,8 @@ atomic.sync = dying
 encoder = EncoderSettings(**{vars(recipe.encoder)!r})
 embed(Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder), Path({str(work)!r}))
 """
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # other threads, other last bits
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert any(name.endswith(".part") for name in contents(work))
     finished = {f"vectors/{encoders(work)[0].name}/{name}" for name in ("encoder.json", "texts-00000.parquet")}
