@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from embed_work import FINAL, PRODUCTS, STORED, contents, copy_vectors, encoders, flip_a_bit, make_work, read, title
@@ -184,6 +184,8 @@ def test_supplementary_products_on_request(recipe: Recipe, tmp_path: Path) -> No
 
 
 def test_killed_and_run_again_gives_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    import torch
+
     work, undisturbed = make_work(tmp_path / "a"), make_work(tmp_path / "b")
     embed(recipe, undisturbed)
     whole = contents(undisturbed)
