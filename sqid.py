@@ -7,12 +7,13 @@ editors and type checkers, are in sqid-stubs.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,15 @@ import pyarrow as pa
 
 from sqid_lib import schemas, sources
 from sqid_lib.cache import damaged_files, note_files
-from sqid_lib.errors import DiskError, DownloadError, MissingFileError, SqidError, UsageError
+from sqid_lib.errors import (
+    DiskError,
+    DownloadError,
+    MissingFileError,
+    SqidError,
+    UsageError,
+    did_you_mean,
+    without_secrets,
+)
 from sqid_lib.joined import rows as joined
 from sqid_lib.joined.selection import Selection
 from sqid_lib.sources.retry import MOVE_CACHE, disk_error
@@ -77,6 +86,10 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
     labels: dict[str, float] | None = None
     artifacts_locale: str = schemas.CLASSIC_LOCALE
 
+    def __repr__(self) -> str:
+        values = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+        return without_secrets(f"{type(self).__name__}({', '.join(values)})")
+
     def create_config_id(self, config_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> str:
         """As in datasets, but options appear only as a hash: the id names a file, and a URL may hold a password."""
         hidden = {name: [value] for name, value in config_kwargs.items()}  # datasets writes short options as they are
@@ -84,6 +97,8 @@ class SqidConfig(datasets.BuilderConfig):  # type: ignore[misc]
 
     def selection(self) -> Selection:
         """The selection of ESCI; UsageError for an impossible one."""
+        if self.labels is not None and not isinstance(self.labels, Mapping):
+            raise UsageError("bad labels", where="labels", expected='such as {"E": 1.0}', got=repr(self.labels))
         return Selection(
             self.esci_version,
             _several(self.esci_split),
@@ -127,6 +142,10 @@ class Sqid(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             raise UsageError(
                 f"unknown config {config_name!r}", expected=" or ".join(schemas.CONFIGS), fix="Name one of these."
             )
+        known = [*(field.name for field in fields(SqidConfig)), *inspect.signature(datasets.DatasetBuilder).parameters]
+        if unknown := [name for name in kwargs if name not in known]:
+            fix = did_you_mean(unknown[0], known)
+            raise UsageError("unknown option", expected="those of SqidConfig", got=repr(unknown[0]), fix=fix)
         if kwargs.get("version") in schemas.VERSIONS:
             kwargs["esci_version"] = kwargs.pop("version")
         for option in ("esci", "artifacts"):

@@ -21,6 +21,7 @@ from builder.sample import sample
 from builder.stages import STAGES, check_stage, inputs_of, key_of, stages_of
 from builder.stamps import STAMPED, Stamps, describe
 from sqid_lib import schemas
+from sqid_lib.encoders.loading import is_model_path
 from sqid_lib.errors import (
     CorruptFileError,
     MissingExtraError,
@@ -92,6 +93,7 @@ def build(
         MissingExtraError: a stage that would run needs packages that are not installed; nothing was run.
         CountError: a count stated in [expect] is not met.
         StageError: another build is running in `work`.
+        MissingFileError: stage embed would run, and there is no such model directory; nothing was run.
         DiskError, DownloadError: the object store fails; work finished before is kept.
         SqidError: whatever a stage finds wrong; work finished before is kept.
     """
@@ -111,6 +113,7 @@ def build(
                 mirror.begin()
                 mirror.pull()
             _check_packages(run, stages, retry)
+            _check_model(recipe, stages)
             with _summary(run, stages):
                 checked = False  # the release that this build has just written
                 for stage in stages:
@@ -138,6 +141,18 @@ def check_names(*, only: str | None = None, engine: str = "local", retry: Sequen
     for status in retry:
         if status not in schemas.RETRIABLE[stage]:
             raise unknown_name(f"failure of {kind}s", status, schemas.RETRIABLE[stage], "--retry")
+
+
+def _check_model(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Raise MissingFileError for a model directory that is not there, before hours of fetching."""
+    model = recipe.encoder.model
+    if "embed" in stages and is_model_path(model) and not Path(model).is_dir():
+        raise MissingFileError(
+            "no such model directory",
+            where="encoder.model",
+            got=model,
+            fix="Relative paths are relative to the recipe.",
+        )
 
 
 def _check_packages(run: _Run, stages: Sequence[str], retry: Sequence[str]) -> None:

@@ -50,7 +50,10 @@ _REFUSED = (
 _SECRETS = (
     (re.compile(r"(?<=://)[^/\s?#@]*(?::[^/\s?#]*)?@"), ""),
     (
-        re.compile(r"([?&][\w.-]*(?:token|sig|key|secret|passw|auth|credential|amz)[\w.-]*=)[^&\s;,]+", re.IGNORECASE),
+        re.compile(
+            r"([?&][\w.-]*(?:token|sig|key|secret|passw|auth|credential|amz)[\w.-]*=)[^&\s;,]+?(?=:?(?:[&\s;,]|$))",
+            re.IGNORECASE,
+        ),
         r"\1…",
     ),
     (re.compile(r"hf_[A-Za-z0-9_.-]{16,}"), "hf_…"),

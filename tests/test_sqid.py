@@ -665,3 +665,16 @@ def test_the_script(esci: Path, artifacts: Path, cache: str, streaming: bool) ->
     large = datasets.load_dataset(script, "judgments", split="train", esci_split="train", version="large", **options)
     assert len(large) == 8
     assert len(expected) == len(MAIN_IDS)
+
+
+@pytest.mark.parametrize("labels", [["E"], {"E": "1", "S": 0.1, "C": 0.01, "I": 0.0}])
+def test_labels_that_have_no_gains(labels: Any, esci: Path, artifacts: Path) -> None:
+    with pytest.raises(UsageError, match="bad labels"):
+        sqid.load("judgments", esci=esci, artifacts=artifacts, labels=labels)
+
+
+def test_an_unknown_option_is_named_and_no_password_is_shown(esci: Path) -> None:
+    secret = "https://someone:passw0rd@host.invalid/esci"
+    with pytest.raises(UsageError, match=r"unknown option.*got 'locales'\. Did you mean locale\?"):
+        sqid.load("urls", esci=secret, locales="us")
+    assert "passw0rd" not in repr(sqid.Sqid(config_name="urls", esci=str(esci), artifacts=secret).config)

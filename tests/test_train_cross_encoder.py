@@ -17,6 +17,7 @@ pytest.importorskip("accelerate")
 from sqid_lib import EmbeddingStore, evaluation, fold_queries
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the trainers' own imports
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),

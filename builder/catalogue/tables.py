@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from builder.catalogue.image_columns import image_references, is_image_column
 from sqid_lib import sources
-from sqid_lib.errors import CorruptFileError, MissingFileError, SchemaError
+from sqid_lib.errors import CorruptFileError, MissingFileError, SchemaError, without_secrets
 from sqid_lib.files import File
 from sqid_lib.sources.address import HTTP, LOCAL
 from sqid_lib.tables.columns import plain
@@ -60,7 +60,7 @@ class Tables:
     """The files of one table, which have the same columns.
 
     Attributes:
-        address: where they are from.
+        address: where they are from, without secrets.
         files: with their local paths.
         hints: names that columns may have, which tell the delimiter of a csv file.
     """
@@ -180,7 +180,9 @@ def open_tables(address: str, hints: Sequence[str] = ()) -> Tables:
     Raises:
         SourceError: as `find_tables` and `sources.download`.
     """
-    return Tables(address, tuple(sources.download(file) for file in find_tables(address)), tuple(hints))
+    return Tables(
+        without_secrets(address), tuple(sources.download(file) for file in find_tables(address)), tuple(hints)
+    )
 
 
 def find_tables(address: str) -> tuple[File, ...]:
@@ -220,6 +222,8 @@ def _tables_among(files: Mapping[str, File], address: str) -> tuple[File, ...]:
             got=f"{', '.join(sorted(files)[:5])}{' …' if len(files) > 5 else ''}" or "no files",
             fix="Check the address.",
         )
+    if left := sorted(set(names) - set(chosen)):
+        _log.warning("%s: only its parquet files are read, and not %s …", address, ", ".join(left[:3]))
     if len(chosen) > 1:
         _log.info("%s: %d files are read as one table: %s …", address, len(chosen), ", ".join(chosen[:3]))
     return tuple(files[name] for name in chosen)

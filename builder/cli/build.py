@@ -15,7 +15,7 @@ from builder import demo, pipeline
 from builder.cli.engine import check_engine
 from builder.engines import ENGINES
 from builder.mirror import Mirror, place_of
-from sqid_lib.errors import SqidError, UsageError, first_line
+from sqid_lib.errors import SqidError, UsageError, first_line, without_secrets
 from sqid_lib.object_store import ObjectStore
 
 DESCRIPTION = f"""Run the stages {" → ".join(pipeline.STAGES)}.
@@ -163,13 +163,13 @@ def _plan(args: argparse.Namespace, work: Path, store: ObjectStore | None) -> Ma
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What to type to run the whole build again."""
+    """What to type to run the whole build again, without secrets: it is printed and stored."""
     words = ["sqid", "build", args.recipe, "--work", args.work]
     if args.engine != "local":
         words += ["--engine", args.engine]
     for override in args.overrides:
         words += ["--set", override]
-    return shlex.join(words)
+    return without_secrets(shlex.join(words))
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ def _compare(store: EmbeddingStore, args: argparse.Namespace) -> Comparison:
 def _query_ids(path: Path) -> list[int]:
     """The lines of a file as query ids; empty lines are passed over."""
     try:
-        return [int(line) for line in path.read_text(encoding="utf-8").split()]
+        return [int(line) for line in path.read_text(encoding="utf-8-sig").split()]
     except OSError as error:
         raise MissingFileError(f"cannot be read: {error.strerror}", where=path) from error
     except ValueError as error:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
-from builder.cli.terminal import prepare_output
+from builder.cli.terminal import log_handler, prepare_output
 from sqid_lib.errors import SqidError, UsageError, unknown_name, write_error
 
 _PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "torch", "transformers")
@@ -72,7 +72,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[log_handler()])
     try:
         return _command(args.command).run(args)
     except SqidError as error:

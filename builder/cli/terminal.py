@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import os
 import sys
 import warnings
+
+from sqid_lib.errors import without_secrets
 
 _ERRORS = "sqid.readable"
 # what tables have becomes one character, so that their columns stay aligned
@@ -46,6 +49,18 @@ def _open_standard_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - until the end
+
+
+def log_handler() -> logging.Handler:
+    """What writes the log on stderr: a line for each record, without secrets."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_WithoutSecrets("%(levelname)s: %(message)s"))
+    return handler
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 def write_data(text: str) -> None:

@@ -47,13 +47,14 @@ def connected(settings: EngineSettings) -> Iterator[int]:
         try:
             if ours:
                 _start(address)
-            room = _room(settings, ray.cluster_resources())
-            if room == 0 and address == "local":
+            there = ray.cluster_resources()
+            if _room(settings, there) == 0 and address == "local":
                 raise StageError(
                     "this machine has no room for a worker",
                     where="engine",
                     expected=f"{_cpus(settings):g} CPUs and {settings.num_gpus:g} GPUs at least",
-                    got=f"{ray.cluster_resources()}",
+                    got=f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs",
+                    fix="Lower num_cpus or num_gpus in [engine].",
                 )
             yield max(settings.min_workers, sum("CPU" in node["Resources"] for node in ray.nodes() if node["Alive"]))
         except (ConnectionError, ray.exceptions.RayError) as error:

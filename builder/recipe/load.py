@@ -161,8 +161,6 @@ def _check_inputs(recipe: Recipe, where: str) -> None:
     if recipe.artifacts:
         inputs["artifacts.path"] = recipe.artifacts.path
     inputs |= {f"resolve.tables[{i}]": table for i, table in enumerate(recipe.resolve.tables)}
-    if recipe.artifacts is None:
-        inputs["encoder.model"] = recipe.encoder.model
     missing = {key: path for key, path in inputs.items() if Path(path).is_absolute() and not _exists(Path(path))}
     if missing:
         raise MissingFileError(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sqid_lib import schemas, sources
-from sqid_lib.errors import IntegrityError, MissingFileError, without_secrets
+from sqid_lib.errors import IntegrityError, MissingFileError, SchemaError, without_secrets
 from sqid_lib.files import File
 from sqid_lib.joined import joins
 from sqid_lib.joined.matches import both_sides, examples
@@ -62,7 +62,12 @@ def artifact_files(recipe: Recipe) -> dict[str, tuple[sources.File, ...]]:
 
 
 def existing_artifacts(recipe: Recipe, work: Path) -> Artifacts:
-    """Those of a recipe with [artifacts]; remote files are downloaded."""
+    """Those of a recipe with [artifacts]; remote files are downloaded.
+
+    Raises:
+        SchemaError: the vectors of products and of queries differ in width.
+        SourceError: a file is missing or damaged.
+    """
     assert recipe.artifacts
     files = {table: [sources.download(file) for file in found] for table, found in artifact_files(recipe).items()}
 
@@ -71,11 +76,23 @@ def existing_artifacts(recipe: Recipe, work: Path) -> Artifacts:
         return joins.read_image_urls(urls, statuses=statuses if statuses != urls else ())
 
     scratch = work / ".scratch"
+    products = joins.open_product_vectors(files["product_features"], scratch)
+    queries = joins.open_query_vectors(files["query_features"], scratch)
+    if products.width != queries.width:
+        products.close()
+        queries.close()
+        raise SchemaError(
+            "the vectors of products and of queries differ in width",
+            where=without_secrets(recipe.artifacts.path),
+            expected=f"{products.width}, as those of the products have",
+            got=str(queries.width),
+            fix="Make both with one encoder.",
+        )
     return Artifacts(
         urls=read_urls("product"),
         supp_urls=read_urls("supp"),
-        products=joins.open_product_vectors(files["product_features"], scratch),
-        queries=joins.open_query_vectors(files["query_features"], scratch),
+        products=products,
+        queries=queries,
         revision=None,
         where=without_secrets(recipe.artifacts.path),
         partial=recipe.artifacts.partial,

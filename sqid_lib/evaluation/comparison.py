@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqid_lib import schemas
-from sqid_lib.errors import EvaluationError, UsageError
+from sqid_lib.errors import EvaluationError, UsageError, first_line
 from sqid_lib.evaluation import metrics as measures
 from sqid_lib.evaluation import nearest, retrieval, runs
 from sqid_lib.evaluation.arrays import Floats
@@ -76,6 +76,7 @@ def compare(
     if metrics_engine not in METRICS_ENGINES:
         raise UsageError("unknown metrics engine", expected=" or ".join(METRICS_ENGINES), got=repr(metrics_engine))
     wanted, kinds = _headline_first(metrics), check_slices(slices)
+    _check_listed(methods)
     lists = judged_lists(store, gains, missing, relevant, queries)
     given = {name: _given_scores(name, values, lists, store) for name, values in (scores or {}).items()}
     names = list(dict.fromkeys([*(DEFAULT_METHODS if methods is None and not given else methods or ()), *given]))
@@ -132,6 +133,7 @@ def retrieve(
     if missing == "text":
         raise UsageError("retrieval has no text score for a missing image", expected="missing zero or drop", got="text")
     wanted, kinds = _headline_first(metrics), check_slices(slices)
+    _check_listed(methods)
     deepest = max(metric.cutoff or 1 for metric in wanted)
     if top < deepest:
         raise UsageError("a metric needs longer rankings", where="top", expected=f">= {deepest}", got=top)
@@ -155,6 +157,11 @@ def _headline_first(metrics: str | Sequence[str]) -> list[measures.Metric]:
     return list(dict.fromkeys([measures.NDCG, *measures.parse_metrics(metrics)]))
 
 
+def _check_listed(methods: Sequence[str] | None) -> None:
+    if isinstance(methods, str):  # it would be read as its letters
+        raise UsageError("not a list of methods", expected='names in a list, such as ["clip_text"]', got=repr(methods))
+
+
 def _check(names: list[str], baseline: str | None, resamples: int, folds: int, seed: int) -> None:
     if not names:
         raise UsageError("no method to compare", expected="at least one")
@@ -166,7 +173,10 @@ def _check(names: list[str], baseline: str | None, resamples: int, folds: int, s
 
 
 def _given_scores(name: str, values: npt.ArrayLike, lists: JudgedLists, store: Store) -> Floats:
-    scores = np.asarray(values, np.float64)
+    try:
+        scores = np.asarray(values, np.float64)
+    except (ValueError, TypeError, RuntimeError) as error:  # a tensor that needs a gradient raises RuntimeError
+        raise EvaluationError("scores are not numbers", where=name, got=first_line(error)) from error
     if scores.shape != (store.judgments.num_rows,):
         raise EvaluationError(
             "scores do not fit the judgments",

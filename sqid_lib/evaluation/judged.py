@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from sqid_lib.errors import EvaluationError, UsageError
 from sqid_lib.evaluation.arrays import Bools, Floats, Ints, Matrix
 from sqid_lib.evaluation.labels import RELEASE, Labels, read_labels
+from sqid_lib.tables.keys import query_ids
 
 MISSING = ("zero", "text", "drop")
 
@@ -110,11 +111,12 @@ def judged_lists(
         queries: ids of the queries to keep; None keeps all.
 
     Raises:
-        UsageError: unknown `gains`, `missing` or `relevant`, or ESCI's gains for other labels.
+        UsageError: unknown `gains`, `missing` or `relevant`, ESCI's gains for other labels, or `queries` are no ids.
         EvaluationError: no judgments, labels or gains that cannot be used, or a product judged twice for one query.
     """
     if missing not in MISSING:
         raise UsageError("unknown missing", expected=" or ".join(MISSING), got=missing)
+    wanted = None if queries is None else query_ids(queries)
     if not store.judgments.num_rows:
         raise EvaluationError(
             "nothing to judge",
@@ -129,13 +131,13 @@ def judged_lists(
     row = np.lexsort((product_order(store)[product], query))
     if missing == "drop":
         row = row[np.asarray(store.has_image)[product[row]]]
-    if queries is not None:
-        row = row[np.isin(store.queries["query_id"].to_numpy()[query[row]], np.array([*queries], np.int64))]
+    if wanted is not None:
+        row = row[np.isin(store.queries["query_id"].to_numpy()[query[row]], wanted)]
     if not len(row):
         raise EvaluationError(
             "nothing to judge",
             expected="at least one judgment",
-            got="none of the queries asked for" if queries is not None else f"none with missing={missing}",
+            got="none of the queries asked for" if wanted is not None else f"none with missing={missing}",
             fix="Use missing=zero if no judged product has an image, and ids of judged queries.",
         )
     query, product = query[row], product[row]

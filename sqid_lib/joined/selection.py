@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,11 @@ class Selection:
                 )
             if len(set(values)) < len(values):
                 raise UsageError(f"{name} named twice", where=f"selection.{name}", got=list(values))
-        wrong = [label for label, gain in self.labels if not (label and math.isfinite(gain) and gain >= 0)]
+        wrong = [
+            label
+            for label, gain in self.labels
+            if not (label and isinstance(gain, numbers.Real) and math.isfinite(gain) and gain >= 0)
+        ]
         if wrong:
             raise UsageError("bad labels", where="selection.labels", expected="label = gain, gains >= 0", got=wrong)
         if self.supp_min_judgments < 1:

@@ -128,8 +128,10 @@ class VectorLookup:
             file, number, _ = self._groups[group]
             where = self._files[file].url
             first = int(self._starts[group] - self._starts[group - number])  # of the group, in its file
+            # a thread of pyarrow that met an exception of a download would abort the interpreter as it ends
+            local = "://" not in self._files[file].path
             with reporting(where):
-                table = self._opened[file].read_row_group(number, columns=list(self.columns))
+                table = self._opened[file].read_row_group(number, columns=list(self.columns), use_threads=local)
             self._decoded = (group, [read_vectors(table, name, self.width, where, first)[0] for name in self.columns])
         return self._decoded[1]
 

@@ -65,7 +65,8 @@ def _vector(vector: Any, name: str, width: int) -> Float32s:
     if not isinstance(vector, np.ndarray):
         expected = "a text or a vector" if name == "query" else "a path, bytes, a PIL image or a vector"
         raise UsageError("cannot be searched for", where=name, expected=expected, got=type(vector).__name__)
-    if vector.shape != (width,) or vector.dtype.kind not in "fiu" or not np.isfinite(vector).all():
+    fits = vector.shape == (width,) and vector.dtype.kind in "fiu"
+    if not fits or not (np.abs(vector) <= np.finfo(np.float32).max).all():  # NaN is not either
         expected, got = f"{width} finite numbers", f"{vector.dtype} {list(vector.shape)}"
         raise UsageError("not a vector of this store", where=name, expected=expected, got=got)
     return np.asarray(vector, np.float32)[None]

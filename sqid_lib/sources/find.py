@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqid_lib import schemas
 from sqid_lib.cache import read_note, write_note
-from sqid_lib.errors import DownloadError, MissingFileError
+from sqid_lib.errors import DownloadError, MissingFileError, SourceError
 from sqid_lib.files import File
 from sqid_lib.sources import http, hub, local
 from sqid_lib.sources.address import HTTP, HUB, LOCAL, Address, parse_address
@@ -78,7 +78,7 @@ def find(
         raise MissingFileError(
             f"the {table.replace('_', ' ')} file is missing",
             where=address,
-            expected=" or ".join(patterns[:2]),
+            expected=" or ".join(list(dict.fromkeys(patterns))[:2]),
             fix="Check the address.",
         )
     return found
@@ -90,12 +90,14 @@ def find_file(text: str | os.PathLike[str]) -> File:
     Raises:
         MissingFileError: there is no such file.
         DownloadError: the server or the Hub cannot be reached.
-        SourceError: not an address.
+        SourceError: not an address, or a pipe or device.
     """
     address = parse_address(text, file=True)
     found: File | None = None
     if address.kind == LOCAL:
         path = Path(address.path)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise SourceError("a pipe or a device, not a file", where=path, fix="Write what it gives to a file first.")
         found = File(address.path, local.version(path)) if path.exists() else None
     elif address.kind == HTTP:
         found = http.look(address.path)

@@ -17,7 +17,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from sqid_lib import schemas
-from sqid_lib.errors import NoRangesError, without_secrets
+from sqid_lib.errors import DownloadError, NoRangesError, without_secrets
 from sqid_lib.files import File
 from sqid_lib.sources.retry import disk_error, downloading
 
@@ -25,6 +25,7 @@ SHA256 = "sha256-"  # begins a version that states the content
 UNKNOWN = "unknown-"  # begins the version of a file whose server states none: it is downloaded each time
 _CHUNK = 1 << 20  # bytes written at a time: what a broken download keeps
 _TIMEOUT_S = 60.0  # without a byte
+_WHOLE = "Download it instead of streaming; EmbeddingStore.open does."
 _HEADERS = {"Accept-Encoding": "identity"}  # no compression on the way, so that ranges and sizes are the file's
 
 
@@ -95,9 +96,14 @@ def _look(url: str) -> File | None:
             if again.status in (404, 410):
                 return None
             raise
-    parts = [headers[name] for name in ("ETag", "Last-Modified") if headers.get(name)]
+    validators = _validators(headers)
     size = headers.get("Content-Length", "")
-    return File(url, "-".join([*parts, size]) if parts else f"{UNKNOWN}{time.time_ns()}")
+    return File(url, "-".join([*validators, size]) if validators else f"{UNKNOWN}{time.time_ns()}")
+
+
+def _validators(headers: Mapping[str, str]) -> list[str]:
+    """What an answer states that changes with the content of the file."""
+    return [headers[name] for name in ("ETag", "Last-Modified") if headers.get(name)]
 
 
 def download(file: File, target: Path) -> None:
@@ -170,7 +176,7 @@ def open_ranges(url: str, *, cache: bool = True) -> io.BufferedIOBase | io.RawIO
 
     Raises:
         NoRangesError: the server sends whole files only.
-        MissingFileError, DownloadError: it is not there, or cannot be reached.
+        MissingFileError, DownloadError: it is not there, or cannot be reached; later also: it changed since.
     """
     return io.BufferedReader(_Ranges(url), _CHUNK) if cache else _Ranges(url)
 
@@ -178,14 +184,20 @@ def open_ranges(url: str, *, cache: bool = True) -> io.BufferedIOBase | io.RawIO
 class _Ranges(io.RawIOBase):
     def __init__(self, url: str) -> None:
         self._url, self._at = url, 0
-        self._size = downloading(self._measured, url)
+        self._state = downloading(self._first_state, url)
+        self._size = int(self._state[0])
 
-    def _measured(self) -> int:
+    def _first_state(self) -> list[str]:
         with _get(self._url, {"Range": "bytes=0-0"}) as answer:
-            total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            if answer.status_code != 206 or not total.isdigit():
-                raise NoRangesError("the server sends whole files only", where=self._url)
-            return int(total)
+            state = self._state_of(answer)
+            if answer.status_code != 206 or not state[0].isdigit():
+                raise NoRangesError("the server sends whole files only", where=self._url, fix=_WHOLE)
+            return state
+
+    @staticmethod
+    def _state_of(answer: Any) -> list[str]:
+        """The size of the file, and what else changes with its content."""
+        return [answer.headers.get("Content-Range", "").rpartition("/")[2], *_validators(answer.headers)]
 
     def readable(self) -> bool:
         return True
@@ -212,7 +224,9 @@ class _Ranges(io.RawIOBase):
     def _range(self, start: int, stop: int) -> bytes:
         with _get(self._url, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
             if _first_byte(answer) != start:
-                raise NoRangesError("the server sends whole files only", where=self._url)
+                raise NoRangesError("the server sends whole files only", where=self._url, fix=_WHOLE)
+            if self._state_of(answer) != self._state:
+                raise DownloadError("the file changed while it was read", where=self._url, fix="Load it again.")
             data = b"".join(_chunks(answer))
         if len(data) != stop - start:
             raise ConnectionError(f"{len(data)} of {stop - start} bytes arrived")

@@ -98,7 +98,12 @@ def explain(error: Exception, where: str) -> Failure:
     if isinstance(error, FileNotFoundError) or status in (404, 410) or "NotFound" in kind:
         return Failure(MissingFileError("no such file, repository or revision", where=where, fix="Check the address."))
     if status in (401, 403) or "Gated" in kind:
-        fix = "Log in with `hf auth login`, or check the address."
+        of_the_hub = not where.startswith(("http://", "https://"))  # no token is sent to other servers
+        fix = (
+            "Log in with `hf auth login`, or check the address."
+            if of_the_hub
+            else "Check the address, and who may read it."
+        )
         return Failure(DownloadError(f"access refused (HTTP {status})", where=where, fix=fix))
     reason = f"HTTP {status}" if status else f"{kind}: {first_line(error)}"
     fix = "Check the network and try again; HF_HUB_OFFLINE=1 uses what was loaded before."

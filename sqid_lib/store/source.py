@@ -18,7 +18,6 @@ from sqid_lib.joined import rows as joined
 from sqid_lib.joined.selection import Selection
 from sqid_lib.search import Model, read_model
 from sqid_lib.sources import Address, parse_address, snapshot
-from sqid_lib.sources.address import HTTP
 from sqid_lib.streams.release_files import (
     CONFIGS,
     check_listed,
@@ -196,13 +195,8 @@ def find(
         DownloadError: the server or the Hub cannot be reached.
         UsageError: `esci` or `selection` with a release.
     """
-    try:
-        directory = snapshot(address, _RELEASE_PATTERNS, hub_cache)
-        names = [p.relative_to(directory).as_posix() for p in directory.glob("data/*/*.parquet") if p.is_file()]
-    except MissingFileError:
-        if address.kind != HTTP:  # there no file matches; elsewhere there is no such place
-            raise
-        names = []
+    directory = snapshot(address, _RELEASE_PATTERNS, hub_cache)
+    names = [p.relative_to(directory).as_posix() for p in directory.glob("data/*/*.parquet") if p.is_file()]
     if shards(names, schemas.FEATURES, address):
         if esci is not None or selection is not None:
             raise UsageError("a release is joined already", where=address, fix="Leave esci and selection out.")

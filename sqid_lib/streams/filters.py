@@ -8,7 +8,6 @@ queries    an iterable of query ids, which are integers; not empty. Ids that nob
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.streams.batches import Rows
+from sqid_lib.tables.keys import listed, query_ids, shown
 from sqid_lib.tables.vector_columns import dense
 
 _LISTED = 12  # labels in a message: a click log has one for each pair of counts
@@ -80,49 +80,23 @@ def read_filters(
         UsageError: a filter has a wrong type or is empty.
     """
     if split is not None and not isinstance(split, str):
-        raise UsageError("not a split", where="split", expected='one name, such as "test"', got=_shown(split))
+        raise UsageError("not a split", where="split", expected='one name, such as "test"', got=shown(split))
     if has_image is not None and not isinstance(has_image, bool | np.bool_):
-        raise UsageError("not a filter of images", where="has_image", expected="True or False", got=_shown(has_image))
+        raise UsageError("not a filter of images", where="has_image", expected="True or False", got=shown(has_image))
     return Filters(
         None if labels is None else _labels(labels),
         split,
         None if has_image is None else bool(has_image),
-        None if queries is None else _queries(queries),
+        None if queries is None else query_ids(queries),
     )
 
 
 def _labels(labels: Any) -> tuple[str, ...]:
     expected = 'labels in a list, such as ["E", "S"]'
-    values = _listed(labels, "labels", expected)
+    values = listed(labels, "labels", expected)
     if wrong := [value for value in values if not isinstance(value, str)]:
-        raise UsageError("not labels", where="labels", expected=expected, got=_shown(wrong[0]))
+        raise UsageError("not labels", where="labels", expected=expected, got=shown(wrong[0]))
     return tuple(values)
-
-
-def _queries(queries: Any) -> tuple[int, ...]:
-    expected = "integers in a list, such as [1001, 1002]"
-    values = []
-    for value in _listed(queries, "queries", expected):
-        try:
-            number = None if isinstance(value, bool | np.bool_) else operator.index(value)
-        except TypeError:
-            number = None
-        if number is None or not -(2**63) <= number < 2**63:
-            raise UsageError("not query ids", where="queries", expected=expected, got=_shown(value))
-        values.append(number)
-    return tuple(values)
-
-
-def _listed(values: Any, name: str, expected: str) -> list[Any]:
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise UsageError(f"not a list of {name}", where=name, expected=expected, got=_shown(values))
-    try:
-        found = list(values)
-    except TypeError:  # an array without dimensions says that it can be iterated
-        raise UsageError(f"not a list of {name}", where=name, expected=expected, got=_shown(values)) from None
-    if not found:
-        raise UsageError("an empty list keeps nothing", where=name, expected=expected, got=_shown(values))
-    return found
 
 
 def _among(column: pa.ChunkedArray, wanted: tuple[str, ...], name: str, column_name: str) -> npt.NDArray[np.bool_]:
@@ -132,7 +106,3 @@ def _among(column: pa.ChunkedArray, wanted: tuple[str, ...], name: str, column_n
         raise UsageError(f"no judgment has this {column_name}", where=name, expected=expected, got=", ".join(unknown))
     kept: npt.NDArray[np.bool_] = dense(pc.is_in(column, value_set=pa.array(wanted, pa.string())))
     return kept
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:80]

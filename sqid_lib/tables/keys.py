@@ -1,9 +1,11 @@
-"""Keys of rows: read without the spaces around them, one text for each, and whether they are unique."""
+"""Keys of rows: read without the spaces around them, one text for each, whether they are unique; and a user's."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from sqid_lib.errors import CorruptFileError, DuplicateKeyError
+from sqid_lib.errors import CorruptFileError, DuplicateKeyError, UsageError
 from sqid_lib.files import File
 from sqid_lib.schemas import PRODUCT_KEY
 
@@ -143,3 +145,36 @@ def check_unique_in_splits(
     for name in dict.fromkeys(names):
         chosen = [i for i, other in enumerate(names) if other == name]
         check_unique(pa.concat_tables([tables[i] for i in chosen]), columns, what, files[chosen[0]].url)
+
+
+def query_ids(queries: Any) -> tuple[int, ...]:
+    """The ids in a list of a user; UsageError unless they are integers, at least one."""
+    expected = "integers in a list, such as [1001, 1002]"
+    values = []
+    for value in listed(queries, "queries", expected):
+        try:
+            number = None if isinstance(value, bool | np.bool_) else operator.index(value)
+        except TypeError:
+            number = None
+        if number is None or not -(2**63) <= number < 2**63:
+            raise UsageError("not query ids", where="queries", expected=expected, got=shown(value))
+        values.append(number)
+    return tuple(values)
+
+
+def listed(values: Any, name: str, expected: str) -> list[Any]:
+    """The values of an iterable of a user, which is used up; UsageError for a text, no iterable, or no values."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise UsageError(f"not a list of {name}", where=name, expected=expected, got=shown(values))
+    try:
+        found = list(values)
+    except TypeError:  # an array without dimensions says that it can be iterated
+        raise UsageError(f"not a list of {name}", where=name, expected=expected, got=shown(values)) from None
+    if not found:
+        raise UsageError("an empty list keeps nothing", where=name, expected=expected, got=shown(values))
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value of a user in a message."""
+    return repr(value)[:80]

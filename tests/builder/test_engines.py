@@ -60,7 +60,7 @@ def opened(folder: Path) -> list[list[str]]:
 TASKS = [f"task-{n}" for n in range(9)]
 
 
-@pytest.mark.parametrize("places", [("cpu",), ("left", "right"), ("a", "b", "c")])
+@pytest.mark.parametrize("places", [("cpu",), ("left", "right"), pytest.param(("a", "b", "c"), marks=pytest.mark.slow)])
 def test_every_task_is_done_and_each_worker_opened_once(tmp_path: Path, places: tuple[str, ...]) -> None:
     assert run(tmp_path, TASKS, *places) == 3 * len(TASKS)
     assert {(tmp_path / task).read_text() for task in TASKS} <= set(places)

@@ -12,7 +12,7 @@ import pytest
 
 from builder import demo, packages, pipeline
 from builder.recipe import CatalogueSettings, EncoderSettings, EsciSettings, PagesSettings, Recipe, ResolveSettings
-from sqid_lib.errors import MissingExtraError
+from sqid_lib.errors import MissingExtraError, MissingFileError, SqidError
 
 RECIPE = Recipe(name="t", version="1", esci=EsciSettings(path="/nowhere"))
 
@@ -99,3 +99,11 @@ def test_fetch_done_before_runs_without_its_packages(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_model_directory_that_is_not_there_is_reported_before_the_first_stage(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"encoder": EncoderSettings(model=str(tmp_path / "clip"))})
+    with pytest.raises(MissingFileError, match=r"encoder.model: no such model directory; got .*clip"):
+        pipeline.build(recipe, tmp_path / "work")
+    with pytest.raises(SqidError, match="nowhere"):
+        pipeline.build(recipe, tmp_path / "work", only="sample")

@@ -40,6 +40,15 @@ def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["f.run"]
 
 
+def test_a_file_is_on_disk_before_it_has_its_name_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "f.run", list[tuple[int, bool]]()
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_ino, path.exists())))
+    files.write_text(path, "new\n")
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 @given(st.from_regex(r"[a-z]{1,9}", fullmatch=True), st.integers(0, 99_999), st.integers(0, 99_999))
 def test_names_of_shards_read_back(name: str, shard: int, shards: int) -> None:
     assert files.parse_shard_name(files.shard_name("urls", name, shard, shards)) == (name, shard, shards)

@@ -87,7 +87,9 @@ def test_batches_say_where_they_begin(tmp_path: Path, monkeypatch: pytest.Monkey
         assert batches[-1].where(batches[-1].table.num_rows - 1).endswith(last)
 
 
-def test_a_folder_of_parquet_files_is_one_table_and_other_files_in_it_are_not_read(tmp_path: Path) -> None:
+def test_a_folder_of_parquet_files_is_one_table_and_other_files_in_it_are_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name, rows in (("data/b.parquet", ROWS[1:]), ("data/a.parquet", ROWS[:1])):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
@@ -96,6 +98,7 @@ def test_a_folder_of_parquet_files_is_one_table_and_other_files_in_it_are_not_re
     tables = open_tables(str(tmp_path))
     assert [Path(file.path).name for file in tables.files] == ["a.parquet", "b.parquet"]
     assert read(tables) == ROWS and places(tables) == ["a.parquet, row 1", "b.parquet, row 1"]
+    assert "only its parquet files are read, and not " in caplog.text
 
 
 def test_a_folder_with_tables_in_it_is_not_searched_further(tmp_path: Path) -> None:
@@ -215,6 +218,8 @@ def test_a_file_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         tables = open_tables(f"{server.url}/a.csv")
         assert read(tables) == ROWS and tables.files == open_tables(f"{server.url}/a.csv").files
         assert places(tables)[0] == "a.csv, line 2"
+        secret = server.url.replace("://", "://me:geheim@")
+        assert open_tables(f"{secret}/a.csv").address == f"{server.url}/a.csv"
         before = find_tables(f"{server.url}/a.csv")
         (tmp_path / "shop" / "a.csv").write_text(CSV + "3,c\n", encoding="utf-8")
         assert find_tables(f"{server.url}/a.csv") != before

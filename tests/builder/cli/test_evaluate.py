@@ -163,7 +163,7 @@ def test_queries_of_a_file(evaluate: Run, tmp_path: Path) -> None:
     whole = json.loads(evaluate("--methods", "clip_image", "--json")[1])
     evaluate("--methods", "clip_image", "--per-query", str(tmp_path / "all.csv"))
     ids = [line.split(",")[0] for line in (tmp_path / "all.csv").read_text().splitlines()[1:]]
-    file.write_text(f"{ids[0]}\n\n{ids[2]}\n")
+    file.write_text(f"{ids[0]}\n\n{ids[2]}\n", encoding="utf-8-sig")  # as editors of Windows write it
     [row] = json.loads(evaluate("--methods", "clip_image", "--json", "--queries", str(file))[1])
     assert row["queries"] == 2 < whole[0]["queries"]
     for text, message in (("x1\n", "held_out.txt: not query ids; expected an integer in each line"), (None, "cannot")):

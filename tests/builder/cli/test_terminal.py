@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -14,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_release import write_release
 
+from builder.cli import build
+from builder.cli.terminal import log_handler
 from sqid_lib import schemas
 
 C_LOCALE = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -21,6 +25,16 @@ TERMINALS = [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, C_LO
 NAMES = ["cp1252", "ascii", "C"]
 SOME = [TERMINALS[0], pytest.param(TERMINALS[1], marks=pytest.mark.slow), TERMINALS[2]]
 SOURCE = "größe → 日本"
+
+
+def test_the_log_and_the_next_command_have_no_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "https://x.example/shop.csv?token=geheim"
+    log_handler().emit(logging.LogRecord("sqid", logging.INFO, "", 0, "%s: columns", (address,), None))
+    assert capsys.readouterr().err == "INFO: https://x.example/shop.csv?token=…: columns\n"
+    words = ["build", "r.toml", "--work", "w", "--set", f"catalogue.products={address}"]
+    parser = argparse.ArgumentParser()
+    build.add_arguments(parser)
+    assert "geheim" not in build._command(parser.parse_args(words[1:]))
 
 
 def test_closed_streams_are_the_null_device() -> None:
@@ -77,15 +91,23 @@ def test_help_is_readable_on_any_terminal(release: Path, terminal: dict[str, str
     assert b"a" + dot + b"A + (1-a)" + dot + b"B of any two methods" in evaluate.stdout
 
 
+@pytest.fixture(scope="module", params=["--json", "--csv"])
+def evaluation(release: Path, request: pytest.FixtureRequest) -> tuple[list[str], bytes]:
+    """Arguments that ask for data, and what they print where all is UTF-8."""
+    command = ["evaluate", str(release), "--methods", "clip_text", "--slices", "source", request.param]
+    return command, run(release, {"PYTHONUTF8": "1"}, *command).stdout
+
+
 @pytest.mark.parametrize("terminal", SOME, ids=NAMES)
-@pytest.mark.parametrize("form", ["--json", "--csv"])
-def test_redirected_data_are_utf_8_whatever_the_terminal(release: Path, terminal: dict[str, str], form: str) -> None:
-    command = ["evaluate", str(release), "--methods", "clip_text", "--slices", "source", form]
-    done, plain = run(release, terminal, *command), run(release, {"PYTHONUTF8": "1"}, *command)
+def test_redirected_data_are_utf_8_whatever_the_terminal(
+    release: Path, terminal: dict[str, str], evaluation: tuple[list[str], bytes]
+) -> None:
+    command, expected = evaluation
+    done = run(release, terminal, *command)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == plain.stdout
+    assert done.stdout == expected
     assert SOURCE.encode() in done.stdout
-    if form == "--json":
+    if command[-1] == "--json":
         assert SOURCE in json.loads(done.stdout)[0]["slices"]["source"]
 
 

@@ -184,6 +184,8 @@ def test_supplementary_products_on_request(recipe: Recipe, tmp_path: Path) -> No
 
 
 def test_killed_and_run_again_gives_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    import torch
+
     work, undisturbed = make_work(tmp_path / "a"), make_work(tmp_path / "b")
     embed(recipe, undisturbed)
     whole = contents(undisturbed)
@@ -205,7 +207,8 @@ atomic.sync = dying
 encoder = EncoderSettings(**{vars(recipe.encoder)!r})
 embed(Recipe(name="tiny", version="1.0.0", esci=EsciSettings(path="esci"), encoder=encoder), Path({str(work)!r}))
 """
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # other threads, other last bits
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert any(name.endswith(".part") for name in contents(work))
     finished = {f"vectors/{encoders(work)[0].name}/{name}" for name in ("encoder.json", "texts-00000.parquet")}

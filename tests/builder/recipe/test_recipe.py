@@ -245,8 +245,6 @@ def test_a_misspelt_key_is_answered_with_the_likely_one(tmp_path: Path) -> None:
         (MINIMAL + '[artifacts]\npath = "nowhere"\n', "artifacts.path"),
         (f'[esci]\npath = "nowhere{"x" * 300}"\n', "esci.path"),  # longer than a file name may be
         (MINIMAL + '[resolve]\ntables = ["nowhere.csv"]\n', "resolve.tables[0]"),
-        (MINIMAL + '[encoder]\nmodel = "/nowhere/clip"\n', "encoder.model"),
-        (MINIMAL + '[encoder]\nmodel = "../nowhere/clip"\n', "encoder.model"),
         (
             '[esci]\npath = "nowhere"\n[artifacts]\npath = "esci"\n[resolve]\ntables = ["r.toml", "no.csv"]\n',
             "esci.path, resolve.tables[1] do not exist",

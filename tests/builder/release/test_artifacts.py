@@ -153,3 +153,9 @@ def test_an_index_without_a_name_says_what_to_do(tmp_path: Path, esci: Path, art
     frame.to_parquet(artifacts / schemas.QUERY_FEATURES)
     with pytest.raises(SchemaError, match=r"'query_id' is missing.*reset_index\(\) before writing"):
         build(tmp_path)
+
+
+def test_queries_of_another_encoder_are_refused(tmp_path: Path, esci: Path, artifacts: Path) -> None:
+    vectors(lambda rows: pa.array([row[:3] for row in rows]))(artifacts / schemas.QUERY_FEATURES)
+    with pytest.raises(SchemaError, match=f"products and of queries differ in width; expected {WIDTH}, .* got 3. Make"):
+        build(tmp_path)

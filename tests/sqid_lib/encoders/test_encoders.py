@@ -587,7 +587,7 @@ def model_hub(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -504,3 +504,18 @@ def test_some_queries_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(given[1].per_query["mine"], given[0].per_query["mine"][rows])
     with pytest.raises(EvaluationError, match=r"nothing to judge.*none of the queries asked for"):
         evaluation.compare(store, queries=[-1])
+    for wrong in ([some[0] + 0.7], [str(some[0])], str(some[0]), [float("nan")], [None], [2**70], some[0], []):
+        with pytest.raises(UsageError, match="queries"):
+            evaluation.compare(store, queries=wrong)  # type: ignore[arg-type]
+
+
+def test_one_name_is_no_list_of_methods() -> None:
+    for call in (evaluation.compare, evaluation.retrieve):
+        with pytest.raises(UsageError, match=r"not a list of methods.*got 'clip_text'"):
+            call(random_store(3), "clip_text")
+
+
+def test_scores_that_are_not_numbers() -> None:
+    store = random_store(3)
+    with pytest.raises(EvaluationError, match="mine: scores are not numbers"):
+        evaluation.compare(store, scores={"mine": ["x"] * store.judgments.num_rows})

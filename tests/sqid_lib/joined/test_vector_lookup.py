@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,24 @@ def test_which_rows_have_a_vector_that_is_not_zero(tmp_path: Path) -> None:
     assert found.present("clip_text_features").tolist() == [True, False, False, True]
     assert found.present("clip_image_features").tolist() == [True, True, False, True]
     assert joins.without_text(found, keys(["d", "gone", "b", "a"])).to_pydict()["product_id"] == ["gone", "b"]
+
+
+def test_vectors_of_a_remote_file_are_read_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thread of pyarrow meets, it may still hold when the interpreter ends, which then aborts."""
+    write(tmp_path / "a.parquet", ["a", "b"], np.ones((2, 3), np.float32))
+    content, threads = (tmp_path / "a.parquet").read_bytes(), set()
+
+    class Remote(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            threads.add(threading.get_ident())
+            return super().read(size)
+
+    monkeypatch.setattr("sqid_lib.tables.content.open_ranges", lambda _: Remote(content))
+    lookup = joins.open_product_vectors([File("https://host/a.parquet")])
+    threads.clear()
+    assert [len(taken) for taken in lookup.take(np.array([1, 0]))] == [2, 2]
+    assert threads == {threading.get_ident()}
+    lookup.close()
 
 
 @settings(max_examples=40, deadline=None)

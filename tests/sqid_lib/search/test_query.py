@@ -82,6 +82,7 @@ def test_an_empty_text_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("query", "image"),
     [
+        (np.array([1.0, 1e39, 0, 0]), None),  # not a number of 32 bits
         (None, None),
         (np.zeros(3), None),
         (np.zeros((1, 4)), None),

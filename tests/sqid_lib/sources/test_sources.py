@@ -125,6 +125,15 @@ def ranges(server: FileServer) -> list[str | None]:
     return [asked for method, _, asked in server.requests if method == "GET"]
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that would be waited between attempts, which here follow one another at once."""
+    found: list[float] = []
+    monkeypatch.setattr("time.sleep", found.append)
+    return found
+
+
+@pytest.mark.usefixtures("waits")
 def test_a_download_that_breaks_off_continues_where_it_stopped(big: FileServer, cache: str) -> None:
     big.cuts[BIG_PATH] = [CHUNK + 300_000, CHUNK + 200_000]
     (file,) = sources.find(big.url, "products", cache)
@@ -159,9 +168,8 @@ def test_the_whole_file_arrives_whatever_part_is_there(
     assert path.read_bytes() == BIG
 
 
-def test_a_file_that_changes_while_it_is_downloaded_is_not_kept(
-    big: FileServer, cache: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("waits")
+def test_a_file_that_changes_while_it_is_downloaded_is_not_kept(big: FileServer, cache: str) -> None:
     (file,) = sources.find(big.url, "products", cache)
     big.cuts[BIG_PATH] = [CHUNK + 300_000]
     other = BIG[::-1]
@@ -172,6 +180,15 @@ def test_a_file_that_changes_while_it_is_downloaded_is_not_kept(
         sources.download(file, cache)
     (file,) = sources.find(big.url, "products", cache)
     assert Path(sources.download(file, cache).path).read_bytes() == other
+
+
+def test_a_file_that_changes_while_its_ranges_are_read_is_not_mixed(big: FileServer) -> None:
+    with sources.open_ranges(big.url + BIG_PATH) as stream:
+        assert stream.read(100) == BIG[:100]
+        (big.root / schemas.ESCI_PRODUCTS).write_bytes(BIG[::-1])
+        stream.seek(10 * CHUNK)
+        with pytest.raises(DownloadError, match="changed while it was read"):
+            stream.read(100)
 
 
 def test_a_full_disk_is_reported_at_once(big: FileServer, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,20 +208,21 @@ def test_asked_to_download_again_it_does(big: FileServer, cache: str) -> None:
     assert ranges(big) == [None, None]
 
 
-def test_a_server_that_fails_once_is_asked_again(tmp_path: Path, esci: Path, cache: str) -> None:
+def test_a_server_that_fails_is_asked_again(tmp_path: Path, esci: Path, cache: str, waits: list[float]) -> None:
     path = f"/esci/{schemas.ESCI_SOURCES}"
     with FileServer(tmp_path) as server:
         server.broken[path] = 2
         (file,) = sources.find(f"{server.url}/esci", "sources", cache)
         server.broken[path] = 1
         assert Path(sources.download(file, cache).path).read_bytes() == (esci / schemas.ESCI_SOURCES).read_bytes()
+    assert waits == [0.5, 1.0, 0.5]
 
 
-@pytest.mark.parametrize(("status", "error"), [(403, "access refused"), (404, "missing"), (500, "HTTP 500")])
-def test_a_server_that_refuses_is_reported(
-    tmp_path: Path, cache: str, status: int, error: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
+@pytest.mark.usefixtures("waits")
+@pytest.mark.parametrize(
+    ("status", "error"), [(403, "access refused.*who may read it"), (404, "missing"), (500, "HTTP 500")]
+)
+def test_a_server_that_refuses_is_reported(tmp_path: Path, cache: str, status: int, error: str) -> None:
     with FileServer(tmp_path) as server:
         server.status[f"/{schemas.ESCI_SOURCES}"] = status
         with pytest.raises(SourceError, match=error) as raised:
@@ -223,8 +241,14 @@ def test_one_file_by_its_address(tmp_path: Path, esci: Path) -> None:
                 sources.find_file(gone)
 
 
-def test_no_server_at_all(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(SourceError, match=r"a\.csv: a pipe or a device, not a file"):
+        sources.find_file(tmp_path / "a.csv")
+
+
+@pytest.mark.usefixtures("waits")
+def test_no_server_at_all(tmp_path: Path, cache: str) -> None:
     with FileServer(tmp_path) as server:
         url = server.url
     with pytest.raises(DownloadError, match="cannot be reached"):

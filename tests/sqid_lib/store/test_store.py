@@ -456,6 +456,14 @@ def test_classic_files_elsewhere(tmp_path: Path) -> None:
             assert done.stdout.split()[1:] == ["0"], done.stderr
 
 
+def test_a_release_elsewhere_that_lacks_a_file_is_not_taken_for_the_classic_files(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", classic=True)
+    with FileServer(release) as server:
+        server.status[f"/data/{schemas.JUDGMENTS}/test-00001-of-00002.parquet"] = 404
+        with pytest.raises(MissingFileError, match=r"test-00001-of-00002\.parquet"):
+            EmbeddingStore.open(server.url, cache_dir=tmp_path / "cache", progress=False)
+
+
 def test_says_that_a_repo_or_revision_is_not_there(release: Path, tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "hub") as hub:
         assert (
