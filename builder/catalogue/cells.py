@@ -89,6 +89,7 @@ def _as_text(batch: Batch, column: str) -> pa.Array:
     dtype = values.type
     try:
         if is_list(dtype) and (is_text(dtype.value_type) or pa.types.is_null(dtype.value_type)):
+            values = values.cast(pa.list_(pa.string()))  # bytes are text, too
             lines = ["\n".join(item for item in row if item) if row is not None else None for row in values.to_pylist()]
             return pa.array(lines, pa.string())
         if pa.types.is_floating(dtype):

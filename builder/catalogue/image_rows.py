@@ -23,7 +23,7 @@ class ImageRows:
 
     Attributes:
         files: of the products, in the order in which references count them, each at the version that was read.
-        column: name of the column that holds the images: binary, or struct<bytes, path>.
+        column: name of the column that holds the images: binary or struct<bytes, path>, or lists of them.
     """
 
     files: tuple[File, ...] = ()

@@ -33,29 +33,30 @@ _IMAGE_NAME = re.compile(r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNOREC
 def image_cells(batch: Batch, column: str) -> tuple[pa.Array, npt.NDArray[np.int32]]:
     """The first image of each row, null where there is none, and how many there are, [rows].
 
-    A cell may name several images: a list, or names or URLs with "|", a comma, a semicolon or a line break between.
+    A cell may hold a list of images, or name several: names or URLs with "|", a comma, a semicolon or a line break
+    between.
 
     Raises:
         SchemaError: the column holds neither texts nor images.
     """
     values = batch.table.column(column)
-    if is_list(values.type) and (
-        pa.types.is_nested(values.type.value_type) or pa.types.is_binary(values.type.value_type)
-    ):
+    if is_list(values.type) and pa.types.is_nested(values.type.value_type):
         raise SchemaError(
-            f"column {column!r} holds lists of images or objects",
+            f"column {column!r} holds lists of objects that are no images",
             where=batch.tables.files[batch.file],
+            expected="URLs, paths, or images as bytes or as objects with bytes and path, in parquet",
             got=str(values.type)[:80],
-            fix="Write one image in each row, or URLs.",
+            fix="Write one of these in each row, or a list of them.",
         )
     found = texts(batch, column, longest=None)
-    own = row_references(batch.file, batch.first, len(found)) if batch.has_images else None
+    if batch.image_counts is not None:
+        return _references(found, row_references(batch.file, batch.first, len(found))), batch.image_counts
     counts = pc.is_valid(found).cast(pa.int32()).to_numpy().copy()
     several = np.flatnonzero(
         pc.fill_null(pc.match_substring_regex(found, _SEVERAL), False).to_numpy(zero_copy_only=False)
     )
     if not len(several):
-        return _references(found, own), counts
+        return _references(found), counts
     first: dict[int, str | None] = {}
     for row in several.tolist():
         images = split_images(found[row].as_py())
@@ -63,7 +64,7 @@ def image_cells(batch: Batch, column: str) -> tuple[pa.Array, npt.NDArray[np.int
     mask = np.zeros(len(found), np.bool_)
     mask[several] = True
     found = pc.replace_with_mask(found, pa.array(mask), pa.array(list(first.values()), pa.string()))
-    return _references(found, own), counts
+    return _references(found), counts
 
 
 def split_images(cell: str) -> list[str]:
@@ -124,7 +125,7 @@ def _distinct(items: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(stripped for item in items if (stripped := item.strip())))
 
 
-def _references(cells: pa.Array, own: pa.Array | None) -> pa.Array:
+def _references(cells: pa.Array, own: pa.Array | None = None) -> pa.Array:
     """URLs and the references `own` of the rows as they are, and anything else as a local path."""
     cells = pc.replace_substring_regex(cells, r"^//", "https://")
     cells = pc.replace_substring_regex(cells, r"(?i)^file:(//)?", "")

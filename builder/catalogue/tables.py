@@ -11,6 +11,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from builder.catalogue.image_columns import image_references, is_image_column
@@ -41,14 +43,15 @@ class Batch:
             parquet have the type that they have there, which may differ between batches.
         file: number of the file, from 0.
         first: number of the first row in its file, from 0.
-        has_images: whether the column of images holds bytes, for which the batch has references.
+        image_counts: how many images each row has, [rows], where the column of images holds bytes: then it has their
+            references here; otherwise None.
     """
 
     tables: Tables
     table: pa.Table
     file: int
     first: int
-    has_images: bool = False
+    image_counts: npt.NDArray[np.int32] | None = None
 
     def where(self, row: int) -> str:
         """Where a row of the batch (from 0) is, for messages: "FILE, line N"."""
@@ -105,8 +108,8 @@ class Tables:
 
         Args:
             columns: some of `names`, at least one, none twice.
-            image: the one of them that names images. Where it holds the bytes of images they are not read: the batch
-                has "row:FILE:ROW" (numbers from 0) as text, null where there are none.
+            image: the one of them that names images. Where it holds the bytes of images, or lists of them, they are not
+                read: the batch has "row:FILE:ROW" (numbers from 0) as text, or a path, null where there are none.
 
         Raises:
             SourceError: a file is damaged, when it is reached.
@@ -158,14 +161,16 @@ class Tables:
             for group in range(parquet.num_row_groups):
                 rows, start = parquet.metadata.row_group(group).num_rows, first
                 if bytes_in:
-                    references = image_references(parquet, bytes_in, group, number, first)
+                    references, counts = image_references(parquet, bytes_in, group, number, first)
                 for batch in parquet.iter_batches(BATCH_ROWS, [group], others) if others else _no_columns(rows):
                     table = pa.Table.from_batches([batch])
                     table = pa.table([plain(column) for column in table.columns], table.column_names)
+                    images = None
                     if bytes_in:
                         part = references.slice(start - first, batch.num_rows)
                         table = table.append_column(bytes_in, part) if others else pa.table({bytes_in: part})
-                    yield Batch(self, table.select(columns), number, start, bytes_in is not None)
+                        images = counts[start - first :][: batch.num_rows]
+                    yield Batch(self, table.select(columns), number, start, images)
                     start += batch.num_rows
                 first += rows
 

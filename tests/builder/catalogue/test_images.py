@@ -38,11 +38,11 @@ def test_several_images_in_a_cell(cell: str, images: list[str]) -> None:
     assert split_images(cell) == images
 
 
-def cells(tmp_path: Path, values: pa.Array) -> tuple[list[Any], list[int]]:
-    pq.write_table(pa.table({"image": values}), tmp_path / "a.parquet")
-    batch = next(open_tables(str(tmp_path / "a.parquet")).read(["image"], image="image"))
-    images, counts = image_cells(batch, "image")
-    return images.to_pylist(), counts.tolist()
+def cells(tmp_path: Path, values: pa.Array, **written: Any) -> tuple[list[Any], list[int]]:
+    pq.write_table(pa.table({"image": values}), tmp_path / "a.parquet", **written)
+    batches = open_tables(str(tmp_path / "a.parquet")).read(["image"], image="image")
+    parts = [image_cells(batch, "image") for batch in batches]
+    return [i for images, _ in parts for i in images.to_pylist()], [n for _, counts in parts for n in counts.tolist()]
 
 
 def test_references(tmp_path: Path) -> None:
@@ -72,9 +72,52 @@ def test_bytes(tmp_path: Path) -> None:
     assert cells(tmp_path, pa.array([first, *others], struct)) == (images, [1, 1, 0, 1])
 
 
+BYTES, OTHER = {"bytes": b"\xff\xd8", "path": "same.jpg"}, {"bytes": b"\xff\xd9", "path": "same.jpg"}
+NAMED, NOTHING = {"bytes": None, "path": "a|b.jpg"}, {"bytes": None, "path": " "}
+LISTS: list[tuple[list[Any] | None, str | None, int]] = [  # cell, image, number of images; "row" for bytes
+    *(([BYTES, OTHER], "row", 2), ([], None, 0), (None, None, 0), ([None, BYTES], "row", 1)),
+    *(([NAMED, BYTES], "row", 2), ([NOTHING, NAMED, NAMED], "file:a|b.jpg", 1), ([None, NOTHING], None, 0)),
+]
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("group", [1, 3, 100])
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
+def test_lists_of_images(tmp_path: Path, kind: Any, group: int, statistics: bool) -> None:
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    values = pa.array([cell for cell, _, _ in LISTS], kind(struct))
+    images, counts = cells(tmp_path, values, row_group_size=group, write_statistics=statistics)
+    assert images == [f"row:0:{row}" if image == "row" else image for row, (_, image, _) in enumerate(LISTS)]
+    assert counts == [count for _, _, count in LISTS]
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize(
+    "dtype", [pa.list_(pa.binary()), pa.large_list(pa.large_binary()), pa.list_(pa.struct([("bytes", pa.binary())]))]
+)
+def test_lists_of_bytes(tmp_path: Path, dtype: pa.DataType, statistics: bool) -> None:
+    image: Any = {"bytes": b"\xff"} if pa.types.is_struct(dtype.value_type) else b"\xff"
+    values = pa.array([[image] * 3, None, [], [None, image], [None], *[[image]] * 100, None], dtype)
+    images, counts = cells(tmp_path, values, write_statistics=statistics)
+    assert images == ["row:0:0", None, None, "row:0:3", None, *(f"row:0:{n}" for n in range(5, 105)), None]
+    assert counts == [3, 0, 0, 1, 0, *[1] * 100, 0]
+
+
+def test_lists_of_one_length(tmp_path: Path) -> None:
+    images, counts = cells(tmp_path, pa.array([[b"\xff", b"\xff"], None, [None, b"\xff"]], pa.list_(pa.binary(), 2)))
+    assert images == ["row:0:0", None, "row:0:2"] and counts == [2, 0, 1]
+
+
+def test_lists_of_bytes_without_an_image_or_with_names_are_texts(tmp_path: Path) -> None:
+    values = pa.array([[], None, [None]], pa.list_(pa.binary()))
+    assert cells(tmp_path, values) == ([None] * 3, [0] * 3)
+    assert cells(tmp_path, pa.array([[b"a.jpg", b"b.jpg"]], pa.large_list(pa.binary()))) == (["file:a.jpg"], [2])
+
+
 def test_what_is_neither_text_nor_an_image(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match=r"lists of images or objects.*list"):
-        cells(tmp_path, pa.array([[{"bytes": b"1"}]]))
+    for objects in ([{"url": "a"}], [[b"\xff"]], [{"bytes": "text"}]):
+        with pytest.raises(SchemaError, match=r"lists of objects that are no images.*list"):
+            cells(tmp_path, pa.array([objects]))
     with pytest.raises(SchemaError, match=r"holds no texts.*struct"):
         cells(tmp_path, pa.array([{"url": "a"}]))
 

@@ -265,6 +265,14 @@ def test_equal_rows_with_several_images_are_one_product(tmp_path: Path, caplog: 
     assert "rows that repeat the product of another row: 4, such as 'A'; products with several images: 1" in caplog.text
 
 
+def test_equal_rows_with_lists_of_images_are_one_product(tmp_path: Path) -> None:
+    image = {"bytes": b"\xff\xd8", "path": "a.jpg"}
+    images = [None, [image] * 2, [{"bytes": None, "path": "b.jpg"}], [None, image]]
+    made = sampled(tmp_path, pa.table({"sku": list("BABA"), "title": list("baba"), "image": images}), IMAGES)
+    assert rows(made["products"], "product_id", "image_count") == [("A", 3), ("B", 1)]
+    assert rows(made["images"], "image") == ["row:0:1", "file:b.jpg"]
+
+
 def test_without_several_images_there_is_no_count(tmp_path: Path) -> None:
     made = sampled(tmp_path, "sku,title,image\n1,a,1.jpg\n1,a,1.jpg\n2,b,\n", IMAGES)
     assert made["products"].schema == schemas.SAMPLED_PRODUCTS_SCHEMA and made["products"].num_rows == 2

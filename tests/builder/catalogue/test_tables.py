@@ -169,10 +169,8 @@ def test_a_missing_file(tmp_path: Path) -> None:
         open_tables(str(tmp_path / "a.csv"))
 
 
-def test_bytes_of_images_become_references_and_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [{"bytes": b"\xff\xd8 1", "path": "a.jpg"}, {"bytes": b"\xff\xd8 2", "path": None}]
-    table = pa.table({"sku": ["1", "2"], "image": pa.array(images, IMAGE)})
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+def columns_read(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The columns that are read of parquet files from now on, of each reading."""
     wanted: list[Any] = []
     of_file = pq.ParquetFile.iter_batches
 
@@ -181,6 +179,14 @@ def test_bytes_of_images_become_references_and_are_not_read(tmp_path: Path, monk
         return of_file(self, rows, groups, columns)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    return wanted
+
+
+def test_bytes_of_images_become_references_and_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [{"bytes": b"\xff\xd8 1", "path": "a.jpg"}, {"bytes": b"\xff\xd8 2", "path": None}]
+    table = pa.table({"sku": ["1", "2"], "image": pa.array(images, IMAGE)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    wanted = columns_read(monkeypatch)
     tables = open_tables(str(tmp_path / "a.parquet"))
     assert read(tables, "image", "sku", image="image") == [
         {"image": "row:0:0", "sku": "1"},
@@ -188,6 +194,21 @@ def test_bytes_of_images_become_references_and_are_not_read(tmp_path: Path, monk
     ]
     assert wanted == [["sku"], ["sku"]]
     assert read(tables, "image", image="image") == [{"image": "row:0:0"}, {"image": "row:0:1"}]
+
+
+def test_lists_of_images_are_counted_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [[{"bytes": b"\xff\xd8", "path": None}] * 2, [], None, [{"bytes": b"\xff\xd8", "path": "a.jpg"}]]
+    bare = [[{"bytes": None, "path": "a.jpg"}], [], None, [None]]
+    table = pa.table({"image": pa.array([*images, *bare], pa.list_(IMAGE))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    wanted = columns_read(monkeypatch)
+    batches = list(open_tables(str(tmp_path / "a.parquet")).read(["image"], image="image"))
+    assert wanted == [["image.list.element.path"]] * 2
+    found = [image for batch in batches for image in batch.table["image"].to_pylist()]
+    assert found == ["row:0:0", None, None, "row:0:3", "a.jpg", None, None, None]
+    assert [batch.image_counts.tolist() for batch in batches if batch.image_counts is not None] == [
+        *([2, 0, 0, 1], [1, 0, 0, 0])
+    ]
 
 
 @pytest.mark.parametrize("statistics", [True, False])

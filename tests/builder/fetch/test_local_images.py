@@ -561,9 +561,17 @@ def image_table(
     path: Path, images: Sequence[bytes | None], *, group: int = 10, dtype: str = "struct", name: str = "image"
 ) -> ImageRows:
     """A parquet file with a column of images, as datasets writes it or as plain bytes."""
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     if dtype == "struct":
         cells: Any = [None if image is None else {"bytes": image, "path": "x.jpg"} for image in images]
-        column = pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        column = pa.array(cells, struct)
+    elif dtype == "structs":
+        cells = [
+            None if image is None else [None, {"path": "x"}, {"bytes": image}, {"bytes": JPEG}] for image in images
+        ]
+        column = pa.array(cells, pa.large_list(struct))
+    elif dtype == "binaries":
+        column = pa.array([[] if image is None else [None, image, JPEG] for image in images], pa.list_(pa.binary()))
     else:
         column = pa.array(images, {"binary": pa.binary(), "large": pa.large_binary()}[dtype])
     table = pa.table({"sku": [str(i) for i in range(len(images))], name: column})
@@ -571,7 +579,7 @@ def image_table(
     return ImageRows((sources.find_file(path),), name)
 
 
-@pytest.mark.parametrize("dtype", ["struct", "binary", "large"])
+@pytest.mark.parametrize("dtype", ["struct", "binary", "large", "structs", "binaries"])
 def test_bytes_in_rows(tmp_path: Path, dtype: str) -> None:
     images = [jpeg(0), None, jpeg(2), b"", b"<html>", *map(jpeg, range(5, 45)), huge_png(), JPEG + b"\0" * 100_000]
     rows = image_table(tmp_path / "p.parquet", images, dtype=dtype, name="photo.front")
@@ -637,6 +645,23 @@ def test_row_groups_are_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
     assert peak < size * count / 4
 
 
+def test_lists_are_read_as_many_images_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pa.array([[jpeg(row)] * 8 for row in range(6)], pa.list_(pa.binary()))
+    pq.write_table(pa.table({"image": images}), tmp_path / "p.parquet")
+    rows = ImageRows((sources.find_file(tmp_path / "p.parquet"),), "image")
+    at_once: list[int] = []
+    of_file = pq.ParquetFile.iter_batches
+
+    def iter_batches(self: pq.ParquetFile, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        at_once.append(batch_size)
+        return of_file(self, batch_size, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    found = dict(LocalImages(None, rows).read(["row:0:5", "row:0:2"], 100_000))
+    assert {reference: image.data for reference, image in found.items()} == {"row:0:2": jpeg(2), "row:0:5": jpeg(5)}
+    assert at_once == [2]
+
+
 def test_references_survive_the_way_to_another_process(tmp_path: Path) -> None:
     rows = image_table(tmp_path / "p.parquet", [jpeg(1)])
     local = LocalImages(str(tmp_path), rows)
@@ -670,17 +695,20 @@ print([fetch(recipe, work) for _ in range(2)])
 """
 
 
-def test_a_hub_dataset_with_an_image_column(tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_a_hub_dataset_with_an_image_column(tmp_path: Path, several: bool) -> None:
     import datasets
 
+    image: Any = datasets.List(datasets.Image()) if several else datasets.Image()
     folder = tmp_path / "repo" / "data"
     folder.mkdir(parents=True)
-    features = datasets.Features(
-        {"sku": datasets.Value("string"), "title": datasets.Value("string"), "image": datasets.Image()}
-    )
+    features = datasets.Features({"sku": datasets.Value("string"), "title": datasets.Value("string"), "image": image})
     for shard in range(2):
         numbers = [5 - 3 * shard - n for n in range(3)]  # sorted by sku they are read backwards
-        cells = {"sku": [f"P{n}" for n in numbers], "title": ["t"] * 3, "image": [{"bytes": jpeg(n)} for n in numbers]}
+        images: list[Any] = [{"bytes": jpeg(n)} for n in numbers]
+        if several:
+            images = [[None, image, {"bytes": JPEG}] for image in images]
+        cells = {"sku": [f"P{n}" for n in numbers], "title": ["t"] * 3, "image": images}
         table = datasets.Dataset.from_dict(cells, features=features)
         table.to_parquet(folder / f"train-0000{shard}-of-00002.parquet")
     work = tmp_path / "work"
@@ -689,6 +717,8 @@ def test_a_hub_dataset_with_an_image_column(tmp_path: Path) -> None:
         assert hub.run(HUB, str(work)) == "[6, 0]\n"
     assert [row["image_url"] for row in outcomes(work)][:2] == ["row:1:2", "row:1:1"]
     assert stored(work) == [jpeg(n) for n in range(6)]
+    products = pq.read_table(work / "sample" / "products.parquet")
+    assert products.column_names[-1] != "image_count" if not several else products["image_count"].to_pylist() == [2] * 6
 
 
 # -- the stages around it --------------------------------------------------------------------------------------------
