@@ -20,7 +20,7 @@ Words = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Values:
-    """Texts in a temporary file, of which some rows are meant, in order."""
+    """Texts in a temporary file, of which some rows are meant, in order. A pickled copy has them in memory."""
 
     _spool: Spool
     _rows: NDArray[np.int64]
@@ -36,6 +36,22 @@ class Values:
     def filter(self, mask: NDArray[np.bool_]) -> Values:
         """Those of a mask."""
         return Values(self._spool, self._rows[mask])
+
+    def __reduce__(self) -> tuple[type[_InMemory], tuple[pa.ChunkedArray]]:
+        tables = self._spool.take(self._rows, lambda table: table)
+        return _InMemory, (pa.chunked_array([chunk for t in tables for chunk in t["value"].chunks], pa.large_string()),)
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """What `Values` are in another process, which may be on another machine, without the file."""
+
+    _column: pa.ChunkedArray
+
+    def slice(self, start: int, length: int) -> list[str]:
+        """As of `Values`."""
+        found: list[str] = self._column.slice(start, length).to_pylist()
+        return found
 
 
 @dataclass(frozen=True)
