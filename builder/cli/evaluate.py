@@ -17,6 +17,7 @@ from sqid_lib.evaluation.labels import GAINS
 from sqid_lib.evaluation.methods import DEFAULT_METHODS, described
 from sqid_lib.evaluation.metrics import DEFAULT_METRICS, METRICS
 from sqid_lib.evaluation.nearest import BACKENDS
+from sqid_lib.evaluation.plot import check_format
 from sqid_lib.evaluation.report import Comparison
 from sqid_lib.evaluation.summary import SLICES
 from sqid_lib.files import write_text
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     check_engine(args)
     if args.engine != "local" and not args.retrieve:
         raise UsageError("--engine belongs to --retrieve", got=f"--engine {args.engine}")
+    if args.plot:
+        check_format(Path(args.plot))
     store = EmbeddingStore.open(args.dataset, revision=args.revision, cache_dir=args.cache_dir, verify=True)
     comparison = _compare(store, args)
     if args.json:

@@ -17,6 +17,12 @@ from sqid_lib.files import replacing
 _FORMATS = (".png", ".svg", ".pdf")
 
 
+def check_format(path: Path) -> None:
+    """Raise UsageError unless the path ends with .png, .svg or .pdf."""
+    if path.suffix.lower() not in _FORMATS:
+        raise UsageError("unknown image format", where=str(path), expected=" or ".join(_FORMATS), got=path.suffix)
+
+
 def draw(path: Path, rows: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Sweep]) -> Path:
     """Draw the rows and the sweeps of a `Comparison`.
 
@@ -24,8 +30,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Swe
         UsageError: the path ends with neither .png, .svg nor .pdf.
         MissingExtraError: matplotlib is not installed.
     """
-    if path.suffix.lower() not in _FORMATS:
-        raise UsageError("unknown image format", where=str(path), expected=" or ".join(_FORMATS), got=path.suffix)
+    check_format(path)
     columns = 2 if sweeps else 1
     figure = _figure((6.4 * columns, max(3.2, 1.4 + 0.4 * len(rows))))
     axes = figure.subplots(1, columns, squeeze=False)[0]
