@@ -146,7 +146,7 @@ def check_names(*, only: str | None = None, engine: str = "local", retry: Sequen
 def _check_model(recipe: Recipe, stages: Sequence[str]) -> None:
     """Raise MissingFileError for a model directory that is not there, before hours of fetching."""
     model = recipe.encoder.model
-    if "embed" in stages and is_model_path(model) and not Path(model).is_dir():
+    if "embed" in stages and is_model_path(model) and not Path(model).expanduser().is_dir():
         raise MissingFileError(
             "no such model directory",
             where="encoder.model",

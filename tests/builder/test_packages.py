@@ -101,7 +101,14 @@ def test_fetch_done_before_runs_without_its_packages(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_model_directory_that_is_not_there_is_reported_before_the_first_stage(tmp_path: Path) -> None:
+def test_a_model_directory_that_is_not_there_is_reported_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "there").mkdir()
+    at_home = RECIPE.model_copy(update={"encoder": EncoderSettings(model="~/there")})
+    with pytest.raises(SqidError, match="nowhere"):  # the ESCI files, in stage sample
+        pipeline.build(at_home, tmp_path / "work")
     recipe = RECIPE.model_copy(update={"encoder": EncoderSettings(model=str(tmp_path / "clip"))})
     with pytest.raises(MissingFileError, match=r"encoder.model: no such model directory; got .*clip"):
         pipeline.build(recipe, tmp_path / "work")
