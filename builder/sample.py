@@ -17,11 +17,10 @@ from sqid_lib.files import replacing
 from sqid_lib.joined import selection
 from sqid_lib.joined.product_texts import locate_products, product_texts
 from sqid_lib.tables.reader import conform
+from sqid_lib.tables.spool import GROUP_ROWS
 
 if TYPE_CHECKING:
     from builder.recipe import CatalogueSettings, ExpectSettings, Recipe
-
-_GROUP_ROWS = 16_384
 
 
 def esci_files(recipe: Recipe) -> dict[str, sources.File]:
@@ -94,7 +93,7 @@ def _sample_catalogue(recipe: Recipe, settings: CatalogueSettings, folder: Path)
     _write(folder / "supp.parquet", [], schemas.SAMPLED_PRODUCTS_SCHEMA)
     _write(folder / "images.parquet", products.images(), products.image_schema)
     _write(folder / "queries.parquet", [queries], schemas.SAMPLED_QUERIES_SCHEMA)
-    slices = (judgments.slice(i, _GROUP_ROWS) for i in range(0, judgments.num_rows, _GROUP_ROWS))
+    slices = (judgments.slice(i, GROUP_ROWS) for i in range(0, judgments.num_rows, GROUP_ROWS))
     _write(folder / "judgments.parquet", slices, schemas.SAMPLED_JUDGMENTS_SCHEMA)
 
 
@@ -118,4 +117,4 @@ def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         pq.ParquetWriter(part, schema, compression="zstd") as writer,
     ):
         for table in tables:
-            writer.write_table(conform(table, schema, path.name), row_group_size=_GROUP_ROWS)
+            writer.write_table(conform(table, schema, path.name), row_group_size=GROUP_ROWS)

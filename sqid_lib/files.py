@@ -153,7 +153,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A device or pipe, such as /dev/stdout, is written to as it is.
     """
-    if _is_stream(path):
+    # /dev/stdout may be a regular file at its end
+    if is_stream(path) or (path.is_symlink() and path.readlink().is_relative_to("/proc")):
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,9 +169,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def _is_stream(path: Path) -> bool:
-    if path.is_symlink() and path.readlink().is_relative_to("/proc"):
-        return True  # /dev/stdout, which may be a regular file at its end
+def is_stream(path: Path) -> bool:
+    """Whether it is there and neither a file nor a directory: a device or a pipe."""
     return path.exists() and not (path.is_file() or path.is_dir())
 
 

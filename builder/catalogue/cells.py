@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from builder.catalogue.tables import Batch
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, SchemaError, TextLengthError, first_line
-from sqid_lib.tables.columns import is_list, is_text, plain
+from sqid_lib.tables.columns import is_list, is_text, one_piece, plain
 
 _EXACT = 2.0**53  # whole numbers up to here are exact as float64
 _CONTROL = r"[\x00-\x1f\x7f]"
@@ -83,9 +83,7 @@ def _first(mask: pa.Array | pa.ChunkedArray) -> int | None:
 
 
 def _as_text(batch: Batch, column: str) -> pa.Array:
-    values = plain(batch.table.column(column)).combine_chunks()
-    if isinstance(values, pa.ChunkedArray):  # of no rows
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    values = one_piece(plain(batch.table.column(column)))
     dtype = values.type
     try:
         if is_list(dtype) and (is_text(dtype.value_type) or pa.types.is_null(dtype.value_type)):

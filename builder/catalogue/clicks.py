@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from builder.catalogue.rows import Rows
+from builder.catalogue.rows import Numbers, Rows
 from sqid_lib.errors import ContractError, SchemaError
 
 if TYPE_CHECKING:
     from builder.recipe import ClickSettings
 
 Ints = npt.NDArray[np.int64]
-Numbers = npt.NDArray[np.int32]
 _COUNT = re.compile(r"[0-9]{1,15}(?=(?:\.0+)?$)")
 
 

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.catalogue import columns
-from builder.catalogue.clicks import Numbers, add_up, click_gains
+from builder.catalogue.clicks import add_up, click_gains
 from builder.catalogue.queries import given_ids, number_queries, queries_table, query_texts, stable_id
-from builder.catalogue.rows import Rows, one_piece, read_rows
+from builder.catalogue.rows import Numbers, Rows, read_rows
 from builder.catalogue.tables import Tables
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, DuplicateKeyError, IntegrityError, LabelError, SchemaError, did_you_mean
+from sqid_lib.tables.columns import one_piece
 from sqid_lib.tables.keys import check_unique
 
 if TYPE_CHECKING:

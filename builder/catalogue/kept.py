@@ -14,7 +14,7 @@ from builder.catalogue.cells import texts
 from builder.catalogue.tables import Batch
 from sqid_lib import schemas
 from sqid_lib.errors import RecipeError, SchemaError, did_you_mean, first_line
-from sqid_lib.tables.columns import is_text, plain
+from sqid_lib.tables.columns import is_text, one_piece, plain
 
 IMAGE_COUNT = "image_count"  # that a catalogue's products have where some have several images
 IMAGE = "image"  # that products have while they are read
@@ -70,7 +70,7 @@ def kept_cells(batch: Batch, column: str) -> pa.Array:
             kept = values.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SchemaError(f"cannot be kept: {first_line(error)}", where=f"{where}: {column}", fix=_LEAVE_OUT) from error
-    return pa.concat_arrays(kept.chunks) if kept.num_chunks else pa.array([], kept.type)
+    return one_piece(kept)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from builder.catalogue.rows import Rows, read_rows
 from builder.catalogue.tables import Tables
 from sqid_lib import schemas
 from sqid_lib.errors import IntegrityError, LabelError, SqidError
+from sqid_lib.tables.columns import one_piece
 
 if TYPE_CHECKING:
     from builder.recipe import CatalogueSettings
@@ -227,7 +228,7 @@ def _judged_keys(rows: Rows, settings: CatalogueSettings) -> pa.Table:
 
 
 def _ids(keys: pa.Table) -> pa.Array:
-    return pa.concat_arrays(keys.column("product_id").chunks)
+    return one_piece(keys.column("product_id"))
 
 
 def _first_ids(tables: Tables, column: str) -> pa.Array:

@@ -9,15 +9,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builder.catalogue.rows import Rows
+from builder.catalogue.rows import Numbers, Rows
 from sqid_lib import schemas
 from sqid_lib.errors import DuplicateKeyError, SchemaError
 
-Ints = npt.NDArray[np.int32]
 _log = logging.getLogger(__name__)
 _WHOLE = re.compile(r"-?[0-9]{1,19}(?=(?:\.0+)?$)")
 _INT64 = range(-(2**63), 2**63)
@@ -36,7 +34,7 @@ def stable_id(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big") >> 1
 
 
-def query_texts(rows: Rows) -> tuple[list[str], Ints]:
+def query_texts(rows: Rows) -> tuple[list[str], Numbers]:
     """The normalised queries, each once in order of appearance, and the number of that of each row, [rows].
 
     Raises:
@@ -56,7 +54,7 @@ def query_texts(rows: Rows) -> tuple[list[str], Ints]:
     return list(numbers)[:empty], number
 
 
-def given_ids(rows: Rows, texts: Sequence[str], number: Ints) -> dict[str, int]:
+def given_ids(rows: Rows, texts: Sequence[str], number: Numbers) -> dict[str, int]:
     """The ids that the column query_id gives to queries; none without that column, or where no value is a number.
 
     Args:

@@ -12,6 +12,9 @@ import pyarrow as pa
 from builder.catalogue.cells import ids, texts
 from builder.catalogue.tables import Tables
 from sqid_lib.errors import EmptyFileError
+from sqid_lib.tables.columns import one_piece
+
+Numbers = npt.NDArray[np.int32]  # of rows, queries, products or pairs
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,6 @@ def read_rows(tables: Tables, columns: Mapping[str, str]) -> Rows:
     if not count:
         raise EmptyFileError("the table has no rows", where=tables.address, fix="Check the address.")
     return Rows(tables.address, pa.concat_tables(parts), places(tables, starts))
-
-
-def one_piece(column: pa.ChunkedArray) -> pa.Array:
-    """The same values without chunks."""
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def places(tables: Tables, starts: Sequence[tuple[int, int, int]]) -> Callable[[int], str]:

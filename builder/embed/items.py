@@ -93,8 +93,8 @@ class Collected:
 
     def distinct(self) -> tuple[Items, dict[str, Numbers]]:
         """The distinct values; per part, the number of each row's value (−1: null)."""
-        numbers, firsts = _numbered(words(as_digests(self._digests)))
         digests = as_digests(self._digests)
+        numbers, firsts = _numbered(words(digests))
         if len(firsts) < len(numbers):
             digests = digests.take(pa.array(firsts))
         of_parts, first = {}, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from builder.release.artifacts import check_embedded, check_none_without, embedded_revision
 from builder.release.classic import lists_or_null, with_vectors
-from builder.release.configs import ConfigWriter
+from builder.release.configs import write_config
 from builder.release.files import write_classic_features, write_urls
 from sqid_lib import schemas
 from sqid_lib.errors import IntegrityError, SchemaError
@@ -66,7 +67,7 @@ def write_catalogue(recipe: Recipe, work: Path, out: Path) -> str | None:
 def _write_configs(
     recipe: Recipe, sample: Path, products: _Products, queries: pa.Table, vectors: VectorLookup | None, out: Path
 ) -> None:
-    write = ConfigWriter(recipe, out, products.width, products.kept).write
+    write = partial(write_config, recipe, out, products.width, kept=products.kept)
     judgments = sample / "judgments.parquet"
     for split in recipe.selection.splits:
         rows = sum(table.num_rows for table in _judged(judgments, split, ["split"]))

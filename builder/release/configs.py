@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path)
     """
     judgments = read_parquet(str(sample / "judgments.parquet"), schemas.SAMPLED_JUDGMENTS_SCHEMA)
     queries = read_parquet(str(sample / "queries.parquet"), schemas.SAMPLED_QUERIES_SCHEMA)
-    write = ConfigWriter(recipe, out, artifacts.products.width).write
+    write = partial(write_config, recipe, out, artifacts.products.width)
 
     def write_products(config: str, split: str, name: str, keys: pa.Table, urls: pa.Table) -> None:
         texts = _texts(sample / f"{name}.parquet", keys, schemas.text_columns(config))
@@ -59,21 +59,26 @@ def write_configs(recipe: Recipe, sample: Path, artifacts: Artifacts, out: Path)
         write_products(schemas.FEATURES, schemas.SUPP_VECTORS_SPLIT, "supp", supp, artifacts.supp_urls)
 
 
-@dataclass(frozen=True)
-class ConfigWriter:
-    """Writes configs below `out`/data, with vectors of `width` and the columns that a catalogue keeps."""
+def write_config(
+    recipe: Recipe,
+    out: Path,
+    width: int,
+    config: str,
+    split: str,
+    tables: Iterable[pa.Table],
+    rows: int,
+    *,
+    kept: schemas.Kept = (),
+) -> None:
+    """Write a split of a config below `out`/data; one without rows is left out, which `datasets` could not load.
 
-    recipe: Recipe
-    out: Path
-    width: int
-    kept: schemas.Kept = ()
-
-    def write(self, config: str, split: str, tables: Iterable[pa.Table], rows: int) -> None:
-        """Write a split; one without rows is left out, which `datasets` could not load."""
-        if rows:
-            schema = schemas.config_schema(config, self.width, self.kept)
-            limit = self.recipe.release.max_shard_bytes
-            write_shards(self.out, config, split, tables, schema, rows=rows, max_shard_bytes=limit)
+    Args:
+        width: floats in a vector.
+        kept: columns that a catalogue keeps.
+    """
+    if rows:
+        schema, limit = schemas.config_schema(config, width, kept), recipe.release.max_shard_bytes
+        write_shards(out, config, split, tables, schema, rows=rows, max_shard_bytes=limit)
 
 
 def embeds_supp(recipe: Recipe) -> bool:

@@ -16,6 +16,7 @@ from builder.validate.rows import Scan
 from builder.validate.split_rows import Hashes, SplitRows, refers
 from builder.validate.vectors import mask
 from sqid_lib import schemas
+from sqid_lib.tables.columns import one_piece
 
 Unjudged = Collection[tuple[str, ...]]
 
@@ -160,13 +161,8 @@ def _keys(rows: pa.Table | None, names: tuple[str, ...]) -> pa.Array | None:
     """The key of each row as one text; None where a column of it is missing."""
     if rows is None or not set(names) <= set(rows.column_names):
         return None
-    parts = [_array(rows[name].cast(pa.string())) for name in names]
+    parts = [one_piece(rows[name].cast(pa.string())) for name in names]
     return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\0")
-
-
-def _array(column: Any) -> pa.Array:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
 def _shown(key: Any) -> str:

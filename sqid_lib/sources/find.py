@@ -14,7 +14,7 @@ from pathlib import Path
 from sqid_lib import schemas
 from sqid_lib.cache import read_note, write_note
 from sqid_lib.errors import DownloadError, MissingFileError, SourceError
-from sqid_lib.files import File
+from sqid_lib.files import File, is_stream
 from sqid_lib.sources import http, hub, local
 from sqid_lib.sources.address import HTTP, HUB, LOCAL, Address, parse_address
 from sqid_lib.sources.read import offline, sources_cache
@@ -96,7 +96,7 @@ def find_file(text: str | os.PathLike[str]) -> File:
     found: File | None = None
     if address.kind == LOCAL:
         path = Path(address.path)
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if is_stream(path):
             raise SourceError("a pipe or a device, not a file", where=path, fix="Write what it gives to a file first.")
         found = File(address.path, local.version(path)) if path.exists() else None
     elif address.kind == HTTP:

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, DuplicateKeyError, IntegrityError, LabelError, SchemaError
 from sqid_lib.streams.batches import Rows
-from sqid_lib.tables.vector_columns import dense, read_vectors
+from sqid_lib.tables.columns import dense
+from sqid_lib.tables.vector_columns import read_vectors
 
 _SHOWN = 8  # labels in a message
 

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from sqid_lib.errors import StoreError, UsageError
 from sqid_lib.streams.batches import Rows
+from sqid_lib.tables.columns import dense
 from sqid_lib.tables.keys import listed, query_ids, shown
-from sqid_lib.tables.vector_columns import dense
 
 _LISTED = 12  # labels in a message: a click log has one for each pair of counts
 

@@ -27,9 +27,9 @@ from sqid_lib.streams.checks import (
 from sqid_lib.streams.filters import Filters, no_judgments
 from sqid_lib.streams.release_reader import PIECE, Release
 from sqid_lib.streams.texts import QUERY_TEXTS, long_texts
+from sqid_lib.tables.columns import dense
 from sqid_lib.tables.keys import key_strings
 from sqid_lib.tables.reader import conform, open_parquet, read_parquet, reporting
-from sqid_lib.tables.vector_columns import dense
 
 _JUDGMENT_SCHEMA = pa.schema(
     [

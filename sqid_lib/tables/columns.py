@@ -1,7 +1,11 @@
-"""Columns of untrusted files: which types are read as which, and the conversion to exactly the declared ones."""
+"""Columns of untrusted files: which types are read as which, the conversion to exactly the declared ones, to numpy."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -164,3 +168,20 @@ def _type_name(dtype: pa.DataType) -> str:
     if pa.types.is_string(dtype):
         return "text"
     return "a list of float32" if is_list(dtype) else str(dtype)
+
+
+def one_piece(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The same values without chunks, and without the copy that `combine_chunks` makes even of one chunk."""
+    if isinstance(column, pa.Array):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def dense(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Numbers or booleans without a null, read-only; pyarrow's own `to_numpy` imports pandas, which takes 45 MB."""
+    values = one_piece(column)
+    if pa.types.is_boolean(values.type):  # bits in arrow, bytes in numpy
+        return np.from_dlpack(values.cast(pa.uint8())).view(np.bool_)
+    return np.from_dlpack(values)

@@ -16,6 +16,7 @@ import xxhash
 from sqid_lib.errors import CorruptFileError, DuplicateKeyError, UsageError
 from sqid_lib.files import File
 from sqid_lib.schemas import PRODUCT_KEY
+from sqid_lib.tables.columns import dense
 
 # U+001F; pa.scalar would import pandas, 45 MB that a stream has better uses for
 _SEPARATOR = pa.StringArray.from_buffers(1, pa.py_buffer(bytes(4) + b"\x01\0\0\0"), pa.py_buffer(b"\x1f"))[0]
@@ -104,13 +105,9 @@ def neighbours(keys: pa.Table) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bo
     smaller, equal = (np.full(max(keys.num_rows - 1, 0), start) for start in (False, True))
     for column in keys.columns:
         before, after = column.slice(0, len(smaller)), column.slice(1)
-        smaller |= equal & _mask(pc.less(after, before))
-        equal &= _mask(pc.equal(after, before))
+        smaller |= equal & dense(pc.fill_null(pc.less(after, before), False))
+        equal &= dense(pc.fill_null(pc.equal(after, before), False))
     return smaller, equal
-
-
-def _mask(found: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    return np.asarray(pc.fill_null(found, False).to_numpy(), np.bool_)
 
 
 def check_unique(table: pa.Table, columns: Sequence[str], what: str, where: str) -> None:

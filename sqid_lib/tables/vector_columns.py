@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from sqid_lib import schemas
 from sqid_lib.errors import ContractError, CorruptFileError, SchemaError
 from sqid_lib.files import File
-from sqid_lib.tables.columns import is_list, plain, plain_type
+from sqid_lib.tables.columns import dense, is_list, one_piece, plain, plain_type
 from sqid_lib.tables.reader import Source, open_parquet, reporting
 from sqid_lib.tables.vector_pages import UnusualPages, fill_vectors
 
@@ -172,32 +172,17 @@ def _without_nan(
 
 def _innermost(column: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
     """The column in one chunk, a list per row: a tensor or a matrix of one row is taken for the vector it holds."""
-    lists = _one_chunk(plain(column) if isinstance(column, pa.ChunkedArray) else column)
+    lists = one_piece(plain(column) if isinstance(column, pa.ChunkedArray) else column)
     while is_list(lists.type) and is_list(plain_type(lists.type.value_type)):
         lengths = pc.list_value_length(lists)
         several = pc.unique(pc.filter(lengths, pc.greater(lengths, 1))).to_pylist()
         if several:
             raise SchemaError(f"a row holds {several[0]} vectors", where=where, expected="one vector a row")
         there = pc.equal(lengths, 1)
-        inner = _one_chunk(plain(pa.chunked_array([lists.flatten()])))
+        inner = one_piece(plain(pa.chunked_array([lists.flatten()])))
         position = pc.subtract(pc.cumulative_sum(pc.fill_null(there, False).cast(pa.int64())), 1)
         lists = inner.take(pc.if_else(pc.fill_null(there, False), position, None))
     return lists
-
-
-def dense(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
-    """Numbers or booleans without a null, read-only; pyarrow's own `to_numpy` imports pandas, which takes 45 MB."""
-    values = _one_chunk(column)
-    if pa.types.is_boolean(values.type):  # bits in arrow, bytes in numpy
-        return np.from_dlpack(values.cast(pa.uint8())).view(np.bool_)
-    return np.from_dlpack(values)
-
-
-def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Without the copy that `combine_chunks` makes even of one chunk."""
-    if isinstance(column, pa.Array):
-        return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def fixed_lists(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
